@@ -1,0 +1,166 @@
+"""Stage artefacts: a folder with what a stage made, what it was made from, and the hashes that prove both.
+
+A stage works in `OUT.partial/`, which survives a kill, so that checkpoints in it can be resumed; a finished folder is
+moved to `OUT` in one rename. A folder without a valid `artifact.json` is never taken for a finished one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gr2 import config as configuration
+from gr2.errors import ArtifactError
+from gr2.version import __version__
+
+__all__ = ["Artifact", "Workspace", "file_digest", "is_current", "open_stage", "write_atomic", "write_json"]
+
+SCHEMA = 1
+MANIFEST = "artifact.json"
+
+
+def file_digest(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write `data` so that a reader, or a crash, sees the old file or the new one and nothing between."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    write_atomic(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished stage: its folder and what `artifact.json` says of it. `digest` covers every file's hash."""
+
+    path: Path
+    stage: str
+    digest: str
+    fingerprint: str
+    seed: int
+    config: dict[str, Any]
+    parents: dict[str, str]
+    metrics: dict[str, Any]
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], stage: str | None = None, *, verify: bool = False) -> Artifact:
+        """The artefact in folder `path`. With `verify`, every file is hashed again. Raises ArtifactError."""
+        folder = Path(path)
+        try:
+            record = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise ArtifactError(f"{folder}: no {MANIFEST}: the stage {stage or ''} has not finished here") from error
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"{folder / MANIFEST}: cannot be read: {error}") from error
+        if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+            raise ArtifactError(f"{folder / MANIFEST}: schema {SCHEMA} expected; run the stage again")
+        if stage is not None and record["stage"] != stage:
+            raise ArtifactError(f"{folder}: expected an artefact of stage {stage!r}, found {record['stage']!r}")
+        if verify:
+            for name, digest in record["files"].items():
+                if not (folder / name).is_file() or file_digest(folder / name) != digest:
+                    raise ArtifactError(f"{folder / name}: missing or altered since the stage wrote it; run it again")
+        keys = ("stage", "digest", "fingerprint", "seed", "config", "parents", "metrics")
+        return cls(folder, **{key: record[key] for key in keys})
+
+    def file(self, name: str) -> Path:
+        """The path of one of the artefact's files. Raises ArtifactError if it is not there."""
+        path = self.path / name
+        if not path.exists():
+            raise ArtifactError(f"{path}: missing from the {self.stage} artefact; run that stage again")
+        return path
+
+
+@dataclass
+class Workspace:
+    """A stage at work. Files go below `path`; `checkpoints` survives a kill and is removed when the stage commits."""
+
+    path: Path
+    checkpoints: Path
+    seed: int
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+def fingerprint(stage: str, config: Any, parents: Mapping[str, str], seed: int) -> str:
+    """A hash of everything that decides a stage's result: its name, configuration, inputs, seed and gr2's version."""
+    record = [stage, configuration.to_json(config), dict(parents), seed, __version__]
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def is_current(out: Path, stage: str, config: Any, parents: Mapping[str, str], seed: int) -> bool:
+    """True if `out` holds a finished artefact made from exactly these inputs."""
+    _recover(out)
+    try:
+        return Artifact.load(out, stage).fingerprint == fingerprint(stage, config, parents, seed)
+    except ArtifactError:
+        return False
+
+
+@contextmanager
+def open_stage(out: Path, stage: str, config: Any, parents: Mapping[str, str], seed: int) -> Iterator[Workspace]:
+    """A workspace for one stage; leaving the block without an exception commits it to the folder `out`.
+
+    `parents` maps a name (another stage, or `file:NAME`) to the digest of what was read. A workspace left by a killed
+    run is taken up again if its fingerprint is the same, and cleared otherwise.
+    """
+    partial = out.with_name(out.name + ".partial")
+    identity = fingerprint(stage, config, parents, seed)
+    marker = partial / "fingerprint"
+    if not marker.is_file() or marker.read_text() != identity:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        write_atomic(marker, identity.encode())
+    checkpoints = partial / "checkpoints"
+    checkpoints.mkdir(exist_ok=True)
+    work = Workspace(partial, checkpoints, seed)
+    yield work
+    made = (path for path in partial.rglob("*") if path.is_file() and path != marker and checkpoints not in path.parents)
+    files = {str(path.relative_to(partial)): file_digest(path) for path in sorted(made)}
+    record = {
+        "schema": SCHEMA,
+        "stage": stage,
+        "gr2": __version__,
+        "fingerprint": identity,
+        "digest": hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest(),
+        "seed": seed,
+        "config": configuration.to_json(config),
+        "parents": dict(parents),
+        "files": files,
+        "metrics": work.metrics,
+    }
+    write_json(partial / MANIFEST, record)
+    _recover(out)
+
+
+def _recover(out: Path) -> None:
+    """Finish the move of a committed workspace to `out`, wherever a crash may have left it."""
+    partial, old = out.with_name(out.name + ".partial"), out.with_name(out.name + ".old")
+    if (partial / MANIFEST).is_file():
+        shutil.rmtree(partial / "checkpoints", ignore_errors=True)
+        (partial / "fingerprint").unlink(missing_ok=True)
+        shutil.rmtree(old, ignore_errors=True)
+        if out.exists():
+            out.rename(old)
+        partial.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
