@@ -1,0 +1,49 @@
+# Everything a developer runs. `make help` lists the targets.
+PYTHON ?= python
+DATA ?= ../shared/data
+
+.PHONY: help dev lint format test bench proto constraints results show-spine beauty games18 sasrec
+
+help: ## list the targets
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+dev: ## build the extension in place, with warnings as errors
+	cmake --preset dev -DPython_EXECUTABLE="$$($(PYTHON) -c 'import sys; print(sys.executable)')" -Dpybind11_DIR="$$($(PYTHON) -m pybind11 --cmakedir)"
+	cmake --build --preset dev
+
+lint: ## ruff, mypy, stubtest, import-linter, clang-format
+	ruff check .
+	ruff format --check .
+	clang-format --dry-run --Werror $$(git ls-files '*.h' '*.cc')
+	mypy
+	$(PYTHON) -m mypy.stubtest gr2._core
+	lint-imports
+
+format: ## rewrite what the linters can mend
+	ruff check --fix .
+	ruff format .
+	clang-format -i $$(git ls-files '*.h' '*.cc')
+
+test: ## the test suite
+	$(PYTHON) -m pytest
+
+bench: ## the benchmarks, each asserting its answer
+	$(PYTHON) -m pytest benchmarks --benchmark-enable --benchmark-only --benchmark-columns=median,iqr,ops,rounds --benchmark-group-by=group
+
+proto: ## regenerate gr2/v1 from proto/ (needs grpcio-tools 1.74)
+	$(PYTHON) -m grpc_tools.protoc -Iproto --python_out=. --pyi_out=. --grpc_python_out=. proto/gr2/v1/reranker.proto
+
+sasrec: ## the pre-ranker on Beauty with the literature's protocol (long); stores its figures
+	$(PYTHON) -m benchmarks.quality sasrec
+
+beauty: ## the whole path on Beauty (long); stores its figures
+	$(PYTHON) -m benchmarks.quality beauty
+
+games18: ## the whole path on games18 with imported SASRec lists (long); stores its figures
+	$(PYTHON) -m benchmarks.quality games18
+
+results: ## docs/results.md from the stored figures
+	$(PYTHON) -m benchmarks.results
+
+show-spine: ## every figure of the end-to-end path, one line each; exit code 1 if one is short
+	$(PYTHON) -m benchmarks.show_spine

@@ -1,0 +1,119 @@
+"""Stored figures: one JSON file a run in docs/results/, and docs/results.md made from all of them.
+
+`python -m benchmarks.results` writes docs/results.md again.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Figure", "Record", "ROOT", "load", "machine", "main", "store"]
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "docs" / "results"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One claim: what was measured, the value as text, the bar as text, and `ok`, `short` or `not-measured`."""
+
+    what: str
+    value: str
+    bar: str
+    status: str
+
+    @classmethod
+    def judge(cls, what: str, value: float, bar: float, *, at_most: bool = False, unit: str = "") -> Figure:
+        """The figure of a number against its bar; `at_most` turns the comparison round."""
+        good = value <= bar if at_most else value >= bar
+        return cls(what, f"{value:.4g}{unit}", f"{'<=' if at_most else '>='}{bar:.4g}{unit}", "ok" if good else "short")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run: its figures, the tables to print and where, when and how it was made."""
+
+    name: str
+    title: str
+    command: str
+    figures: list[Figure]
+    tables: list[dict[str, Any]] = field(default_factory=list)  # {"title", "columns": [...], "rows": [[...], ...]}
+    notes: list[str] = field(default_factory=list)
+    date: str = ""
+    machine: str = ""
+    commit: str = ""
+
+
+def machine() -> str:
+    """The machine in one line: processor, cores, memory, system."""
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    model = next((line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")), "")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    cores = len(os.sched_getaffinity(0))
+    return f"{model or platform.machine()}, {cores} cores, {memory:.0f} GiB, {platform.system()}, no GPU"
+
+
+def commit() -> str:
+    """The short hash of HEAD, with `+` if tracked files differ from it."""
+    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+    dirty = subprocess.run(["git", "diff", "--quiet", "HEAD"], cwd=ROOT, check=False).returncode
+    return head.stdout.strip() + ("+" if dirty else "")
+
+
+def store(record: Record) -> Path:
+    """Write the record, stamped with date, machine and commit, to docs/results/NAME.json."""
+    stamped = asdict(record) | {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "machine": machine(),
+        "commit": commit(),
+    }
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    path = FOLDER / f"{record.name}.json"
+    path.write_text(json.dumps(stamped, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def load(name: str) -> Record | None:
+    """The stored record of that name, or None."""
+    path = FOLDER / f"{name}.json"
+    if not path.exists():
+        return None
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values["figures"] = [Figure(**figure) for figure in values["figures"]]
+    return Record(**values)
+
+
+def render(record: Record) -> list[str]:
+    """The record as Markdown lines."""
+    lines = [f"## {record.title}", "", f"`{record.command}` on {record.date} at {record.commit}: {record.machine}.", ""]
+    lines += ["| figure | value | bar | |", "|---|---|---|---|"]
+    lines += [f"| {f.what} | {f.value} | {f.bar} | {f.status} |" for f in record.figures]
+    for table in record.tables:
+        lines += ["", f"**{table['title']}**", "", "| " + " | ".join(table["columns"]) + " |"]
+        lines += ["|" + "---|" * len(table["columns"])]
+        lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in table["rows"]]
+    if record.notes:
+        lines += ["", *[f"- {note}" for note in record.notes]]
+    return [*lines, ""]
+
+
+def main() -> None:
+    """Write docs/results.md from every stored record."""
+    lines = ["# Results", "", "Made by `make results` from the files in docs/results/; each section names the command that"]
+    lines += ["makes its figures again. Ratios and qualities carry over to other machines, absolute times do not.", ""]
+    for path in sorted(FOLDER.glob("*.json")):
+        record = load(path.stem)
+        assert record is not None
+        lines += render(record)
+    (ROOT / "docs" / "results.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
