@@ -1,0 +1,106 @@
+"""Ranking metrics of slates with one target, and the uncertainty of a difference between two rankings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["METRICS", "Difference", "metric_values", "paired_bootstrap", "rank_of_target", "ranking_metrics"]
+
+RECALL_AT = (1, 3, 5)
+NDCG_AT = (3, 5, 10)
+METRICS = (*(f"R@{k}" for k in RECALL_AT), *(f"N@{k}" for k in NDCG_AT), "MRR")
+# Resamples are drawn in blocks of at most this many counts, so that memory stays bounded.
+BLOCK = 4_000_000
+
+
+def rank_of_target(scores: NDArray[np.floating], target: NDArray[np.integer]) -> NDArray[np.int64]:
+    """(R,) int64: the target's rank, from 1, when each row of `scores` (R, K) is sorted, higher first.
+
+    `target` (R,) is the target's column. Equal scores rank in incoming order (by column), so a scorer that says the
+    same of every candidate reproduces the incoming order and cannot beat it. Raises ValueError on a NaN, which no
+    order could be right for, and on a column outside the row.
+    """
+    if scores.ndim != 2 or target.shape != scores.shape[:1]:
+        raise ValueError(f"scores (R, K) and target (R,) expected, got {scores.shape} and {target.shape}")
+    if np.isnan(scores).any():
+        row, column = np.argwhere(np.isnan(scores))[0]
+        raise ValueError(f"scores[{row}, {column}] is NaN")
+    columns = np.arange(scores.shape[1])
+    if target.size and (target.min() < 0 or target.max() >= scores.shape[1]):
+        raise ValueError(f"target columns must be in [0, {scores.shape[1]}), got {target.min()} to {target.max()}")
+    own = np.take_along_axis(scores, target[:, None], axis=1)
+    ahead = (scores > own) | ((scores == own) & (columns < target[:, None]))
+    rank: NDArray[np.int64] = 1 + ahead.sum(axis=1, dtype=np.int64)
+    return rank
+
+
+def metric_values(ranks: NDArray[np.integer]) -> dict[str, NDArray[np.float64]]:
+    """Each metric of each slate, (R,) float64, from the target's rank (from 1).
+
+    R@k = [rank <= k]; N@k = [rank <= k] / log2(1 + rank), since the ideal DCG of one target is 1; MRR = 1 / rank.
+    """
+    if ranks.size and ranks.min() < 1:
+        raise ValueError(f"ranks count from 1, got {ranks.min()}")
+    gain = 1.0 / np.log2(1.0 + ranks)
+    values = {f"R@{k}": (ranks <= k).astype(np.float64) for k in RECALL_AT}
+    values |= {f"N@{k}": np.where(ranks <= k, gain, 0.0) for k in NDCG_AT}
+    values["MRR"] = 1.0 / ranks
+    return values
+
+
+def ranking_metrics(ranks: NDArray[np.integer]) -> dict[str, float]:
+    """The mean of each metric of `metric_values` over the slates. Raises ValueError if there are none."""
+    if not ranks.size:
+        raise ValueError("no slates to measure")
+    return {name: float(values.mean()) for name, values in metric_values(ranks).items()}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean difference and the bounds of its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def paired_bootstrap(
+    before: Mapping[str, NDArray[np.float64]],
+    after: Mapping[str, NDArray[np.float64]],
+    seed: int,
+    *,
+    resamples: int = 10_000,
+) -> dict[str, Difference]:
+    """The mean of `after - before` for each metric, with its 95 % percentile interval over resampled slates.
+
+    Both map a metric to its values, (R,), on the same slates. One resample draws the same slates for every metric.
+    Slates with equal differences are interchangeable, so a resample is drawn as multinomial counts over the distinct
+    differences: the same distribution as drawing R slates, at a cost that does not grow with R.
+    """
+    names = list(before)
+    if names != list(after):
+        raise ValueError(f"both rankings need the same metrics, got {names} and {list(after)}")
+    differences = np.stack([after[name] - before[name] for name in names], axis=1)
+    if not len(differences):
+        raise ValueError("no slates to resample")
+    distinct, counts = np.unique(differences, axis=0, return_counts=True)
+    # Common differences first: numpy draws a multinomial as a chain of binomials and stops when all draws are placed.
+    order = np.argsort(-counts, kind="stable")
+    distinct, counts = distinct[order], counts[order]
+    generator = np.random.default_rng(seed)
+    block = max(1, BLOCK // len(counts))
+    means = np.concatenate(
+        [
+            generator.multinomial(len(differences), counts / len(differences), size=min(block, resamples - first))
+            @ distinct
+            / len(differences)
+            for first in range(0, resamples, block)
+        ]
+    )
+    low, high = np.percentile(means, (2.5, 97.5), axis=0)
+    mean = differences.mean(axis=0)
+    return {name: Difference(float(mean[i]), float(low[i]), float(high[i])) for i, name in enumerate(names)}

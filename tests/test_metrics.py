@@ -1,0 +1,105 @@
+"""Ranks and metrics against their formulas, the tie rule, and the bootstrap interval."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gr2.metrics import METRICS, metric_values, paired_bootstrap, rank_of_target, ranking_metrics
+
+slates = st.integers(1, 12).flatmap(
+    lambda k: st.tuples(
+        st.lists(st.integers(-3, 3), min_size=k, max_size=k), st.integers(0, k - 1), st.permutations(range(k))
+    )
+)
+
+
+def rank(scores: list[float], target: int) -> int:
+    return int(rank_of_target(np.array([scores], dtype=np.float32), np.array([target]))[0])
+
+
+@given(slates)
+def test_rank_is_the_position_in_a_stable_sort(slate: tuple[list[int], int, list[int]]) -> None:
+    scores, target, _ = slate
+    order = sorted(range(len(scores)), key=lambda column: -scores[column])
+    assert rank([float(s) for s in scores], target) == order.index(target) + 1
+
+
+@given(st.integers(1, 20).flatmap(lambda k: st.tuples(st.just(k), st.integers(0, k - 1))))
+def test_constant_scorer_reproduces_the_incoming_order(case: tuple[int, int]) -> None:
+    k, target = case
+    assert rank([0.5] * k, target) == target + 1
+
+
+@given(slates)
+def test_shuffling_the_input_of_distinct_scores_changes_nothing(slate: tuple[list[int], int, list[int]]) -> None:
+    scores, target, order = slate
+    distinct = [score + column / 100 for column, score in enumerate(scores)]
+    shuffled = [distinct[column] for column in order]
+    assert rank(shuffled, order.index(target)) == rank(distinct, target)
+
+
+def test_padding_is_never_ahead_of_the_target() -> None:
+    assert rank([1.0, 0.0, -math.inf], 1) == 2
+
+
+def test_nan_is_refused_with_its_place() -> None:
+    with pytest.raises(ValueError, match=r"scores\[0, 1\] is NaN"):
+        rank([0.0, math.nan], 0)
+
+
+def test_target_outside_the_slate_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"in \[0, 2\), got -1"):
+        rank([0.0, 1.0], -1)
+
+
+def test_metrics_follow_their_formulas() -> None:
+    metrics = ranking_metrics(np.array([1, 2, 4, 11]))
+    assert tuple(metrics) == METRICS
+    assert metrics["R@1"] == 1 / 4
+    assert metrics["R@3"] == 2 / 4
+    assert metrics["R@5"] == 3 / 4
+    assert metrics["N@3"] == pytest.approx((1 + 1 / math.log2(3)) / 4)
+    assert metrics["N@5"] == pytest.approx((1 + 1 / math.log2(3) + 1 / math.log2(5)) / 4)
+    assert metrics["N@10"] == metrics["N@5"]
+    assert metrics["MRR"] == pytest.approx((1 + 1 / 2 + 1 / 4 + 1 / 11) / 4)
+
+
+def test_no_slates_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no slates"):
+        ranking_metrics(np.array([], dtype=np.int64))
+
+
+def test_bootstrap_agrees_with_resampling_the_slates() -> None:
+    generator = np.random.default_rng(0)
+    before = metric_values(generator.integers(1, 11, 400))
+    after = metric_values(generator.integers(1, 9, 400))
+    ours = paired_bootstrap(before, after, seed=1)
+    for name in METRICS:
+        difference = after[name] - before[name]
+        plain = difference[generator.integers(0, 400, (10_000, 400))].mean(axis=1)
+        low, high = np.percentile(plain, (2.5, 97.5))
+        assert ours[name].mean == pytest.approx(difference.mean())
+        assert ours[name].low == pytest.approx(low, abs=0.1 * (high - low))
+        assert ours[name].high == pytest.approx(high, abs=0.1 * (high - low))
+
+
+def test_bootstrap_is_repeatable_and_depends_on_the_seed() -> None:
+    before, after = metric_values(np.array([1, 2, 3, 4, 9] * 9)), metric_values(np.array([2, 1, 1, 7, 3] * 9))
+    assert paired_bootstrap(before, after, 3) == paired_bootstrap(before, after, 3)
+    assert paired_bootstrap(before, after, 3) != paired_bootstrap(before, after, 4)
+
+
+def test_bootstrap_of_equal_rankings_is_zero() -> None:
+    values = metric_values(np.array([1, 5, 2]))
+    assert all((d.mean, d.low, d.high) == (0, 0, 0) for d in paired_bootstrap(values, values, 0).values())
+
+
+def test_bootstrap_refuses_different_metrics() -> None:
+    values = metric_values(np.array([1, 5, 2]))
+    with pytest.raises(ValueError, match="same metrics"):
+        paired_bootstrap(values, {"R@1": values["R@1"]}, 0)
