@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Figure", "Record", "ROOT", "load", "machine", "main", "store"]
+__all__ = ["ROOT", "Figure", "Record", "load", "machine", "main", "store"]
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "results"
@@ -106,7 +106,11 @@ def render(record: Record) -> list[str]:
 
 def main() -> None:
     """Write docs/results.md from every stored record."""
-    lines = ["# Results", "", "Made by `make results` from the files in docs/results/; each section names the command that"]
+    lines = [
+        "# Results",
+        "",
+        "Made by `make results` from the files in docs/results/; each section names the command that",
+    ]
     lines += ["makes its figures again. Ratios and qualities carry over to other machines, absolute times do not.", ""]
     for path in sorted(FOLDER.glob("*.json")):
         record = load(path.stem)

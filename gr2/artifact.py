@@ -135,7 +135,9 @@ def open_stage(out: Path, stage: str, config: Any, parents: Mapping[str, str], s
     checkpoints.mkdir(exist_ok=True)
     work = Workspace(partial, checkpoints, seed)
     yield work
-    made = (path for path in partial.rglob("*") if path.is_file() and path != marker and checkpoints not in path.parents)
+    made = (
+        path for path in partial.rglob("*") if path.is_file() and path != marker and checkpoints not in path.parents
+    )
     files = {str(path.relative_to(partial)): file_digest(path) for path in sorted(made)}
     record = {
         "schema": SCHEMA,

@@ -30,7 +30,7 @@ def load_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def apply_overrides(tables: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """`tables` with `table.key=value` overrides applied; a value is read as TOML, and as a plain string where that fails."""
+    """`tables` with `table.key=value` overrides applied; a value is read as TOML, else as a plain string."""
     result = {name: dict(table) if isinstance(table, Mapping) else table for name, table in tables.items()}
     for override in overrides:
         target, separator, text = override.partition("=")
@@ -74,7 +74,7 @@ def build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
 
 def to_json(config: Any) -> dict[str, Any]:
     """The configuration dataclass as JSON-ready values."""
-    return typing.cast(dict[str, Any], dataclasses.asdict(config))
+    return dataclasses.asdict(config)
 
 
 def _coerce(value: Any, hint: Any, where: str) -> Any:
