@@ -27,7 +27,7 @@ COLUMNS = ("item_id", "title", "brand", "categories", "price", "description")
 
 
 def hashed_order(ids: Sequence[ItemId], seed: int) -> NDArray[np.int64]:
-    """(N,) int64: the permutation that sorts `ids` by a seeded hash; the result does not depend on their input order."""
+    """(N,) int64: the permutation that sorts `ids` by a seeded hash, whatever order they come in."""
     key = seed.to_bytes(8, "little", signed=True)
     digests = [hashlib.blake2b(repr(item).encode(), digest_size=16, key=key).digest() for item in ids]
     return np.array(sorted(range(len(ids)), key=digests.__getitem__), dtype=np.int64)

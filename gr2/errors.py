@@ -15,7 +15,7 @@ __all__ = [
 
 
 class Gr2Error(Exception):
-    """Base class: anything that gr2 raises on purpose. The command line prints it without a traceback and exits with 2."""
+    """Base class of what gr2 raises on purpose; the command line prints it without a traceback and exits with 2."""
 
 
 class ConfigError(Gr2Error):
