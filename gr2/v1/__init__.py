@@ -1,0 +1,1 @@
+"""Protobuf and gRPC code generated from `proto/gr2/v1/reranker.proto`; `make proto` writes it."""
