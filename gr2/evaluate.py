@@ -1,0 +1,128 @@
+"""Stage `evaluate`: how the exported bundle, asked as a server would be, changes the pre-ranker's order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from gr2.artifact import Artifact, open_stage
+from gr2.data.candidates import PADDING, CandidateLists
+from gr2.data.dataset import Dataset
+from gr2.errors import DataError
+from gr2.metrics import metric_values, paired_bootstrap, ranking_metrics
+from gr2.progress import track
+from gr2.serving.engine import Engine
+
+__all__ = ["INPUTS", "EvaluateConfig", "compare", "engine_ranks", "run"]
+
+INPUTS = ("prepare", "prerank", "export")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """`slate` is how many candidates of each list are re-ranked; without `use_scores` the bundle sees no scores."""
+
+    slate: int = 10
+    resamples: int = 10_000
+    split: Literal["test", "val"] = "test"
+    use_scores: bool = True
+
+    def __post_init__(self) -> None:
+        if self.slate < 2:
+            raise ValueError(f"slate must be at least 2, got {self.slate}")
+        if self.resamples < 100:
+            raise ValueError(f"resamples must be at least 100, got {self.resamples}")
+
+
+def run(config: EvaluateConfig, inputs: Mapping[str, Artifact], out: Path, seed: int) -> Artifact:
+    """The evaluation artefact: metrics of both rankings in `artifact.json`, each slate's two ranks in `ranks.parquet`.
+
+    Only lists whose target is among the top `slate` candidates can be told apart by re-ranking, so only those count.
+    """
+    parents = {name: inputs[name].digest for name in INPUTS}
+    with open_stage(out, "evaluate", config, parents, seed) as work:
+        dataset = Dataset.load(inputs["prepare"].path)
+        lists = CandidateLists.load(inputs["prerank"].file(f"{config.split}.parquet"))
+        slates = lists.top(config.slate).with_target()
+        if not len(slates):
+            raise DataError(
+                f"none of {len(lists)} lists has its target among its top {config.slate}: nothing to re-rank"
+            )
+        engine = Engine(inputs["export"].path)
+        began = time.perf_counter()
+        incoming = slates.label() + 1
+        student = engine_ranks(engine, dataset, slates, use_scores=config.use_scores)
+        spent = time.perf_counter() - began
+        order = np.random.default_rng(seed).permuted(np.tile(np.arange(slates.width), (len(slates), 1)), axis=1)
+        shuffled = engine_ranks(engine, dataset, slates, use_scores=config.use_scores, order=order)
+        untied = ~dataset.tied[slates.user] if config.split == "test" else np.ones(len(slates), dtype=np.bool_)
+        work.metrics |= {
+            "lists": len(lists),
+            "target_in_candidates": len(lists.with_target()),
+            "target_in_slate": len(slates),
+            "slate": config.slate,
+            "all": compare(incoming, student, seed, resamples=config.resamples),
+            "untied": compare(incoming[untied], student[untied], seed, resamples=config.resamples),
+            "shuffled": {"student": ranking_metrics(shuffled), "slates_that_differ": int((shuffled != student).sum())},
+            "request_seconds": spent / len(slates),
+        }
+        columns = {"user": slates.user, "incoming": incoming, "student": student, "untied": untied}
+        pq.write_table(pa.table(columns), work.path / "ranks.parquet")
+    return Artifact.load(out, "evaluate")
+
+
+def engine_ranks(
+    engine: Engine,
+    dataset: Dataset,
+    slates: CandidateLists,
+    *,
+    use_scores: bool,
+    order: NDArray[np.int64] | None = None,
+) -> NDArray[np.int64]:
+    """(R,) int64: the target's rank, from 1, in the engine's answer to each slate; every slate holds its target.
+
+    With `order` (R, K), row r's candidates are sent in the order of `order[r]`, each with its own score and features.
+    """
+    ids = dataset.catalog.ids
+    limit = engine.bundle.manifest.limits.max_history
+    labels = slates.label()
+    ranks = np.empty(len(slates), dtype=np.int64)
+    with track(len(slates), "evaluate" if order is None else "evaluate, shuffled", unit="slates") as bar:
+        for row in range(len(slates)):
+            columns = np.flatnonzero(slates.candidates[row] != PADDING)
+            if order is not None:
+                columns = order[row][np.isin(order[row], columns)]
+            history = dataset.history(int(slates.user[row]), int(slates.position[row]))[-limit:]
+            ranking = engine.rerank(
+                [ids[item] for item in history],
+                [ids[item] for item in slates.candidates[row, columns]],
+                scores=slates.scores[row, columns] if use_scores else None,
+                features=None if slates.features is None else slates.features[row, columns],
+            )
+            answered = columns[[item.index for item in ranking.items]]
+            ranks[row] = 1 + int(np.flatnonzero(answered == labels[row])[0])
+            bar.advance()
+    return ranks
+
+
+def compare(
+    incoming: NDArray[np.int64], student: NDArray[np.int64], seed: int, *, resamples: int
+) -> dict[str, Any] | None:
+    """The metrics of two rankings of the same slates and the interval of their difference; None without slates."""
+    if not len(incoming):
+        return None
+    differences = paired_bootstrap(metric_values(incoming), metric_values(student), seed, resamples=resamples)
+    return {
+        "slates": len(incoming),
+        "incoming": ranking_metrics(incoming),
+        "student": ranking_metrics(student),
+        "difference": {name: asdict(difference) for name, difference in differences.items()},
+    }

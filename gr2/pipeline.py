@@ -1,0 +1,226 @@
+"""The pipeline of `gr2 run`: which stages there are, what each needs, and which of them have to run."""
+
+from __future__ import annotations
+
+import difflib
+import fcntl
+import importlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rich.console import Console
+
+from gr2 import config as configuration
+from gr2.artifact import Artifact, file_digest, is_current, write_json
+from gr2.errors import ArtifactError, ConfigError, MissingExtraError
+from gr2.report import evaluation_table, stages_table
+
+__all__ = ["STAGES", "Outcome", "Plan", "RunConfig", "Stage", "Step", "execute", "load_plan", "show", "summarize"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of the pipeline: its module, its configuration's class there, and the extra it needs, if any."""
+
+    name: str
+    module: str
+    config: str
+    extra: str | None = None
+
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage("prepare", "gr2.data.prepare", "PrepareConfig"),
+        Stage("prerank", "gr2.training.prerank", "PrerankConfig", "train"),
+        Stage("tokenize", "gr2.tokenizer.tokenize", "TokenizeConfig", "train"),
+        Stage("distill", "gr2.training.distill", "DistillConfig", "train"),
+        Stage("export", "gr2.export.bundle", "ExportConfig", "train"),
+        Stage("evaluate", "gr2.evaluate", "EvaluateConfig"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """`[run]`: the folder that gets a folder for each stage, and the seed of all of them."""
+
+    out: str
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage that was selected, with its module and its validated configuration."""
+
+    stage: Stage
+    module: ModuleType
+    config: Any
+
+    def parents(self, inputs: Mapping[str, Artifact]) -> dict[str, str]:
+        """What the stage reads, by digest: other stages' artefacts and external files."""
+        sources: dict[str, Path] = self.module.sources(self.config) if hasattr(self.module, "sources") else {}
+        missing = [str(path) for path in sources.values() if not Path(path).is_file()]
+        if missing:
+            raise ConfigError(
+                f"[{self.stage.name}] no such file: {', '.join(missing)} (paths are relative to {Path.cwd()})"
+            )
+        return {name: inputs[name].digest for name in self.module.INPUTS} | {
+            name: file_digest(Path(path)) for name, path in sources.items()
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked configuration: where the artefacts go, and the selected stages in order."""
+
+    out: Path
+    seed: int
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a stage: `status` is `ran`, `up to date`, `kept` (not selected) or `missing`."""
+
+    stage: str
+    status: str
+    seconds: float = 0.0
+    artifact: Artifact | None = None
+
+
+def load_plan(path: Path, *, overrides: Sequence[str] = (), first: str | None = None, only: Sequence[str] = ()) -> Plan:
+    """The plan for the TOML file `path`: all stages, those from `first` on, or `only` those named.
+
+    Every table of a selected stage is validated before anything runs; a table that no stage reads is a ConfigError.
+    """
+    tables = configuration.apply_overrides(configuration.load_toml(path), overrides)
+    _known("table", list(tables), ["run", *STAGES])
+    _known("stage", [*([first] if first else []), *only], list(STAGES))
+    run = configuration.build(RunConfig, {"out": f"runs/{path.stem}", **tables.get("run", {})}, "run")
+    names = list(STAGES)[list(STAGES).index(first) if first else 0 :]
+    selected = [STAGES[name] for name in names if not only or name in only]
+    modules = {stage.name: _load(stage) for stage in selected}
+    steps = (
+        Step(stage, module, configuration.build(getattr(module, stage.config), tables.get(stage.name, {}), stage.name))
+        for stage, module in zip(selected, modules.values(), strict=True)
+    )
+    return Plan(Path(run.out), run.seed, tuple(steps))
+
+
+def execute(plan: Plan, *, force: bool = False, say: Callable[[str], None] = print) -> list[Outcome]:
+    """Run the plan's stages in order and return what became of every stage of the pipeline.
+
+    A stage whose folder was made from the same inputs, configuration and seed is left as it is, unless `force`.
+    A stage that was killed goes on from its last checkpoint, unless `force`. `say` gets one line an event.
+    """
+    outcomes: dict[str, Outcome] = {}
+    with _lock(plan.out):
+        for step in plan.steps:
+            outcomes[step.stage.name] = _advance(step, plan, force=force, say=say)
+    return [outcomes.get(name) or _unselected(plan.out / name, name) for name in STAGES]
+
+
+def summarize(plan: Plan, outcomes: Sequence[Outcome]) -> Path:
+    """Write `summary.json` into the run's folder: each stage's status, seconds, digest and metrics."""
+    record = {
+        outcome.stage: {"status": outcome.status, "seconds": round(outcome.seconds, 3)}
+        | ({"digest": outcome.artifact.digest, "metrics": outcome.artifact.metrics} if outcome.artifact else {})
+        for outcome in outcomes
+    }
+    path = plan.out / "summary.json"
+    write_json(path, {"seed": plan.seed, "stages": record})
+    return path
+
+
+def show(outcomes: Sequence[Outcome], console: Console | None = None) -> None:
+    """Print what became of each stage and, if there is an evaluation, its table."""
+    console = console or Console()
+    rows = [
+        (each.stage, each.status, each.seconds, each.artifact.metrics if each.artifact else {}) for each in outcomes
+    ]
+    console.print(stages_table(rows))
+    evaluation = next((each.artifact for each in outcomes if each.stage == "evaluate" and each.artifact), None)
+    if evaluation is not None:
+        console.print(evaluation_table(evaluation.metrics))
+
+
+def _advance(step: Step, plan: Plan, *, force: bool, say: Callable[[str], None]) -> Outcome:
+    name, out = step.stage.name, plan.out / step.stage.name
+    inputs = {parent: Artifact.load(plan.out / parent, parent) for parent in step.module.INPUTS}
+    _consistent(name, inputs)
+    parents = step.parents(inputs)
+    current = is_current(out, name, step.config, parents, plan.seed)
+    partial = out.with_name(out.name + ".partial")
+    if current and not force:
+        say(f"{name}: up to date")
+        return Outcome(name, "up to date", artifact=Artifact.load(out, name))
+    if force:
+        shutil.rmtree(partial, ignore_errors=True)
+    say(f"{name}: {'taken up again' if partial.exists() else 'running'}")
+    began = time.monotonic()
+    artifact = step.module.run(step.config, inputs, out, plan.seed)
+    seconds = time.monotonic() - began
+    say(f"{name}: done in {seconds:.1f} s")
+    return Outcome(name, "ran", seconds, artifact)
+
+
+def _consistent(name: str, inputs: Mapping[str, Artifact]) -> None:
+    for child in inputs.values():
+        for parent, digest in child.parents.items():
+            if parent in inputs and inputs[parent].digest != digest:
+                raise ArtifactError(
+                    f"{name} reads {parent} and {child.stage}, but {child.path} was made from another {parent}; "
+                    f"run {child.stage} again first (`gr2 run` does)"
+                )
+
+
+def _unselected(folder: Path, name: str) -> Outcome:
+    try:
+        return Outcome(name, "kept", artifact=Artifact.load(folder, name))
+    except ArtifactError:
+        return Outcome(name, "missing")
+
+
+def _known(kind: str, names: Sequence[str], known: Sequence[str]) -> None:
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+            raise ConfigError(f"no {kind} {name!r}; {hint}")
+
+
+def _load(stage: Stage) -> ModuleType:
+    try:
+        return importlib.import_module(stage.module)
+    except ImportError as error:
+        if stage.extra is None or (error.name or "").partition(".")[0] == "gr2":
+            raise
+        raise MissingExtraError(f"the stage {stage.name!r}", stage.extra, error) from error
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Hold the run's folder; the system lets go of it however the process ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise ArtifactError(
+                f"{folder}: another run is at work in this folder (process {file.read().strip() or 'unknown'}); "
+                "wait for it, or give this one its own [run] out"
+            ) from error
+        file.seek(0)
+        file.truncate()
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
