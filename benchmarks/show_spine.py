@@ -1,0 +1,115 @@
+"""Every figure of the end-to-end path, one line each: `python -m benchmarks.show_spine`.
+
+What takes longer than minutes is read from docs/results/ and marked as stored, with its commit and the target that
+makes it again; the rest runs now.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.results import ROOT, Figure, Record, load, store
+
+__all__ = ["main"]
+
+STORED = ("spine.sasrec", "spine.beauty", "spine.games18")
+TARGETS = {"spine.sasrec": "make sasrec", "spine.beauty": "make beauty", "spine.games18": "make games18"}
+
+
+def pytest_outcome(*arguments: str) -> tuple[dict[str, int], float]:
+    """Counts of pytest's outcomes, and seconds."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "junit.xml"
+        command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", *arguments]
+        subprocess.run(command, cwd=ROOT, check=False, stdout=subprocess.DEVNULL)
+        text = report.read_text(encoding="utf-8") if report.exists() else ""
+    names = ("errors", "failures", "skipped", "tests")
+    counts = {name: int((text.partition(f'{name}="')[2].partition('"')[0]) or 0) for name in names}
+    return counts, time.monotonic() - began
+
+
+def judged_tests(what: str, bar: str, *arguments: str) -> Figure:
+    """A figure that is ok if every selected test ran and passed."""
+    counts, seconds = pytest_outcome(*arguments)
+    passed = counts["tests"] - counts["errors"] - counts["failures"] - counts["skipped"]
+    value = f"{passed} of {counts['tests']} passed in {seconds:.0f} s"
+    if counts["tests"] and counts["skipped"] == counts["tests"]:
+        return Figure(what, "skipped: the toolchain is absent", bar, "not-measured")
+    return Figure(what, value, bar, "ok" if passed and passed == counts["tests"] else "short")
+
+
+def node_client() -> Figure:
+    """A client in another language, against a running server."""
+    return judged_tests(
+        "a Node client (@grpc/grpc-js) gets Python's answer", "pass", "tests/serving/test_node_client.py"
+    )
+
+
+def bench() -> Figure:
+    """The benchmark suite, each benchmark asserting its answer."""
+    what = "benchmarks: look-up, mini-trie, score, request in process, request over gRPC"
+    return judged_tests(what, "all pass", "benchmarks", "--benchmark-enable", "--benchmark-only")
+
+
+def kill_resume() -> Figure:
+    """SIGKILL inside every stage of a run, then the same command again."""
+    command = [sys.executable, "-m", "benchmarks.kill_resume"]
+    done = subprocess.run(command, cwd=ROOT, check=False, stdout=subprocess.PIPE, text=True)
+    result = json.loads(done.stdout.strip().splitlines()[-1]) if done.stdout.strip() else {"stages": [], "equal": False}
+    value = f"killed in {', '.join(result['stages'])}; final metrics {'equal' if result['equal'] else 'differ'}"
+    return Figure("SIGKILL in each stage of gr2 run, then again", value, "equal", "ok" if result["equal"] else "short")
+
+
+def demo() -> Figure:
+    """README's first command after the installation."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "gr2.cli", "demo", "--out", folder]
+        code = subprocess.run(command, cwd=ROOT, check=False, stdout=subprocess.DEVNULL).returncode
+    seconds = time.monotonic() - began
+    if code:
+        return Figure("gr2 demo", f"exit code {code}", "<=300 s", "short")
+    return Figure.judge("gr2 demo, from nothing to a served ranking", seconds, 300, at_most=True, unit=" s")
+
+
+FRESH: tuple[Callable[[], Figure], ...] = (node_client, bench, kill_resume, demo)
+
+
+def main() -> None:
+    """Print one line a figure, store the fresh ones, and exit with 1 if a figure is short."""
+    figures: list[tuple[Figure, str]] = []
+    for name in STORED:
+        record = load(name)
+        if record is None:
+            missing = Figure(name, f"run {TARGETS[name]}", "measured", "not-measured")
+            figures.append((missing, ""))
+        else:
+            figures += [(figure, f" stored commit={record.commit} date={record.date}") for figure in record.figures]
+    number = 0
+    for figure, origin in figures:
+        number += 1
+        show(number, figure, origin)
+    fresh = []
+    for measure in FRESH:
+        number += 1
+        fresh.append(measure())
+        show(number, fresh[-1], "")
+    store(Record("spine.path", "The path from end to end", "make show-spine", fresh))
+    sys.exit(any(figure.status == "short" for figure in [*fresh, *(figure for figure, _ in figures)]))
+
+
+def show(number: int, figure: Figure, origin: str) -> None:
+    """One line: what, the value, the bar and whether it is reached."""
+    line = f'SHOW spine.{number} {figure.what} value="{figure.value}" bar="{figure.bar}" {figure.status}{origin}'
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
