@@ -1,0 +1,48 @@
+// Checked access to the arrays that Python passes in. Nothing is cast: a wrong dtype or shape is an error.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <cstddef>
+#include <span>
+#include <string>
+
+namespace gr2::bindings {
+
+namespace py = pybind11;
+
+inline std::string describe(const py::handle& value) {
+  if (!py::isinstance<py::array>(value)) return py::str(py::type::of(value).attr("__name__"));
+  return std::string(py::str(value.attr("dtype"))) + " " + std::string(py::str(value.attr("shape")));
+}
+
+// An aligned, C-contiguous array of type T; an array with strides is copied into one.
+template <typename T>
+using Array = py::array_t<T, int{py::array::c_style} | int{py::detail::npy_api::NPY_ARRAY_ALIGNED_}>;
+
+// `expected` is, for example, "uint16 (K, L)".
+template <typename T>
+Array<T> require_array(const py::object& value, const char* name, const char* expected, py::ssize_t dimensions) {
+  const auto message = [&] { return std::string(name) + " must be " + expected + ", got " + describe(value); };
+  if (!py::isinstance<py::array_t<T>>(value)) throw py::type_error(message());
+  if (py::reinterpret_borrow<py::array>(value).ndim() != dimensions) throw py::value_error(message());
+  Array<T> array = Array<T>::ensure(value);
+  if (!array) throw py::error_already_set();
+  return array;
+}
+
+template <typename T>
+std::span<const T> view(const Array<T>& array) {
+  return {array.data(), static_cast<std::size_t>(array.size())};
+}
+
+template <typename T, int kFlags>
+std::span<T> mutable_view(py::array_t<T, kFlags>& array) {
+  return {array.mutable_data(), static_cast<std::size_t>(array.size())};
+}
+
+void bind_candidate_trie(py::module_& module);
+void bind_codebook(py::module_& module);
+
+}  // namespace gr2::bindings

@@ -1,0 +1,106 @@
+#include "core/candidate_trie.h"
+
+#include <algorithm>
+#include <memory>
+#include <string>
+
+#include "bindings/arrays.h"
+
+namespace gr2::bindings {
+namespace {
+
+std::unique_ptr<CandidateTrie> build(const py::object& codes, const py::object& known, py::ssize_t level_size) {
+  const auto table = require_array<std::uint16_t>(codes, "codes", "uint16 (K, L)", 2);
+  const auto flags = require_array<bool>(known, "known", "bool (K,)", 1);
+  if (flags.shape(0) != table.shape(0)) {
+    throw py::value_error("known must be bool (K,) with K = " + std::to_string(table.shape(0)) + ", got " +
+                          describe(flags));
+  }
+  if (level_size < 1 || level_size > 65536) {
+    throw py::value_error("level_size must be 1 to 65536, got " + std::to_string(level_size));
+  }
+  const std::span flag_bytes(reinterpret_cast<const std::uint8_t*>(flags.data()),
+                             static_cast<std::size_t>(flags.size()));
+  const py::gil_scoped_release release;
+  return std::make_unique<CandidateTrie>(view(table), flag_bytes, static_cast<std::size_t>(table.shape(1)),
+                                         static_cast<std::uint32_t>(level_size));
+}
+
+py::array_t<std::int64_t> nodes(const CandidateTrie& trie, py::ssize_t depth) {
+  if (depth < 1 || depth >= static_cast<py::ssize_t>(trie.levels())) {
+    throw py::value_error("depth must be 1 to " + std::to_string(trie.levels() - 1) + ", got " + std::to_string(depth));
+  }
+  const std::span<const std::uint16_t> codes = trie.nodes(static_cast<std::size_t>(depth));
+  py::array_t<std::int64_t> result(static_cast<py::ssize_t>(codes.size()));
+  std::copy(codes.begin(), codes.end(), result.mutable_data());
+  return result;
+}
+
+py::array_t<float> mask(const CandidateTrie& trie) {
+  const auto n = static_cast<py::ssize_t>(trie.node_count());
+  py::array_t<float> result({n, n});
+  const std::span<float> out = mutable_view(result);
+  {
+    const py::gil_scoped_release release;
+    trie.fill_mask(out);
+  }
+  return result;
+}
+
+py::array_t<std::int32_t> parents(const CandidateTrie& trie) {
+  const std::span<const std::int32_t> values = trie.parents();
+  return py::array_t<std::int32_t>(static_cast<py::ssize_t>(values.size()), values.data());
+}
+
+Normalization require_normalization(const std::string& name) {
+  if (name == "raw") return Normalization::kRaw;
+  if (name == "local") return Normalization::kLocal;
+  throw py::value_error("normalization must be 'raw' or 'local', got '" + name + "'");
+}
+
+py::tuple score(const CandidateTrie& trie, const py::object& logits, const py::object& prior,
+                const std::string& normalization) {
+  const Normalization kind = require_normalization(normalization);
+  const auto rows = static_cast<py::ssize_t>(trie.node_count()), size = static_cast<py::ssize_t>(trie.size());
+  const auto columns = static_cast<py::ssize_t>(trie.level_size());
+  const auto table = require_array<float>(logits, "logits", "float32 (n, V)", 2);
+  if (table.shape(0) != rows || table.shape(1) != columns) {
+    throw py::value_error("logits must be float32 (" + std::to_string(rows) + ", " + std::to_string(columns) +
+                          "), got " + describe(table));
+  }
+  Array<float> bias;
+  if (!prior.is_none()) {
+    bias = require_array<float>(prior, "prior", "float32 (K,)", 1);
+    if (bias.shape(0) != size) {
+      throw py::value_error("prior must be float32 (" + std::to_string(size) + ",), got " + describe(bias));
+    }
+  }
+  py::array_t<std::int32_t> order(size);
+  py::array_t<float> scores(size);
+  const std::span<const float> bias_view = view(bias);
+  const std::span<std::int32_t> order_view = mutable_view(order);
+  const std::span<float> scores_view = mutable_view(scores);
+  {
+    const py::gil_scoped_release release;
+    trie.score(view(table), bias_view, kind, order_view, scores_view);
+  }
+  return py::make_tuple(std::move(order), std::move(scores));
+}
+
+}  // namespace
+
+void bind_candidate_trie(py::module_& module) {
+  py::class_<CandidateTrie>(module, "CandidateTrie", py::is_final(),
+                            "The trie of one request's candidates; its inner nodes are numbered breadth-first.")
+      .def(py::init(&build), py::arg("codes"), py::arg("known"), py::arg("level_size"))
+      .def_property_readonly("size", &CandidateTrie::size, "Number of candidates, K.")
+      .def_property_readonly("node_count", &CandidateTrie::node_count, "Number of inner nodes with the root, n.")
+      .def("nodes", &nodes, py::arg("depth"), "(n_d,) int64: the codes of the inner nodes at depth 1 to L - 1.")
+      .def("mask", &mask, "(n, n) float32: 0 where the row's node sees the column's, else a large negative number.")
+      .def("parents", &parents, "(n,) int32: the parent of each inner node, -1 for the root.")
+      .def("score", &score, py::arg("logits"), py::arg("prior") = py::none(), py::kw_only(),
+           py::arg("normalization") = "raw",
+           "Order (K,) int32, best first, and scores (K,) float32 by candidate, from logits (n, V) at the nodes.");
+}
+
+}  // namespace gr2::bindings

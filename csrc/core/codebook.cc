@@ -1,0 +1,220 @@
+#include "core/codebook.h"
+
+#include <algorithm>
+#include <array>
+#include <cassert>
+#include <cstring>
+
+#include "core/codebook_format.h"
+#include "core/errors.h"
+#include "core/hash.h"
+
+namespace gr2 {
+
+using codebook_format::codes_offset;
+using codebook_format::Header;
+using codebook_format::kInt64Keys;
+using codebook_format::kStringKeys;
+using codebook_format::string_key;
+
+namespace {
+
+// IDs whose slots are fetched at once: enough to hide a memory access, few enough to stay in the first-level cache.
+constexpr std::size_t kBlock = 64;
+
+std::uint64_t load64(const std::byte* from) {
+  std::uint64_t value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+
+std::uint32_t load32(const std::byte* from) {
+  std::uint32_t value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+
+std::uint16_t load16(const std::byte* from) {
+  std::uint16_t value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+
+}  // namespace
+
+Codebook::Codebook(const std::string& path) : file_(path) {
+  const std::span<const std::byte> bytes = file_.bytes();
+  if (bytes.size() < sizeof(Header)) {
+    throw FormatError(path, "not a codebook: " + std::to_string(bytes.size()) + " bytes, and the header alone has " +
+                                std::to_string(sizeof(Header)));
+  }
+  header_ = reinterpret_cast<const Header*>(bytes.data());
+  check_header(path);
+  slots_ = bytes.data() + header_->slots_offset;
+  pool_ = bytes.data() + header_->pool_offset;
+  if (hash_bytes(slots_, bytes.size() - sizeof(Header)) != header_->body_checksum) {
+    throw FormatError(path, "damaged: the checksum of its content does not match");
+  }
+  check_slots(path);
+}
+
+void Codebook::check_header(const std::string& path) const {
+  const Header& header = *header_;
+  if (std::memcmp(header.magic, codebook_format::kMagic, sizeof header.magic) != 0) {
+    throw FormatError(path, "not a codebook: it does not start with GR2CODES");
+  }
+  if (header.byte_order != codebook_format::kByteOrder) {
+    throw FormatError(path, "written on a machine of another byte order, or damaged");
+  }
+  if (header.version != codebook_format::kVersion) {
+    throw FormatError(path, "codebook version " + std::to_string(header.version) + ", and this gr2 reads version " +
+                                std::to_string(codebook_format::kVersion));
+  }
+  if (hash_bytes(&header, codebook_format::kCheckedHeaderBytes) != header.header_checksum) {
+    throw FormatError(path, "damaged: the checksum of its header does not match");
+  }
+  const auto require = [&path](bool holds, const char* what) {
+    if (!holds) throw FormatError(path, std::string("damaged: ") + what);
+  };
+  require(header.key_type == kInt64Keys || header.key_type == kStringKeys, "unknown type of item ID");
+  require(header.levels >= 1 && header.levels <= codebook_format::kMaxLevels, "number of levels out of range");
+  require(header.level_size >= 1 && header.level_size <= codebook_format::kMaxLevelSize, "level size out of range");
+  require(header.slot_bytes == codebook_format::slot_bytes(header.key_type, header.levels), "wrong size of a slot");
+  require(header.slots_offset == sizeof(Header), "the slots do not follow the header");
+  const std::uint64_t body = file_.bytes().size() - sizeof(Header);
+  require(header.slot_count >= 1 && header.slot_count <= body / header.slot_bytes, "more slots than the file can hold");
+  require(header.capacity >= 1 && header.capacity <= header.slot_count, "capacity out of range");
+  require(header.count < header.slot_count, "more items than slots");
+  const std::uint64_t slot_bytes = header.slot_count * header.slot_bytes;
+  require(header.pool_offset == sizeof(Header) + slot_bytes, "the string pool does not follow the slots");
+  require(header.pool_bytes == body - slot_bytes, "the file's size is not what its header says");
+}
+
+void Codebook::check_slots(const std::string& path) const {
+  const Header& header = *header_;
+  const std::uint32_t offset = codes_offset(header.key_type);
+  std::uint64_t count = 0;
+  std::uint32_t largest = 0;
+  for (std::uint64_t i = 0; i < header.slot_count; ++i) {
+    const std::byte* entry = slot(i);
+    if (load64(entry) == header.empty_key) continue;
+    ++count;
+    for (std::uint32_t level = 0; level < header.levels; ++level) {
+      largest = std::max<std::uint32_t>(largest, load16(entry + offset + 2 * level));
+    }
+    if (header.key_type == kStringKeys) {
+      const std::uint64_t start = load64(entry + 8);
+      const bool inside = header.pool_bytes >= 4 && start <= header.pool_bytes - 4 &&
+                          load32(pool_ + start) <= header.pool_bytes - 4 - start;
+      if (!inside) throw FormatError(path, "damaged: a string lies outside the pool");
+    }
+  }
+  if (count != header.count) throw FormatError(path, "damaged: the number of used slots is not the number of items");
+  if (largest >= header.level_size) throw FormatError(path, "damaged: a code is not below the level size");
+  if (load64(slot(header.slot_count - 1)) != header.empty_key) {
+    throw FormatError(path, "damaged: the last slot is not empty");
+  }
+}
+
+std::uint64_t Codebook::size() const {
+  return header_->count;
+}
+std::uint32_t Codebook::levels() const {
+  return header_->levels;
+}
+std::uint32_t Codebook::level_size() const {
+  return header_->level_size;
+}
+bool Codebook::has_string_ids() const {
+  return header_->key_type == kStringKeys;
+}
+
+std::string Codebook::fingerprint() const {
+  std::string text;
+  for (const std::uint64_t half : header_->fingerprint) {
+    for (int shift = 60; shift >= 0; shift -= 4) text += "0123456789abcdef"[(half >> shift) & 15];
+  }
+  return text;
+}
+
+const std::byte* Codebook::slot(std::uint64_t index) const {
+  return slots_ + index * header_->slot_bytes;
+}
+
+std::string_view Codebook::pool_string(std::uint64_t offset) const {
+  return {reinterpret_cast<const char*>(pool_ + offset + 4), load32(pool_ + offset)};
+}
+
+const std::byte* Codebook::find(std::string_view id, std::uint64_t key) const {
+  for (const std::byte* entry = slot(scale(key, header_->capacity));; entry += header_->slot_bytes) {
+    const std::uint64_t found = load64(entry);
+    if (found == header_->empty_key) return nullptr;
+    if (found == key && pool_string(load64(entry + 8)) == id) return entry;
+  }
+}
+
+template <std::uint32_t kLevels>
+void Codebook::lookup_int64(std::span<const std::int64_t> ids, std::uint16_t* codes, std::uint8_t* known) const {
+  const std::uint64_t capacity = header_->capacity, empty_key = header_->empty_key;
+  const std::uint32_t levels = kLevels == 0 ? header_->levels : kLevels;
+  const std::size_t stride = kLevels == 0 ? header_->slot_bytes : codebook_format::slot_bytes(kInt64Keys, kLevels);
+  std::array<const std::byte*, kBlock> entries;
+  while (!ids.empty()) {
+    const std::size_t block = std::min(kBlock, ids.size());
+    for (std::size_t i = 0; i < block; ++i) {
+      entries[i] = slots_ + scale(mix64(static_cast<std::uint64_t>(ids[i])), capacity) * stride;
+      __builtin_prefetch(entries[i]);
+    }
+    for (std::size_t i = 0; i < block; ++i) {
+      const auto key = static_cast<std::uint64_t>(ids[i]);
+      const std::byte* entry = entries[i];
+      std::uint64_t found = load64(entry);
+      while (found != key && found != empty_key) found = load64(entry += stride);
+      // An empty slot holds zero codes, which is what an unknown item gets.
+      known[i] = found != empty_key;
+      std::memcpy(codes + i * levels, entry + codes_offset(kInt64Keys), 2 * levels);
+    }
+    ids = ids.subspan(block);
+    codes += block * levels;
+    known += block;
+  }
+}
+
+void Codebook::lookup(std::span<const std::int64_t> ids, std::span<std::uint16_t> codes,
+                      std::span<std::uint8_t> known) const {
+  assert(!has_string_ids() && codes.size() == ids.size() * levels() && known.size() == ids.size());
+  switch (levels()) {
+    case 3:
+      return lookup_int64<3>(ids, codes.data(), known.data());
+    case 4:
+      return lookup_int64<4>(ids, codes.data(), known.data());
+    default:
+      return lookup_int64<0>(ids, codes.data(), known.data());
+  }
+}
+
+void Codebook::lookup(std::span<const std::string_view> ids, std::span<std::uint16_t> codes,
+                      std::span<std::uint8_t> known) const {
+  assert(has_string_ids() && codes.size() == ids.size() * levels() && known.size() == ids.size());
+  const std::uint32_t width = levels();
+  std::array<std::uint64_t, kBlock> keys;
+  for (std::size_t start = 0; start < ids.size(); start += kBlock) {
+    const std::size_t block = std::min(kBlock, ids.size() - start);
+    for (std::size_t i = 0; i < block; ++i) {
+      keys[i] = string_key(ids[start + i]);
+      __builtin_prefetch(slot(scale(keys[i], header_->capacity)));
+    }
+    for (std::size_t i = 0; i < block; ++i) {
+      const std::byte* entry = find(ids[start + i], keys[i]);
+      std::uint16_t* row = codes.data() + (start + i) * width;
+      known[start + i] = entry != nullptr;
+      if (entry != nullptr) {
+        std::memcpy(row, entry + codes_offset(kStringKeys), 2 * width);
+      } else {
+        std::fill_n(row, width, std::uint16_t{0});
+      }
+    }
+  }
+}
+
+}  // namespace gr2
