@@ -1,0 +1,1 @@
+"""The serving half: the engine and the gRPC server around it."""
