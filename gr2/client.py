@@ -1,0 +1,155 @@
+"""A typed client of the re-ranking service. Needs grpcio, protobuf and NumPy, nothing else of gr2's dependencies."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from numpy.typing import ArrayLike, NDArray
+
+from gr2.errors import Gr2Error, OverloadError, RequestError
+from gr2.serving.ranking import CandidateStatus, RankedItem, Ranking, Timings
+from gr2.serving.request import float_array, split_ids
+from gr2.v1 import reranker_pb2
+
+if TYPE_CHECKING:
+    from gr2.catalog import ItemId
+
+__all__ = ["Client"]
+
+SERVICE: str = reranker_pb2.DESCRIPTOR.services_by_name["Reranker"].full_name
+# grpc.health.v1: HealthCheckRequest{service} and HealthCheckResponse{SERVING}, spelled out to need no further package.
+HEALTH_REQUEST = b"\x0a" + bytes([len(SERVICE)]) + SERVICE.encode()
+HEALTH_SERVING = b"\x08\x01"
+
+
+class Client:
+    """A connection to a re-ranking server, safe to share between threads. Close it, or use it in a `with` block."""
+
+    def __init__(self, address: str = "127.0.0.1:50051") -> None:
+        self.address = address
+        self._channel = grpc.insecure_channel(address, options=[("grpc.max_receive_message_length", -1)])
+        self._rerank = self._channel.unary_unary(
+            f"/{SERVICE}/Rerank",
+            request_serializer=reranker_pb2.RerankRequest.SerializeToString,
+            response_deserializer=reranker_pb2.RerankResponse.FromString,
+        )
+        self._health = self._channel.unary_unary("/grpc.health.v1.Health/Check")
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; calls at work are cancelled."""
+        self._channel.close()
+
+    def wait_ready(self, timeout: float = 10.0) -> None:
+        """Return once the server says that it serves. Raises Gr2Error after `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        reason = "it does not serve yet"
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                if self._health(HEALTH_REQUEST, timeout=left, wait_for_ready=True) == HEALTH_SERVING:
+                    return
+            except grpc.RpcError as error:
+                reason = _details(error)
+            time.sleep(min(0.02, max(0.0, deadline - time.monotonic())))
+        raise Gr2Error(f"{self.address}: no server ready after {timeout:g} s ({reason})")
+
+    def rerank(
+        self,
+        history: Sequence[ItemId] | NDArray[Any],
+        candidates: Sequence[ItemId] | NDArray[Any],
+        *,
+        scores: ArrayLike | None = None,
+        features: ArrayLike | None = None,
+        top_n: int = 0,
+        timeout: float = 1.0,
+        request_id: str = "",
+    ) -> Ranking:
+        """The slate in the model's order; arguments as for `gr2.serving.engine.Engine.rerank`.
+
+        `timeout` is in seconds. Raises RequestError if the request breaks a rule, OverloadError if the server refuses
+        work or cannot be reached, and Gr2Error for a missed deadline or a failure of the server.
+        """
+        request = _request(history, candidates, scores, features, top_n, request_id)
+        try:
+            response = self._rerank(request, timeout=timeout)
+        except grpc.RpcError as error:
+            raise self._translate(error, timeout) from error
+        return _ranking(response)
+
+    def _translate(self, error: grpc.RpcError, timeout: float) -> Gr2Error:
+        code, details = error.code(), _details(error)
+        if code is grpc.StatusCode.INVALID_ARGUMENT:
+            field, _, reason = details.partition(": ")
+            return RequestError(field, reason)
+        if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            if "message larger than max" in details:
+                return RequestError("request", details)
+            return OverloadError(f"{self.address}: overloaded: {details}")
+        if code is grpc.StatusCode.UNAVAILABLE:
+            return OverloadError(f"{self.address}: cannot be reached: {details}")
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return Gr2Error(f"{self.address}: no answer within {timeout:g} s")
+        return Gr2Error(f"{self.address}: {code.name}: {details}")
+
+
+def _request(
+    history: Sequence[ItemId] | NDArray[Any],
+    candidates: Sequence[ItemId] | NDArray[Any],
+    scores: ArrayLike | None,
+    features: ArrayLike | None,
+    top_n: int,
+    request_id: str,
+) -> reranker_pb2.RerankRequest:
+    request = reranker_pb2.RerankRequest(
+        scores=None if scores is None else float_array("scores", scores).ravel().tolist(),
+        features=None if features is None else float_array("features", features).ravel().tolist(),
+    )
+    for field, values in (("history", history), ("candidates", candidates)):
+        ints, strings = split_ids(field, values)
+        with _naming(field):
+            getattr(request, field).ints.extend(ints)
+            getattr(request, field).strings.extend(strings)
+    with _naming("top_n"):
+        request.top_n = top_n
+    with _naming("request_id"):
+        request.request_id = request_id
+    return request
+
+
+@contextmanager
+def _naming(field: str) -> Iterator[None]:
+    """Turns protobuf's complaint about a value into a RequestError about `field`."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise RequestError(field, str(error)) from error
+
+
+def _ranking(response: reranker_pb2.RerankResponse) -> Ranking:
+    items = [
+        RankedItem(
+            item.index,
+            item.string_id if item.HasField("string_id") else item.int_id,
+            item.score,
+            CandidateStatus(item.status),
+        )
+        for item in response.ranking
+    ]
+    timings = Timings(*[getattr(response.timings, name) for name in Timings.__slots__])
+    return Ranking(items, response.bundle_version, timings, response.unknown_history, response.request_id)
+
+
+def _details(error: grpc.RpcError) -> str:
+    return str(error.details()) if isinstance(error, grpc.Call) else str(error)

@@ -1,0 +1,121 @@
+"""`gr2.v1.Reranker`: request bytes to response bytes through the engine.
+
+The handler parses and serialises itself, so that both are timed, and bytes that are no request get a clear answer.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from time import perf_counter_ns
+
+import grpc
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from gr2.errors import Gr2Error, OverloadError, RequestError
+from gr2.serving.engine import Answer, Engine
+from gr2.serving.ranking import Timings
+from gr2.serving.request import Ids, Slate
+from gr2.v1 import reranker_pb2
+
+__all__ = ["SERVICE", "STATUS", "Servicer"]
+
+logger = logging.getLogger(__name__)
+
+SERVICE: str = reranker_pb2.DESCRIPTOR.services_by_name["Reranker"].full_name
+
+# The first class that matches decides; anything else is a bug: INTERNAL, with the details in the server's log only.
+STATUS: tuple[tuple[type[Gr2Error], grpc.StatusCode], ...] = (
+    (RequestError, grpc.StatusCode.INVALID_ARGUMENT),
+    (OverloadError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (Gr2Error, grpc.StatusCode.INTERNAL),
+)
+
+
+class Servicer:
+    """Answers `Rerank` calls. `active` is the number of calls begun whose answer has not left yet."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.active = 0
+        self._lock = threading.Lock()
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """What to add to a grpc server."""
+        method = grpc.unary_unary_rpc_method_handler(self.rerank)
+        return grpc.method_handlers_generic_handler(SERVICE, {"Rerank": method})
+
+    def rerank(self, data: bytes, context: grpc.ServicerContext) -> bytes:
+        """One call: the serialised response, or a status from the table."""
+        with self._lock:
+            self.active += 1
+        if not context.add_callback(self._finished):
+            self._finished()
+            context.abort(grpc.StatusCode.CANCELLED, "the caller has gone")
+        left = context.time_remaining()
+        if left is not None and left <= 0:
+            context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed while the request waited")
+        try:
+            return self.answer(data)
+        except Gr2Error as error:
+            code, details = _status(error), str(error)
+        except Exception:
+            logger.exception("a request failed")
+            code, details = grpc.StatusCode.INTERNAL, "internal error; the server's log has the details"
+        context.abort(code, details)
+        raise AssertionError("abort raises")
+
+    def answer(self, data: bytes) -> bytes:
+        """The serialised `RerankResponse` to a serialised `RerankRequest`. Raises RequestError."""
+        start = perf_counter_ns()
+        try:
+            request = reranker_pb2.RerankRequest.FromString(data)
+        except DecodeError as error:
+            raise RequestError("request", "the bytes are not a gr2.v1.RerankRequest") from error
+        slate = self.engine.rules.check(
+            _ids(request.history),
+            _ids(request.candidates),
+            scores=np.array(request.scores[:], dtype=np.float32),
+            features=np.array(request.features[:], dtype=np.float32),
+            top_n=request.top_n,
+            request_id=request.request_id,
+        )
+        answer = self.engine.rank(slate, start)
+        response = _response(slate, answer)
+        response.request_id = request.request_id
+        response.bundle_version = self.engine.version
+        _set_timings(response.timings, Timings.between(answer.stamps, perf_counter_ns()))
+        return response.SerializeToString()
+
+    def _finished(self) -> None:
+        with self._lock:
+            self.active -= 1
+
+
+def _status(error: Gr2Error) -> grpc.StatusCode:
+    return next(code for kind, code in STATUS if isinstance(error, kind))
+
+
+def _ids(message: reranker_pb2.ItemIds) -> Ids:
+    return message.ints[:], message.strings[:]
+
+
+def _response(slate: Slate, answer: Answer) -> reranker_pb2.RerankResponse:
+    response = reranker_pb2.RerankResponse(unknown_history=answer.unknown_history)
+    add, ids, scores, known = response.ranking.add, slate.candidates, answer.scores.tolist(), answer.known.tolist()
+    key = "string_id" if isinstance(ids[0], str) else "int_id"
+    status = (reranker_pb2.CANDIDATE_STATUS_UNKNOWN_ITEM, reranker_pb2.CANDIDATE_STATUS_SCORED)
+    # Setting fields one by one takes half the time of keyword arguments.
+    for index in answer.order.tolist():
+        item = add()
+        item.index = index
+        setattr(item, key, ids[index])
+        item.score = scores[index]
+        item.status = status[known[index]]
+    return response
+
+
+def _set_timings(message: reranker_pb2.Timings, timings: Timings) -> None:
+    for name in Timings.__slots__:
+        setattr(message, name, getattr(timings, name))
