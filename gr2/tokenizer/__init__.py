@@ -1,0 +1,1 @@
+"""Semantic IDs: from what is known of an item to a short sequence of codes."""

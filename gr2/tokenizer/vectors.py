@@ -1,0 +1,87 @@
+"""Item vectors of the user's own, from a Parquet or `.npz` file, aligned by item ID."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from gr2.catalog import Catalog, ItemId
+from gr2.errors import DataError
+
+__all__ = ["load_vectors"]
+
+COLUMNS = ("item_id", "vector")
+
+
+def load_vectors(path: str | os.PathLike[str], catalog: Catalog) -> NDArray[np.float32]:
+    """(N, D) float32: the vector of each item of the catalogue, in catalogue order.
+
+    The file holds `item_id` and `vector`: two columns of Parquet (lists of equal length), or two arrays of an `.npz`,
+    (M,) and (M, D). It may hold more items than the catalogue. Raises DataError that says which item or row is wrong.
+    """
+    path = Path(path)
+    if path.suffix not in {".parquet", ".npz"}:
+        raise DataError(
+            "vectors must come with their item IDs, as .parquet (columns item_id, vector) or "
+            ".npz (np.savez(path, item_id=..., vector=...))",
+            path=path,
+        )
+    ids, vectors = _read_parquet(path) if path.suffix == ".parquet" else _read_npz(path)
+    if len(ids) != len(vectors):
+        raise DataError(f"{len(ids):,} item IDs, but {len(vectors):,} vectors", path=path)
+    rows = {item: row for row, item in enumerate(ids)}
+    if len(rows) != len(ids):
+        repeated = next(item for row, item in enumerate(ids) if rows[item] != row)
+        raise DataError(f"item {repeated!r} comes more than once", path=path, column="item_id")
+    absent = [item for item in catalog.ids if item not in rows]
+    if absent:
+        names = ", ".join(map(repr, absent[:3]))
+        raise DataError(
+            f"{len(absent):,} of the catalogue's {len(catalog):,} items have no vector, first {names}; "
+            f"the catalogue's IDs are {catalog.id_type}, the file's {'string' if _is_text(ids) else 'int64'}",
+            path=path,
+            column="item_id",
+        )
+    order = np.array([rows[item] for item in catalog.ids], dtype=np.int64)
+    finite = np.isfinite(vectors[order]).all(axis=1)
+    if not finite.all():
+        row = int(order[~finite].min())
+        raise DataError("NaN or infinite value", path=path, row=row + 1, column="vector")
+    return np.ascontiguousarray(vectors[order], dtype=np.float32)
+
+
+def _read_parquet(path: Path) -> tuple[list[ItemId], NDArray[np.float32]]:
+    try:
+        table = pq.read_table(path, columns=list(COLUMNS))
+        ids, column = table.column("item_id").to_pylist(), table.column("vector").combine_chunks()
+        widths = np.asarray(pa.compute.list_value_length(column).to_numpy(zero_copy_only=False), dtype=np.float64)
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise DataError(f"cannot read the columns item_id and vector: {error}", path=path) from error
+    wrong = np.flatnonzero(widths != (widths[0] if len(widths) else 0))
+    if len(wrong) or (len(widths) and not widths[0] > 0):
+        row = int(wrong[0]) if len(wrong) else 0
+        raise DataError("vectors must be lists of one length, not empty", path=path, row=row + 1, column="vector")
+    flat = np.asarray(column.flatten().to_numpy(zero_copy_only=False), dtype=np.float32)
+    return ids, flat.reshape(len(ids), -1)
+
+
+def _read_npz(path: Path) -> tuple[list[ItemId], NDArray[np.float32]]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            ids, vectors = arrays["item_id"], arrays["vector"]
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise DataError(f"cannot read the arrays item_id and vector: {error}", path=path) from error
+    if ids.ndim != 1 or ids.dtype.kind not in "iuU":
+        raise DataError(f"item_id must be (M,) integers or strings, got {ids.dtype} {ids.shape}", path=path)
+    if vectors.ndim != 2 or vectors.shape[1] == 0 or vectors.dtype.kind not in "fiu":
+        raise DataError(f"vector must be (M, D) numbers, got {vectors.dtype} {vectors.shape}", path=path)
+    return ids.tolist(), vectors.astype(np.float32)
+
+
+def _is_text(ids: list[ItemId]) -> bool:
+    return bool(ids) and isinstance(ids[0], str)

@@ -1,0 +1,119 @@
+"""Vectors of the user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gr2.catalog import Catalog, ItemId
+from gr2.errors import DataError
+from gr2.tokenizer.vectors import load_vectors
+
+Writer = Callable[[Path, Sequence[ItemId], Sequence[Sequence[float]]], Path]
+
+
+def write_parquet(folder: Path, ids: Sequence[ItemId], vectors: Sequence[Sequence[float]]) -> Path:
+    path = folder / "vectors.parquet"
+    pq.write_table(pa.table({"item_id": list(ids), "vector": [list(vector) for vector in vectors]}), path)
+    return path
+
+
+def write_npz(folder: Path, ids: Sequence[ItemId], vectors: Sequence[Sequence[float]]) -> Path:
+    path = folder / "vectors.npz"
+    np.savez(path, item_id=np.array(ids), vector=np.array(vectors))
+    return path
+
+
+@pytest.fixture(params=[write_parquet, write_npz])
+def write(request: pytest.FixtureRequest) -> Writer:
+    writer: Writer = request.param
+    return writer
+
+
+def catalog(ids: list[ItemId]) -> Catalog:
+    empty = [None] * len(ids)
+    return Catalog(ids, list(empty), list(empty), [[] for _ in ids], list(empty), list(empty))
+
+
+@pytest.mark.parametrize("ids", [[3, 1, 2], ["c", "a", "b"]])
+def test_vectors_are_aligned_by_item_id(tmp_path: Path, write: Writer, ids: list[ItemId]) -> None:
+    path = write(tmp_path, ids, [[3.0, 0.5], [1.0, 0.5], [2.0, 0.5]])
+    vectors = load_vectors(path, catalog([ids[1], ids[2]]))
+    np.testing.assert_array_equal(vectors, [[1.0, 0.5], [2.0, 0.5]])
+    assert vectors.dtype == np.float32
+
+
+def test_fixed_size_lists_are_read(tmp_path: Path) -> None:
+    column = pa.FixedSizeListArray.from_arrays(pa.array([1.0, 2.0, 3.0, 4.0], pa.float32()), 2)
+    pq.write_table(pa.table({"item_id": [1, 2], "vector": column}), tmp_path / "v.parquet")
+    np.testing.assert_array_equal(load_vectors(tmp_path / "v.parquet", catalog([2, 1])), [[3.0, 4.0], [1.0, 2.0]])
+
+
+def test_missing_items_are_counted_and_named(tmp_path: Path, write: Writer) -> None:
+    path = write(tmp_path, [1, 2], [[1.0], [2.0]])
+    with pytest.raises(DataError, match=r"2 of the catalogue's 3 items have no vector, first 7, 9"):
+        load_vectors(path, catalog([7, 1, 9]))
+
+
+def test_ids_of_another_type_are_explained(tmp_path: Path, write: Writer) -> None:
+    path = write(tmp_path, [1, 2], [[1.0], [2.0]])
+    with pytest.raises(DataError, match=r"catalogue's IDs are string, the file's int64"):
+        load_vectors(path, catalog(["1", "2"]))
+
+
+def test_repeated_item_is_refused(tmp_path: Path, write: Writer) -> None:
+    path = write(tmp_path, [1, 2, 1], [[1.0], [2.0], [3.0]])
+    with pytest.raises(DataError, match="item 1 comes more than once"):
+        load_vectors(path, catalog([1, 2]))
+
+
+def test_value_that_is_not_finite_is_located(tmp_path: Path, write: Writer) -> None:
+    path = write(tmp_path, [1, 2, 3], [[1.0], [float("nan")], [3.0]])
+    with pytest.raises(DataError, match="row 2, column 'vector': NaN or infinite"):
+        load_vectors(path, catalog([1, 2, 3]))
+    np.testing.assert_array_equal(load_vectors(path, catalog([3, 1])), [[3.0], [1.0]])
+
+
+@pytest.mark.parametrize("vectors", [[[1.0, 2.0], [1.0]], [[], []], [[1.0, 2.0], None]])
+def test_ragged_and_empty_vectors_are_refused(tmp_path: Path, vectors: list[list[float] | None]) -> None:
+    table = pa.table({"item_id": [1, 2], "vector": pa.array(vectors, pa.list_(pa.float32()))})
+    pq.write_table(table, tmp_path / "v.parquet")
+    with pytest.raises(DataError, match=r"row [12], column 'vector': vectors must be lists of one length"):
+        load_vectors(tmp_path / "v.parquet", catalog([1, 2]))
+
+
+def test_file_without_ids_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "v.npy", np.zeros((2, 3), dtype=np.float32))
+    with pytest.raises(DataError, match="must come with their item IDs"):
+        load_vectors(tmp_path / "v.npy", catalog([1, 2]))
+
+
+@pytest.mark.parametrize("name", ["v.parquet", "v.npz"])
+def test_unreadable_file_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match=name):
+        load_vectors(tmp_path / name, catalog([1]))
+    (tmp_path / name).write_bytes(b"garbage")
+    with pytest.raises(DataError, match=name):
+        load_vectors(tmp_path / name, catalog([1]))
+
+
+@pytest.mark.parametrize(
+    ("ids", "vectors", "match"),
+    [
+        ([1.5, 2.5], [[1.0], [2.0]], "item_id must be"),
+        ([1, 2], [1.0, 2.0], "vector must be"),
+        ([1, 2], [["a"], ["b"]], "vector must be"),
+        ([1, 2, 3], [[1.0], [2.0]], "3 item IDs, but 2 vectors"),
+    ],
+)
+def test_arrays_of_a_wrong_shape_or_type_are_refused(
+    tmp_path: Path, ids: list[float], vectors: list[object], match: str
+) -> None:
+    np.savez(tmp_path / "v.npz", item_id=np.array(ids), vector=np.array(vectors))
+    with pytest.raises(DataError, match=match):
+        load_vectors(tmp_path / "v.npz", catalog([1, 2]))
