@@ -42,6 +42,11 @@ std::span<T> mutable_view(py::array_t<T, kFlags>& array) {
   return {array.mutable_data(), static_cast<std::size_t>(array.size())};
 }
 
+// `type` itself, so that the classes look to Python, and to type checkers, like any other final class.
+inline py::metaclass plain_metaclass() {
+  return py::metaclass(reinterpret_cast<PyObject*>(&PyType_Type));
+}
+
 void bind_candidate_trie(py::module_& module);
 void bind_codebook(py::module_& module);
 

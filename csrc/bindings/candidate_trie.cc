@@ -90,7 +90,7 @@ py::tuple score(const CandidateTrie& trie, const py::object& logits, const py::o
 }  // namespace
 
 void bind_candidate_trie(py::module_& module) {
-  py::class_<CandidateTrie>(module, "CandidateTrie", py::is_final(),
+  py::class_<CandidateTrie>(module, "CandidateTrie", py::is_final(), plain_metaclass(),
                             "The trie of one request's candidates; its inner nodes are numbered breadth-first.")
       .def(py::init(&build), py::arg("codes"), py::arg("known"), py::arg("level_size"))
       .def_property_readonly("size", &CandidateTrie::size, "Number of candidates, K.")

@@ -102,7 +102,7 @@ py::tuple lookup(const Codebook& codebook, const py::object& ids) {
 void bind_codebook(py::module_& module) {
   module.def("write_codebook", &write, py::arg("path"), py::arg("item_ids"), py::arg("codes"), py::arg("level_size"),
              "Write a codebook file atomically; its bytes depend on the set of items, not on their order.");
-  py::class_<Codebook>(module, "Codebook", py::is_final(),
+  py::class_<Codebook>(module, "Codebook", py::is_final(), plain_metaclass(),
                        "The map from item IDs to codes, in a file mapped read-only and shared between processes.")
       .def(py::init([](const std::filesystem::path& path) {
              const py::gil_scoped_release release;

@@ -7,6 +7,14 @@
 #include <cstdint>
 #include <limits>
 
+// The loops are compiled once for each generation of x86-64, and the loader picks the one that the processor has.
+// ThreadSanitizer cannot start a program with such functions, and only glibc resolves them.
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__SANITIZE_THREAD__)
+#define GR2_MULTIVERSION __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
+#else
+#define GR2_MULTIVERSION
+#endif
+
 namespace gr2 {
 namespace {
 
@@ -31,14 +39,24 @@ inline float exp_nonpositive(float x) {
   return p * std::bit_cast<float>((static_cast<std::int32_t>(k) + 127) << 23);
 }
 
-float largest(const float* values, std::size_t count) {
+GR2_MULTIVERSION bool any_nonfinite(const float* values, std::size_t count) {
+  constexpr std::uint32_t kExponent = 0x7f800000;
+  std::uint32_t found = 0;
+#pragma omp simd reduction(| : found)
+  for (std::size_t i = 0; i < count; ++i) {
+    found |= (std::bit_cast<std::uint32_t>(values[i]) & kExponent) == kExponent ? 1u : 0u;
+  }
+  return found != 0;
+}
+
+GR2_MULTIVERSION float largest(const float* values, std::size_t count) {
   float result = std::numeric_limits<float>::lowest();
 #pragma omp simd reduction(max : result)
   for (std::size_t i = 0; i < count; ++i) result = values[i] > result ? values[i] : result;
   return result;
 }
 
-float sum_exp(const float* values, std::size_t count, float offset) {
+GR2_MULTIVERSION float sum_exp(const float* values, std::size_t count, float offset) {
   float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
   for (std::size_t i = 0; i < count; ++i) sum += exp_nonpositive(values[i] - offset);
@@ -48,14 +66,7 @@ float sum_exp(const float* values, std::size_t count, float offset) {
 }  // namespace
 
 bool all_finite(std::span<const float> values) {
-  constexpr std::uint32_t kExponent = 0x7f800000;
-  const float* data = values.data();
-  std::uint32_t found = 0;
-#pragma omp simd reduction(| : found)
-  for (std::size_t i = 0; i < values.size(); ++i) {
-    found |= (std::bit_cast<std::uint32_t>(data[i]) & kExponent) == kExponent ? 1u : 0u;
-  }
-  return found == 0;
+  return !any_nonfinite(values.data(), values.size());
 }
 
 double logsumexp(std::span<const float> values) {
