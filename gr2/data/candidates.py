@@ -50,6 +50,8 @@ class CandidateLists:
         _expect("scores", self.scores, np.float32, (rows, width))
         if self.features is not None:
             _expect("features", self.features, np.float32, (rows, width, self.features.shape[-1]))
+        for name in ("user", "position", "target"):
+            _refuse(f"a negative {name}", getattr(self, name)[:, None] < 0)
         padded = self.candidates == PADDING
         ordered = np.sort(self.candidates, axis=1)
         _refuse("an index below -1", self.candidates < PADDING)
