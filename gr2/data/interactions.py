@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gr2.catalog import ItemId
-from gr2.data.tables import Ids, TableFile, read_table
+from gr2.data.columns import Ids, TableFile
+from gr2.data.tables import read_table
 from gr2.errors import DataError
 
 __all__ = ["Interactions", "chronological_order", "k_core", "read_interactions"]

@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from gr2.catalog import Catalog
-from gr2.data.tables import Ids, TableFile, read_table
+from gr2.data.columns import Ids, TableFile
+from gr2.data.tables import read_table
 
 __all__ = ["ItemTable", "read_items"]
 

@@ -20,13 +20,13 @@ def open_bytes(path: Path) -> BinaryIO:
     return cast("BinaryIO", gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
 
 
-def csv_error(path: Path, delimiter: str, cause: Exception) -> DataError:
-    """The first row of a CSV file that is not UTF-8 or has another number of values than the header."""
+def csv_error(path: Path, delimiter: str, cause: Exception, header: Sequence[str] | None = None) -> DataError:
+    """The first row of a CSV file that is not UTF-8 or has another number of values than its (or the given) header."""
     with open_bytes(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
         reader = csv.reader(text, delimiter=delimiter)
         try:
-            header = next(reader)
+            header = next(reader) if header is None else header
             for row, values in enumerate((values for values in reader if values), start=1):
                 for name, value in zip(header, values, strict=False):
                     if not _is_unicode(value):

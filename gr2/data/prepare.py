@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from gr2.artifact import Artifact, file_digest, open_stage
 from gr2.catalog import hashed_order
+from gr2.data.columns import Ids
 from gr2.data.dataset import Dataset
 from gr2.data.interactions import Interactions, chronological_order, k_core, read_interactions
 from gr2.data.items import ItemTable, read_items
-from gr2.data.tables import Ids
 from gr2.errors import DataError
 
 __all__ = ["INPUTS", "PrepareConfig", "prepare", "run", "sources"]

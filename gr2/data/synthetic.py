@@ -7,17 +7,16 @@ launched over time. Baskets share one day's timestamp and are stored in ascendin
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from gr2.catalog import ItemId
+from gr2.data.inputs import write_inputs
 from gr2.data.synthetic_items import COMPLEMENTS, LAUNCHES_END, Shop, make_catalog, make_shop
 from gr2.data.taxonomy import CATEGORIES, DEPARTMENTS, TIERS
 
@@ -70,19 +69,7 @@ def write_synthetic(
             "timestamp": pa.array(EPOCH + day * DAY, pa.int64()),
         }
     )
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = folder / "items.parquet", folder / "interactions.parquet"
-    partial = [path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in paths]
-    try:
-        catalog.save(partial[0])
-        pq.write_table(log, partial[1])
-        for temporary, path in zip(partial, paths, strict=True):
-            temporary.replace(path)
-    finally:
-        for temporary in partial:
-            temporary.unlink(missing_ok=True)
-    return paths
+    return write_inputs(Path(out), catalog, log)
 
 
 @dataclass(frozen=True)
