@@ -97,7 +97,8 @@ class Client:
             if "message larger than max" in details:
                 return RequestError("request", details)
             return OverloadError(f"{self.address}: overloaded: {details}")
-        if code is grpc.StatusCode.UNAVAILABLE:
+        # A server that shuts down cancels what reaches it in that moment.
+        if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
             return OverloadError(f"{self.address}: cannot be reached: {details}")
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return Gr2Error(f"{self.address}: no answer within {timeout:g} s")

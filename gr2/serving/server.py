@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import FrameType
@@ -24,19 +25,21 @@ from gr2.serving.servicer import SERVICE, Servicer
 __all__ = ["Server", "serve"]
 
 QUEUE = 64
+PAUSE, LONGEST_WAIT = 0.05, 0.5  # seconds
 SERVED = ("", SERVICE)
 
 
 class _Pool(ThreadPoolExecutor):
-    """A thread pool that knows how many calls it holds, queued or running."""
+    """A thread pool that knows how many calls it has taken, and how many of them are queued or running."""
 
     def __init__(self, threads: int) -> None:
         super().__init__(threads, thread_name_prefix="gr2-serve")
-        self.pending = 0
+        self.taken = self.pending = 0
         self._lock = threading.Lock()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         with self._lock:
+            self.taken += 1
             self.pending += 1
         future = super().submit(fn, *args, **kwargs)
         future.add_done_callback(self._done)
@@ -78,7 +81,7 @@ class Server:
                 ("grpc.so_reuseport", 0),
             ],
         )
-        self._server.add_generic_rpc_handlers((self._servicer.handler(),))
+        self._server.add_generic_rpc_handlers((self._servicer,))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
@@ -96,16 +99,30 @@ class Server:
         self._set_health(health_pb2.HealthCheckResponse.SERVING)
 
     def stop(self, grace: float) -> None:
-        """Turn health to NOT_SERVING, take no new calls, and return once the accepted ones have been answered.
+        """Turn health to NOT_SERVING, answer what was accepted, and return; at most after about `grace` seconds.
 
-        Calls still at work after `grace` seconds are cancelled. Open health and reflection streams are not waited for.
+        Calls that still arrive are answered until there is a pause, then refused with UNAVAILABLE until there is a
+        pause: a call that reaches the transport while it shuts down would be CANCELLED, which clients do not retry.
+        Calls at work when `grace` ends are cancelled. Open health and reflection streams are not waited for.
         """
+        start = time.monotonic()
         self._health.enter_graceful_shutdown()
-        stopped = self._server.stop(grace)
-        while not stopped.wait(0.05):
+        self._await_pause(min(LONGEST_WAIT, grace / 4))
+        self._servicer.refusing = True
+        self._await_pause(min(LONGEST_WAIT, grace / 4))
+        stopped = self._server.stop(max(0.0, grace - (time.monotonic() - start)))
+        while not stopped.wait(PAUSE):
             if self._pool.pending == 0 and self._servicer.active == 0:
                 self._server.stop(None)
         self._pool.shutdown()
+
+    def _await_pause(self, limit: float) -> None:
+        """Return once no call has arrived for PAUSE seconds, or after `limit` seconds."""
+        end = time.monotonic() + limit
+        taken = -1
+        while taken != self._pool.taken and time.monotonic() < end:
+            taken = self._pool.taken
+            time.sleep(min(PAUSE, limit))
 
     def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for name in SERVED:

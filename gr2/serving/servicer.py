@@ -24,6 +24,7 @@ __all__ = ["SERVICE", "STATUS", "Servicer"]
 logger = logging.getLogger(__name__)
 
 SERVICE: str = reranker_pb2.DESCRIPTOR.services_by_name["Reranker"].full_name
+METHOD = f"/{SERVICE}/Rerank"
 
 # The first class that matches decides; anything else is a bug: INTERNAL, with the details in the server's log only.
 STATUS: tuple[tuple[type[Gr2Error], grpc.StatusCode], ...] = (
@@ -33,18 +34,26 @@ STATUS: tuple[tuple[type[Gr2Error], grpc.StatusCode], ...] = (
 )
 
 
-class Servicer:
-    """Answers `Rerank` calls. `active` is the number of calls begun whose answer has not left yet."""
+class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Answers `Rerank` calls; add it to a grpc server as a generic handler.
+
+    `active` is the number of calls begun whose answer has not left yet. While `refusing`, calls that arrive get
+    UNAVAILABLE; those that arrived before are answered.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.active = 0
+        self.refusing = False
         self._lock = threading.Lock()
+        self._answer = grpc.unary_unary_rpc_method_handler(self.rerank)
+        self._refuse = grpc.unary_unary_rpc_method_handler(_refuse)
 
-    def handler(self) -> grpc.GenericRpcHandler:
-        """What to add to a grpc server."""
-        method = grpc.unary_unary_rpc_method_handler(self.rerank)
-        return grpc.method_handlers_generic_handler(SERVICE, {"Rerank": method})
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        """The handler of a call that has just arrived; None for another service's."""
+        if handler_call_details.method != METHOD:
+            return None
+        return self._refuse if self.refusing else self._answer
 
     def rerank(self, data: bytes, context: grpc.ServicerContext) -> bytes:
         """One call: the serialised response, or a status from the table."""
@@ -91,6 +100,10 @@ class Servicer:
     def _finished(self) -> None:
         with self._lock:
             self.active -= 1
+
+
+def _refuse(_: bytes, context: grpc.ServicerContext) -> None:
+    context.abort(grpc.StatusCode.UNAVAILABLE, "the server is stopping")
 
 
 def _status(error: Gr2Error) -> grpc.StatusCode:
