@@ -1,0 +1,252 @@
+"""A real server on a free port, called over the wire; and a real process, stopped by a signal."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from gr2.client import Client
+from gr2.errors import BundleError, Gr2Error, OverloadError
+from gr2.serving.server import Server
+from gr2.v1 import reranker_pb2, reranker_pb2_grpc
+
+MakeBundle = Callable[..., Path]
+KNOWN = [1000 + 7 * item for item in range(300)]
+SERVE = "import sys; from gr2.serving.server import serve; serve(sys.argv[1], port=0, threads=2, queue=200)"
+
+
+@pytest.fixture(scope="module")
+def server(make_bundle: MakeBundle) -> Iterator[Server]:
+    server = Server(make_bundle(), port=0)
+    server.start()
+    yield server
+    server.stop(5)
+
+
+@pytest.fixture
+def channel(server: Server) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(server.address) as channel:
+        yield channel
+
+
+class Process:
+    """A server in a process of its own."""
+
+    def __init__(self, bundle: Path) -> None:
+        command = [sys.executable, "-c", SERVE, str(bundle)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, self.process.communicate()[1]
+        self.ready: dict[str, Any] = json.loads(line)
+        self.address: str = self.ready["address"]
+
+    def stop(self, number: int = signal.SIGTERM) -> tuple[int, str, str]:
+        self.process.send_signal(number)
+        output, errors = self.process.communicate(timeout=30)
+        return self.process.returncode, output, errors
+
+
+@pytest.fixture
+def process(make_bundle: MakeBundle) -> Iterator[Process]:
+    process = Process(make_bundle())
+    yield process
+    if process.process.poll() is None:
+        process.process.kill()
+    process.process.communicate()
+
+
+def test_generated_stub_gets_the_engines_answer(server: Server, channel: grpc.Channel) -> None:
+    request = reranker_pb2.RerankRequest(
+        history=reranker_pb2.ItemIds(ints=KNOWN[:5]), candidates=reranker_pb2.ItemIds(ints=KNOWN[5:30]), request_id="a"
+    )
+    response = reranker_pb2_grpc.RerankerStub(channel).Rerank(request, timeout=10)
+    expected = server.engine.rerank(KNOWN[:5], KNOWN[5:30])
+    assert [(item.index, item.score) for item in response.ranking] == [
+        (item.index, item.score) for item in expected.items
+    ]
+    assert (response.bundle_version, response.request_id) == (server.engine.version, "a")
+
+
+@pytest.mark.parametrize("service", ["", "gr2.v1.Reranker"])
+def test_health_says_serving(channel: grpc.Channel, service: str) -> None:
+    request = health_pb2.HealthCheckRequest(service=service)
+    status = health_pb2_grpc.HealthStub(channel).Check(request, timeout=10).status
+    assert status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_health_of_another_service_is_not_found(channel: grpc.Channel) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service="x"), timeout=10)
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+def test_reflection_lists_and_describes_the_service(channel: grpc.Channel) -> None:
+    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+    requests = [
+        reflection_pb2.ServerReflectionRequest(list_services=""),
+        reflection_pb2.ServerReflectionRequest(file_containing_symbol="gr2.v1.Reranker"),
+    ]
+    listing, description = stub.ServerReflectionInfo(iter(requests), timeout=10)
+    names = {service.name for service in listing.list_services_response.service}
+    assert {"gr2.v1.Reranker", "grpc.health.v1.Health"} <= names
+    assert description.file_descriptor_response.file_descriptor_proto == [reranker_pb2.DESCRIPTOR.serialized_pb]
+
+
+def test_malformed_requests_get_an_error_and_the_server_lives(channel: grpc.Channel) -> None:
+    call = channel.unary_unary("/gr2.v1.Reranker/Rerank")
+    rng = random.Random(0)
+    good = reranker_pb2.RerankRequest(
+        candidates=reranker_pb2.ItemIds(ints=KNOWN[:20]), scores=[1.0] * 20
+    ).SerializeToString()
+    malformed = [rng.randbytes(rng.randrange(200)) for _ in range(250)]
+    malformed += [good[: rng.randrange(len(good))] + b"\xff" * rng.randrange(1, 9) for _ in range(250)]
+    codes = set()
+    for data in malformed:
+        with pytest.raises(grpc.RpcError) as caught:
+            call(data, timeout=10)
+        codes.add(caught.value.code())
+        assert "Traceback" not in caught.value.details()
+    assert codes == {grpc.StatusCode.INVALID_ARGUMENT}
+    assert reranker_pb2.RerankResponse.FromString(call(good, timeout=10)).ranking
+
+
+def test_request_beyond_the_message_limit_is_refused(server: Server, channel: grpc.Channel) -> None:
+    call = channel.unary_unary("/gr2.v1.Reranker/Rerank")
+    with pytest.raises(grpc.RpcError) as caught:
+        call(b"\x00" * (server.engine.bundle.manifest.limits.max_request_bytes + 1), timeout=10)
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_unexpected_failure_is_internal_without_details(
+    make_bundle: MakeBundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = Server(make_bundle(), port=0)
+    server.start()
+    del server.engine.rules
+    with Client(server.address) as client, pytest.raises(Gr2Error, match="INTERNAL: internal error") as caught:
+        client.rerank([], KNOWN[:3], timeout=10)
+    assert "rules" not in str(caught.value)
+    assert "AttributeError" in caplog.text
+    server.stop(5)
+
+
+def test_work_beyond_the_queue_is_refused(make_bundle: MakeBundle) -> None:
+    server = Server(make_bundle(items=3000, level_size=256), port=0, threads=1, queue=1)
+    server.start()
+    slate = [1000 + 7 * item for item in range(1024)]
+    with Client(server.address) as client:
+        client.wait_ready()
+
+        def call(_: int) -> str:
+            try:
+                client.rerank([], slate, timeout=60)
+            except OverloadError as error:
+                return str(error)
+            return "answered"
+
+        with ThreadPoolExecutor(16) as pool:
+            results = list(pool.map(call, range(16)))
+    server.stop(5)
+    assert set(results) == {"answered", f"{server.address}: overloaded: Concurrent RPC limit exceeded!"}
+
+
+def test_request_whose_deadline_passed_is_dropped(make_bundle: MakeBundle) -> None:
+    server = Server(make_bundle(), port=0)
+    server.start()
+    with Client(server.address) as client:
+        client.wait_ready()
+        with pytest.raises(Gr2Error, match="no answer within"):
+            client.rerank([], KNOWN, timeout=1e-6)
+        assert client.rerank([], KNOWN, timeout=10).items
+    server.stop(5)
+
+
+def test_port_in_use_is_a_clear_error(server: Server, make_bundle: MakeBundle) -> None:
+    with pytest.raises(Gr2Error, match=rf"cannot listen on 127\.0\.0\.1:{server.port}"):
+        Server(make_bundle(), port=server.port)
+
+
+def test_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="not a bundle"):
+        Server(tmp_path, port=0)
+
+
+def test_ready_line_tells_address_and_bundle(process: Process, make_bundle: MakeBundle) -> None:
+    assert process.ready.keys() == {"event", "address", "bundle"}
+    assert process.ready["event"] == "ready"
+    host, port = process.address.split(":")
+    with socket.create_connection((host, int(port)), timeout=10):
+        pass
+    version = json.loads((make_bundle() / "manifest.json").read_text())["version"]
+    assert process.ready["bundle"] == version
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_an_idle_server_with_code_0(process: Process, number: int) -> None:
+    assert process.stop(number) == (0, "", "")
+
+
+def test_sigterm_answers_every_request_in_flight(process: Process) -> None:
+    with Client(process.address) as client, ThreadPoolExecutor(60) as pool:
+        client.wait_ready()
+        calls = [pool.submit(client.rerank, KNOWN[:20], KNOWN, timeout=20) for _ in range(60)]
+        next(as_completed(calls))
+        assert process.stop() == (0, "", "")
+        assert all(len(call.result().items) == len(KNOWN) for call in calls)
+
+
+def test_sigterm_under_steady_load_answers_or_refuses_every_request(process: Process) -> None:
+    results: list[str] = []
+    answered = threading.Event()
+
+    def work(client: Client) -> None:
+        while True:
+            try:
+                ranking = client.rerank(KNOWN[:20], KNOWN, timeout=20)
+            except Gr2Error as error:
+                results.append(str(error))
+                return
+            results.append("answered" if len(ranking.items) == len(KNOWN) else "short")
+            answered.set()
+
+    clients = [Client(process.address) for _ in range(8)]
+    threads = [threading.Thread(target=work, args=(client,)) for client in clients]
+    for thread in threads:
+        thread.start()
+    assert answered.wait(20)
+    assert process.stop() == (0, "", "")
+    for thread, client in zip(threads, clients, strict=True):
+        thread.join(20)
+        client.close()
+    refusal = f"{process.address}: cannot be reached: the server is stopping"
+    assert set(results) == {"answered", refusal}
+    assert results.count(refusal) == 8
+
+
+def test_open_health_watch_sees_not_serving_and_does_not_delay_the_stop(process: Process) -> None:
+    with grpc.insecure_channel(process.address) as channel:
+        request = health_pb2.HealthCheckRequest(service="gr2.v1.Reranker")
+        watch = health_pb2_grpc.HealthStub(channel).Watch(request, timeout=30)
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        start = time.monotonic()
+        os.kill(process.process.pid, signal.SIGTERM)
+        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert process.process.wait(20) == 0
+        assert time.monotonic() - start < 5
