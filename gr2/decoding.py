@@ -74,10 +74,7 @@ def reference_score(
         total = 0.0 if prior is None else float(prior[candidate])
         for depth, code in enumerate(path):
             row = logits[index[path[:depth]]].astype(np.float64)
-            siblings = {
-                other[depth] for other, kept in zip(paths, known, strict=True) if kept and other[:depth] == path[:depth]
-            }
-            allowed = row if normalization == "raw" else row[sorted(siblings)]
-            total += row[code] - np.logaddexp.reduce(allowed)
+            children = sorted({other[depth] for other in paths if other[:depth] == path[:depth]})
+            total += row[code] - np.logaddexp.reduce(row if normalization == "raw" else row[children])
         scores[candidate] = total
     return np.argsort(-scores, kind="stable").astype(np.int32), scores
