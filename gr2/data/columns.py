@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gr2.errors import DataError
 
-__all__ = ["Ids", "TableFile"]
+__all__ = ["Ids", "TableFile", "is_text"]
 
 EXACT = 2.0**53  # up to here a float64 holds every integer
 
@@ -61,7 +61,7 @@ class TableFile:
     def ids(self, name: str) -> Ids:
         """A column of IDs. Raises DataError at a missing or empty one, or if they are neither integers nor text."""
         column = self._column(name)
-        kind = "string" if _is_text(column.type) else "int64"
+        kind = "string" if is_text(column.type) else "int64"
         if pa.types.is_null(column.type):
             raise self.error("is missing", 0, name)
         if kind == "int64" and not pa.types.is_integer(column.type):
@@ -89,7 +89,7 @@ class TableFile:
         """
         column = self._column(name)
         wanted = "a number or an ISO 8601 date-time" if dates else "a number"
-        if _is_text(column.type):
+        if is_text(column.type):
             column = self._parse_text(column, name, wanted, dates)
         if pa.types.is_temporal(column.type) and dates and not pa.types.is_time(column.type):
             column = pc.divide(column.cast(pa.timestamp("us")).cast(pa.int64()).cast(pa.float64()), 1e6)
@@ -115,7 +115,7 @@ class TableFile:
         column = self._column(name)
         if pa.types.is_null(column.type):
             return column.cast(pa.string())
-        if not _is_text(column.type):
+        if not is_text(column.type):
             raise self.error(f"must be text, got {column.type}", None, name)
         return pc.if_else(pc.equal(pc.utf8_trim_whitespace(column), ""), pa.scalar(None, column.type), column)
 
@@ -137,7 +137,8 @@ class TableFile:
         raise self.error(f"must be {wanted}, and the same of them in every row", None, name)
 
 
-def _is_text(kind: Any) -> bool:
+def is_text(kind: Any) -> bool:
+    """True for the Arrow types that hold text."""
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 

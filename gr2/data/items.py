@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from gr2.catalog import Catalog
-from gr2.data.columns import Ids, TableFile
+from gr2.data.columns import Ids, TableFile, is_text
 from gr2.data.tables import read_table
 
 __all__ = ["ItemTable", "read_items"]
@@ -63,12 +63,21 @@ def read_items(path: Path) -> ItemTable:
 
 
 def _categories(file: TableFile) -> Any:
+    kind = pa.list_(pa.string())
     column = file.data.column("categories")
-    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-        empty = pa.scalar([], column.type)
-        return pc.fill_null(column.cast(pa.list_(pa.string())), empty.cast(pa.list_(pa.string())))
     if pa.types.is_null(column.type):
-        return pa.array([[]] * len(column), pa.list_(pa.string()))
-    names = pc.split_pattern(pc.fill_null(file.text("categories"), ""), "|")
-    lists = names.to_pylist()
-    return pa.array([[name.strip() for name in path if name.strip()] for path in lists], pa.list_(pa.string()))
+        return pa.array([[]] * len(column), kind)
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        inner = column.type.value_type
+        if not (is_text(inner) or pa.types.is_null(inner)):
+            raise file.error(f"must be a list of names, got a list of {inner}", None, "categories")
+        lists = column.cast(kind)
+    else:
+        lists = pc.split_pattern(file.text("categories").cast(pa.string()), "|")
+    names = pc.list_flatten(lists)
+    trimmed = pc.utf8_trim_whitespace(names)
+    if names.null_count or pc.any(pc.or_(pc.equal(trimmed, ""), pc.not_equal(trimmed, names))).as_py():
+        return pa.array(
+            [[name.strip() for name in path or [] if name and name.strip()] for path in lists.to_pylist()], kind
+        )
+    return pc.if_else(pc.is_null(lists), pa.scalar([], kind), lists)

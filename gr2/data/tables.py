@@ -91,10 +91,9 @@ def _filled(file: TableFile) -> TableFile:
 def _require(path: Path, present: Sequence[str], required: Sequence[str]) -> None:
     for name in required:
         if name not in present:
-            near = difflib.get_close_matches(name, present, n=1, cutoff=0.5)
-            hint = (
-                f"the nearest column there is {near[0]!r}" if near else f"columns there: {', '.join(present) or 'none'}"
-            )
+            others = [other for other in present if other not in required]
+            near = difflib.get_close_matches(name, others, n=1, cutoff=0.4)
+            hint = f"the nearest column is {near[0]!r}" if near else f"columns: {', '.join(present) or 'none'}"
             raise DataError(f"required column is missing; {hint}", path=path, column=name)
 
 
@@ -111,9 +110,10 @@ def _read_parquet(path: Path, wanted: Mapping[str, None], required: Sequence[str
 def _header(path: Path, delimiter: str) -> list[str]:
     try:
         with open_bytes(path) as file:
-            lines = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+            lines = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
             names = next(csv.reader(lines, delimiter=delimiter), [])
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+            "".join(names).encode("utf-8")
+    except (OSError, EOFError, UnicodeError, csv.Error) as error:
         raise DataError(f"cannot be read as UTF-8 CSV: {error}", path=path) from error
     if not names:
         raise DataError("is empty", path=path)
@@ -122,16 +122,19 @@ def _header(path: Path, delimiter: str) -> list[str]:
 
 def _read_json(path: Path, wanted: Mapping[str, None], required: Sequence[str], numeric: Sequence[str]) -> Any:
     kinds: dict[str, type] = {}
+    present: dict[str, None] = {}
     try:
         for _, record in itertools.islice(json_records(path), JSON_SAMPLE):
-            for name, value in record.items():
-                if name in wanted and kinds.get(name, type(None)) is type(None):
-                    kinds[name] = type(value)
+            present.update(dict.fromkeys(record))
+            for name in wanted:
+                if record.get(name) is not None:
+                    kinds.setdefault(name, type(record[name]))
     except (OSError, EOFError) as error:
         raise DataError(f"cannot be read: {error}", path=path) from error
-    if not kinds and not any(True for _ in json_records(path)):
+    if not present:
         raise DataError("has no rows", path=path)
-    _require(path, list(kinds), required)
+    _require(path, list(present), required)
+    kinds.update({name: type(None) for name in wanted if name in present and name not in kinds})
     types = {str: pa.string(), int: pa.int64(), list: pa.list_(pa.string())}
     schema: dict[str, Any] = {}
     expected: dict[str, tuple[type, ...]] = {}
