@@ -20,6 +20,7 @@ from gr2.errors import DataError
 __all__ = ["PADDING", "CandidateLists", "import_lists"]
 
 PADDING = -1
+DROPPED = ": not in the prepared data; if it is in the log, the stage prepare has filtered it out (core, min_events)"
 COLUMNS = ("user", "position", "target", "candidates", "scores")
 
 
@@ -165,7 +166,7 @@ def import_lists(path: str | os.PathLike[str], dataset: Dataset, *, ranker: str 
     for row in chosen:
         user = users.get(user_ids[row])
         if user is None:
-            raise DataError(f"unknown user {user_ids[row]!r}", path=path, row=row + 1, column="user_id")
+            raise DataError(f"unknown user {user_ids[row]!r}{DROPPED}", path=path, row=row + 1, column="user_id")
         if user in row_of:
             message = f"user {user_ids[row]!r} has a list in row {row_of[user] + 1} already"
             raise DataError(message, path=path, row=row + 1, column="user_id")
@@ -233,7 +234,7 @@ def _item_indices(
     index = dataset.catalog.index
     unknown = [item for item in item_ids if item not in index]
     if unknown:
-        raise DataError(f"unknown item {unknown[0]!r}", path=path, row=row, column="candidates")
+        raise DataError(f"unknown item {unknown[0]!r}{DROPPED}", path=path, row=row, column="candidates")
     if len(set(item_ids)) != len(item_ids):
         twice = next(item for place, item in enumerate(item_ids) if item in item_ids[:place])
         raise DataError(f"candidate {twice!r} comes twice", path=path, row=row, column="candidates")
