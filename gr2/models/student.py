@@ -1,0 +1,249 @@
+"""The student: a small transformer that scores a slate in one pass over the candidates' trie of semantic IDs.
+
+The sequence is a begin token, the history (one token an item) and the trie's inner nodes in breadth-first order.
+History tokens are causal; a node sees the whole history, its ancestors and itself. The node at depth d predicts level
+d's code, so
+
+    score(c) = sum_d log softmax(logits[node_d(c)])[code_d(c)] + prior(c)
+
+where node_d(c) is the prefix of length d of candidate c's codes. One pass gives what K separate passes would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["MASKED", "ItemEmbedding", "Student", "StudentConfig", "attention_mask"]
+
+MASKED = -1e9  # finite: a row of padding must not turn into NaN
+HASH_PRIMES = (1_000_003, 998_244_353, 1_299_709, 15_485_863, 32_452_843, 49_979_687, 67_867_967, 86_028_121)
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """Sizes of the student. `features` is the width of the candidates' features; `memory` is the number of rows of each
+    of the two hashed tables that let an item deviate from the sum of its codes (0: none); `head` adds the
+    candidate-scoring head to the prior.
+    """
+
+    levels: int = 4
+    level_size: int = 256
+    dim: int = 64
+    layers: int = 2
+    heads: int = 2
+    max_history: int = 50
+    features: int = 3
+    prior_hidden: int = 16
+    memory: int = 0
+    head: bool = False
+    dropout: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.levels <= len(HASH_PRIMES):
+            raise ValueError(f"levels must be between 1 and {len(HASH_PRIMES)}, got {self.levels}")
+        for name in ("level_size", "dim", "layers", "heads", "max_history", "features", "prior_hidden"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.dim % self.heads:
+            raise ValueError(f"dim must be a multiple of heads, got {self.dim} and {self.heads}")
+        if self.memory < 0:
+            raise ValueError(f"memory must not be negative, got {self.memory}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+
+
+def attention_mask(lengths: Tensor, width: int, tree: Tensor) -> Tensor:
+    """(B, S, S) additive mask over begin token, `width` history columns and n nodes; S = 1 + width + n.
+
+    `lengths` (B,) int64 are the histories' lengths, right-aligned; `tree` (B, n, n) is 0 where a node sees a node and
+    MASKED elsewhere.
+    """
+    batch, nodes = tree.shape[0], tree.shape[1]
+    context = 1 + width
+    column = torch.arange(context)
+    present = _present(lengths, width)
+    causal = column[None, :] <= column[:, None]
+    seen = present[:, None, :] & causal
+    mask = tree.new_full((batch, context + nodes, context + nodes), MASKED)
+    mask[:, :context, :context] = torch.where(seen, 0.0, MASKED)
+    mask[:, context:, :context] = torch.where(present, 0.0, MASKED)[:, None, :]
+    mask[:, context:, context:] = tree
+    return mask
+
+
+def _present(lengths: Tensor, width: int) -> Tensor:
+    """(B, 1 + width) bool: the begin token and the columns of right-aligned histories that hold an item."""
+    column = torch.arange(1 + width)
+    return (column == 0) | (column > width - lengths[:, None])
+
+
+class ItemEmbedding(nn.Module):
+    """An item's vector: the sum of its codes' level vectors and, with a memory, two hashed vectors of the whole ID."""
+
+    offsets: Tensor
+    primes: Tensor
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__()
+        self.codes = nn.Embedding(config.levels * config.level_size, config.dim)
+        self.rows = config.memory
+        self.memory = nn.Embedding(2 * config.memory, config.dim) if config.memory else None
+        self.register_buffer("offsets", torch.arange(config.levels) * config.level_size, persistent=False)
+        self.register_buffer("primes", torch.tensor(HASH_PRIMES[: config.levels]), persistent=False)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """(..., d) float32 vectors of items with (..., L) int64 codes."""
+        vectors: Tensor = self.codes(codes + self.offsets).sum(-2)
+        if self.memory is None:
+            return vectors
+        first = ((codes + 1) * self.primes).sum(-1) % self.rows
+        second = ((codes + 1) * self.primes.flip(0)).sum(-1) % self.rows + self.rows
+        vectors += self.memory(first) + self.memory(second)
+        return vectors
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block whose queries may be restricted to the last rows."""
+
+    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.norm_attention, self.norm_mlp = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.query, self.key_value, self.out = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
+        self.up, self.down = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
+
+    def forward(self, x: Tensor, mask: Tensor, start: Tensor | int = 0) -> Tensor:
+        """(B, S - start, d): rows `start`.. of the block's output for x (B, S, d); mask (B, 1, S - start, S)."""
+        batch, dim = x.shape[0], x.shape[2]
+        normed = self.norm_attention(x)
+        rows, x = normed[:, start:], x[:, start:]
+        query = self.query(rows).view(batch, -1, self.heads, dim // self.heads).transpose(1, 2)
+        pair = self.key_value(normed).view(batch, -1, 2, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
+        weights = query @ pair[0].transpose(-1, -2) * (dim // self.heads) ** -0.5 + mask
+        mixed = (weights.softmax(-1) @ pair[1]).transpose(1, 2).reshape(batch, -1, dim)
+        x = x + F.dropout(self.out(mixed), self.dropout, self.training)
+        hidden = F.gelu(self.up(self.norm_mlp(x)))
+        return x + F.dropout(self.down(hidden), self.dropout, self.training)
+
+
+class Head(nn.Module):
+    """Scores candidates by attention from each candidate to the history, by the root's state and by a bias."""
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__()
+        dim = config.dim
+        self.query, self.key, self.value = nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, dim, bias=False)
+        self.root, self.output = nn.Linear(dim, dim), nn.Linear(dim, dim, bias=False)
+        self.bias = nn.Linear(dim, 1)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.bias.weight)
+
+    def forward(self, candidates: Tensor, context: Tensor, mask: Tensor | None, root: Tensor) -> Tensor:
+        """(B, K) from candidates (B, K, d), context (B, C, d), its additive mask (B, 1, C) and root (B, 1, d)."""
+        weights = self.query(candidates) @ self.key(context).transpose(-1, -2) * context.shape[-1] ** -0.5
+        weights = weights if mask is None else weights + mask
+        mixed = weights.softmax(-1) @ self.value(context) + self.root(root)
+        out: Tensor = (self.output(candidates) * mixed).sum(-1) + self.bias(candidates).squeeze(-1)
+        return out
+
+
+class Prior(nn.Module):
+    """The part of the score that comes from a candidate's features: a linear term and a small correction of it.
+
+    At first it is exactly -log2(1 + rank), so an untrained student keeps the incoming order.
+    """
+
+    def __init__(self, features: int, hidden: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(features, 1, bias=False)
+        self.up, self.down = nn.Linear(features, hidden), nn.Linear(hidden, 1, bias=False)
+        with torch.no_grad():
+            self.linear.weight.zero_()
+            self.linear.weight[0, 2 if features > 2 else 0] = -1.0
+            self.down.weight.zero_()
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(..., ) float32 from features (..., F)."""
+        out: Tensor = (self.linear(features) + self.down(F.gelu(self.up(features)))).squeeze(-1)
+        return out
+
+
+class Student(nn.Module):
+    """The model. All shapes carry a batch axis B; the exported graph drops it."""
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim, levels, size = config.dim, config.levels, config.level_size
+        self.item = ItemEmbedding(config)
+        # Row -1 is the most recent item's, so that the last T rows belong to a history of length T.
+        self.position = nn.Parameter(torch.empty(config.max_history, dim))
+        self.begin, self.root = nn.Parameter(torch.empty(1, dim)), nn.Parameter(torch.empty(1, dim))
+        self.node, self.depth = nn.Embedding((levels - 1) * size + 1, dim), nn.Parameter(torch.empty(levels, 1, dim))
+        self.blocks = nn.ModuleList(Block(dim, config.heads, config.dropout) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(dim)
+        self.logits = nn.Parameter(torch.zeros(levels, size, dim))
+        self.prior = Prior(config.features, config.prior_hidden)
+        self.head = Head(config) if config.head else None
+        for module in (self.item, self.node, self.blocks):
+            for parameter in module.parameters():
+                if parameter.ndim > 1:
+                    nn.init.normal_(parameter, std=0.02)
+        for extra in (self.position, self.begin, self.root, self.depth):
+            nn.init.normal_(extra, std=0.02)
+
+    def embed(self, history: Tensor, nodes: Sequence[Tensor]) -> Tensor:
+        """(B, 1 + T + n, d) input vectors of history (B, T, L) and nodes, the (B, n_d) codes at depths 1..L-1."""
+        batch, width = history.shape[0], history.shape[1]
+        items = self.item(history) + self.position[self.config.max_history - width :]
+        parts = [self.begin.expand(batch, 1, -1), items, (self.root + self.depth[0]).expand(batch, 1, -1)]
+        for depth, codes in enumerate(nodes, 1):
+            parts.append(self.node(codes + (depth - 1) * self.config.level_size) + self.depth[depth])
+        return F.dropout(torch.cat(parts, 1), self.config.dropout, self.training)
+
+    def forward(self, history: Tensor, nodes: Sequence[Tensor], mask: Tensor) -> Tensor:
+        """(B, n, V) logits, one row a node: the scores of the next level's codes.
+
+        history (B, T, L) int64, right-aligned; nodes: L-1 tensors (B, n_d) int64; mask (B, S, S) from `attention_mask`.
+        """
+        return self.project(self.states(history, nodes, mask), [codes.shape[1] for codes in nodes])
+
+    def states(self, history: Tensor, nodes: Sequence[Tensor], mask: Tensor) -> Tensor:
+        """(B, n, d) the nodes' last hidden states; the last block computes no others."""
+        x = self.embed(history, nodes)
+        start = 1 + history.shape[1]
+        mask = mask[:, None]
+        for block in self.blocks[:-1]:
+            x = block(x, mask)
+        out: Tensor = self.norm(self.blocks[-1](x, mask[:, :, start:], start))
+        return out
+
+    def project(self, states: Tensor, counts: Sequence[int]) -> Tensor:
+        """(B, n, V) logits of states (B, n, d) with one root and then `counts` nodes at depths 1..L-1."""
+        rows = torch.split(states, [1, *counts], 1)
+        return torch.cat([part @ self.logits[depth].T for depth, part in enumerate(rows)], 1)
+
+    def bonus(
+        self, features: Tensor, candidates: Tensor | None, history: Tensor, lengths: Tensor | None, states: Tensor
+    ) -> Tensor:
+        """(B, K) what is added to the path log-likelihood: the features' prior and, where the model has one, the head.
+
+        features (B, K, F); candidates (B, K, L) int64; history (B, T, L); lengths (B,), None if nothing is padded;
+        states (B, n, d).
+        """
+        prior: Tensor = self.prior(features)
+        if self.head is None or candidates is None:
+            return prior
+        width = history.shape[1]
+        items = self.item(history) + self.position[self.config.max_history - width :]
+        context = torch.cat([self.begin.expand(history.shape[0], 1, -1), items], 1)
+        mask = None if lengths is None else torch.where(_present(lengths, width), 0.0, MASKED)[:, None, :]
+        rate = self.config.dropout
+        vectors = F.dropout(self.item(candidates), rate, self.training)
+        out: Tensor = prior + self.head(vectors, F.dropout(context, rate, self.training), mask, states[:, :1])
+        return out
