@@ -1,0 +1,120 @@
+"""The stage `export`: the student as a serving bundle, refused unless it ranks as the student does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gr2.artifact import Artifact, open_stage
+from gr2.bundle import FeatureSpec, ModelSpec, write_bundle
+from gr2.data.candidates import CandidateLists
+from gr2.data.dataset import Dataset
+from gr2.errors import BundleError
+from gr2.export.onnx import OPSET, export_graph, graph_names
+from gr2.export.parity import Parity, measure_parity
+from gr2.features import SCORE_FEATURES
+from gr2.models.student import Student
+from gr2.training.distill import load_student
+from gr2.version import __version__
+
+__all__ = ["INPUTS", "ExportConfig", "run"]
+
+INPUTS = ("prepare", "prerank", "tokenize", "distill")
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """`requests` test lists are scored by the student and by the graph; scores may differ by `tolerance` at most."""
+
+    requests: int = 1000
+    tolerance: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.requests < 1:
+            raise ValueError(f"requests must be at least 1, got {self.requests}")
+        if self.tolerance <= 0:
+            raise ValueError(f"tolerance must be positive, got {self.tolerance}")
+
+
+def run(config: ExportConfig, inputs: Mapping[str, Artifact], out: Path, seed: int) -> Artifact:
+    """Write the bundle; the artefact's folder is the bundle's. Raises BundleError if the graph is not the student."""
+    parents = {name: inputs[name].digest for name in INPUTS}
+    with open_stage(out, "export", config, parents, seed) as work:
+        student = load_student(inputs["distill"])
+        dataset = Dataset.load(inputs["prepare"].path)
+        graph = work.checkpoints / "model.onnx"
+        export_graph(student, graph)
+        parity = measure_parity(
+            student,
+            graph,
+            dataset,
+            np.load(inputs["tokenize"].file("codes.npy"), allow_pickle=False),
+            _requests(CandidateLists.load(inputs["prerank"].file("test.parquet")), config.requests, seed),
+            tolerance=config.tolerance,
+        )
+        _check(parity, config.tolerance)
+        quality = {
+            name: inputs["distill"].metrics[name]
+            for name in ("incoming", "student")
+            if name in inputs["distill"].metrics
+        }
+        bundle = write_bundle(
+            work.checkpoints / "bundle",
+            graph=graph,
+            codebook=inputs["tokenize"].file("codebook.bin"),
+            catalog=dataset.catalog,
+            model=model_spec(student),
+            features=feature_spec(student),
+            parity=asdict(parity),
+            quality={"validation": quality},
+            created_by={"gr2": __version__, "parents": parents, "distill": inputs["distill"].config, "seed": seed},
+        )
+        for path in sorted(bundle.path.iterdir()):
+            path.replace(work.path / path.name)
+        work.metrics.update(version=bundle.version, parity=asdict(parity), **_sizes(work.path))
+    return Artifact.load(out, "export")
+
+
+def model_spec(student: Student) -> ModelSpec:
+    """What the manifest says of the model."""
+    config = student.config
+    inputs, outputs = graph_names(student)
+    return ModelSpec(
+        levels=config.levels,
+        level_size=config.level_size,
+        max_history=config.max_history,
+        dim=config.dim,
+        layers=config.layers,
+        onnx_opset=OPSET,
+        inputs=inputs,
+        outputs=outputs,
+    )
+
+
+def feature_spec(student: Student) -> FeatureSpec:
+    """The dense features beyond what the scores say of a candidate; lists do not name theirs."""
+    width = student.config.features - len(SCORE_FEATURES)
+    return FeatureSpec(width, tuple(f"feature_{column}" for column in range(width)))
+
+
+def _requests(lists: CandidateLists, count: int, seed: int) -> CandidateLists:
+    """A seeded sample of the lists that have candidates."""
+    usable = np.flatnonzero((lists.candidates >= 0).any(1))
+    drawn = np.random.default_rng(seed & 0xFFFF_FFFF).permutation(usable)[:count]
+    return lists.take(np.sort(drawn))
+
+
+def _check(parity: Parity, tolerance: float) -> None:
+    if not parity.max_abs_difference <= tolerance or parity.broken_order:
+        raise BundleError(
+            f"the ONNX graph does not rank as the student: on {parity.requests} requests scores differ by up to "
+            f"{parity.max_abs_difference:.2g} (tolerance {tolerance:g}), and {parity.broken_order:.2%} of orders differ"
+        )
+
+
+def _sizes(folder: Path) -> dict[str, Any]:
+    return {"graph_bytes": (folder / "model.onnx").stat().st_size}
