@@ -59,7 +59,7 @@ def make_shop(rng: np.random.Generator, items: int) -> Shop:
     tier = rng.choice(len(TIERS), brands, p=[0.25, 0.4, 0.25, 0.1])[brand]
     popularity = _zipf(rng, items, 0.6)
     launch = np.where(rng.permutation(items) < 0.6 * items, 0.0, np.floor(rng.random(items) * LAUNCHES_END))
-    complements = _complements(rng, category, brand, line, popularity)
+    complements = _complements(rng, category, brand, line)
     return Shop(category, brand, line, tier, popularity, launch, complements)
 
 
@@ -106,7 +106,6 @@ def _complements(
     category: NDArray[np.int64],
     brand: NDArray[np.int64],
     line: NDArray[np.int64],
-    popularity: NDArray[np.float64],
 ) -> NDArray[np.int64]:
     count, lines = len(category), int(line.max()) + 1
     index = {kind.name: number for number, kind in enumerate(CATEGORIES)}
@@ -114,7 +113,6 @@ def _complements(
     key = category * lines + line
     order = np.argsort(key, kind="stable")
     keys = key[order]
-    by_popularity = np.cumsum(popularity[order])
     result = np.empty((count, COMPLEMENTS), np.int64)
     for slot in range(COMPLEMENTS):
         target = then[category, slot] * lines
@@ -128,9 +126,7 @@ def _complements(
         for low, high in ranges:
             start, stop = np.searchsorted(keys, low), np.searchsorted(keys, high)
             first, last = np.where(stop > start, start, first), np.where(stop > start, stop, last)
-        floor = np.where(first > 0, by_popularity[first - 1], 0.0)
-        point = floor + rng.random(count) * (by_popularity[last - 1] - floor)
-        result[:, slot] = order[np.clip(np.searchsorted(by_popularity, point), first, last - 1)]
+        result[:, slot] = order[first + np.floor(rng.random(count) * (last - first)).astype(np.int64)]
     return result
 
 
