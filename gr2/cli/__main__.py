@@ -1,0 +1,5 @@
+"""`python -m gr2.cli`: the same as `gr2`."""
+
+from gr2.cli.app import main
+
+main()

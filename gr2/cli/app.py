@@ -1,0 +1,59 @@
+"""The root of the command line: the command groups, `--version`, and what an error looks like."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from gr2.cli import data, demo, rerank, serve, stages
+from gr2.errors import Gr2Error
+from gr2.version import __version__
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+demo.register(app)
+stages.register(app)
+serve.register(app)
+rerank.register(app)
+app.add_typer(data.app, name="data")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"gr2 {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Turn interaction logs into a small, fast re-ranker and serve it over gRPC.
+
+    See the whole path on a synthetic shop, in a few minutes:
+
+        gr2 demo
+
+    On your own logs:
+
+        gr2 run shop.toml                       every stage that is not up to date
+        gr2 run shop.toml --from distill        only that stage and what follows
+        gr2 serve --bundle runs/shop/export     gRPC; needs no torch
+        gr2 rerank request.json --address 127.0.0.1:50051
+    """
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0, 2 for an error that gr2 explains in one line, 130 for Ctrl-C."""
+    try:
+        app(prog_name="gr2")
+    except Gr2Error as error:
+        sys.stderr.write(f"gr2: error: {error}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,78 @@
+"""`gr2 run` and one command a stage."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gr2.pipeline import STAGES, Plan, execute, load_plan, show, summarize
+
+__all__ = ["register", "run_plan"]
+
+ABOUT = {
+    "prepare": "Read items and interactions, keep the k-core, and order every user's events.",
+    "prerank": "Train the pre-ranker, or import another's lists, and write the candidate lists.",
+    "tokenize": "Learn the items' semantic IDs from their text.",
+    "distill": "Train the student that re-orders a slate.",
+    "export": "Write the serving bundle, and check that it answers as the student does.",
+    "evaluate": "Re-rank the test lists with the exported bundle and compare with the incoming order.",
+}
+Config = Annotated[
+    Path, typer.Argument(metavar="CONFIG.toml", help="One table a stage, and \\[run] with `out` and `seed`.")
+]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override one key; may be repeated.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Run even what is up to date, and from the start.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add `run` and the stages to the application."""
+    app.command("run", rich_help_panel="Train")(run)
+    for name in STAGES:
+        _register_stage(app, name)
+
+
+def run(
+    config: Config,
+    first: Annotated[str | None, typer.Option("--from", metavar="STAGE", help="Start at this stage.")] = None,
+    only: Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Only this stage; may be repeated.")] = None,
+    force: Force = False,
+    overrides: Set = None,
+) -> None:
+    """Run every stage that is not up to date: prepare, prerank, tokenize, distill, export, evaluate.
+
+    A run that was killed goes on where it was. Paths in the file are relative to the current directory.
+
+        gr2 run configs/beauty.toml
+        gr2 run configs/beauty.toml --set distill.epochs=3 --set run.out=runs/short
+        gr2 run configs/beauty.toml --from export --force
+    """
+    run_plan(load_plan(config, overrides=overrides or (), first=first, only=only or ()), force=force)
+
+
+def run_plan(plan: Plan, *, force: bool = False) -> None:
+    """Execute a plan, print what became of it on stdout, and write its `summary.json`."""
+    try:
+        outcomes = execute(plan, force=force, say=_say)
+    except KeyboardInterrupt:
+        _say(f"interrupted: what was done is kept in {plan.out}; the same command goes on from there")
+        raise typer.Exit(130) from None
+    path = summarize(plan, outcomes)
+    show(outcomes)
+    _say(f"summary: {path}")
+
+
+def _register_stage(app: typer.Typer, name: str) -> None:
+    def command(config: Config, force: Force = False, overrides: Set = None) -> None:
+        run_plan(load_plan(config, overrides=overrides or (), only=[name]), force=force)
+
+    command.__doc__ = f"{ABOUT[name]}\n\n    gr2 {name} configs/beauty.toml"
+    app.command(name, rich_help_panel="One stage alone")(command)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
