@@ -24,13 +24,14 @@ from gr2.artifact import Artifact, file_digest, open_stage, write_atomic
 from gr2.data.candidates import CandidateLists, import_lists
 from gr2.data.dataset import Dataset
 from gr2.models.preranker import PreRanker
-from gr2.training.retrieval import catalogue_metrics, target_ranks, top_candidates
+from gr2.training.retrieval import NOT_RANKED, catalogue_metrics, target_ranks, top_candidates
 from gr2.training.sasrec import Fitted, Recipe, fit
 
 __all__ = ["INPUTS", "PrerankConfig", "fold_of_users", "run", "sources"]
 
 INPUTS = ("prepare",)
 FULL = 0
+ARRAYS = [column.name for column in fields(CandidateLists) if column.name != "features"]
 # Users whose validation targets decide when to stop; a larger sample would not decide better, only later.
 VALIDATION_USERS = 10_000
 
@@ -182,12 +183,9 @@ def _cross_fit(
             {"users": len(own), "loss": fitted.loss, "train_seconds": fitted.seconds}
             | _catalogue(fitted.model, dataset, own)
         )
-    columns = [np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS]
+    columns = [np.concatenate([getattr(part, name) for part in parts]) for name in ARRAYS]
     joined = CandidateLists(*columns)
     return joined.take(np.lexsort((joined.position, joined.user))), metrics
-
-
-_ARRAYS = [column.name for column in fields(CandidateLists) if column.name != "features"]
 
 
 def _catalogue(model: PreRanker, dataset: Dataset, users: NDArray[np.int64]) -> dict[str, dict[str, float]]:
@@ -200,9 +198,9 @@ def _catalogue(model: PreRanker, dataset: Dataset, users: NDArray[np.int64]) -> 
 
 
 def _list_metrics(lists: CandidateLists) -> dict[str, float]:
-    """The number of lists, the share that hold their target, and R@1, R@10, N@10 of the incoming order."""
+    """The number of lists, the share that hold their target, and the metrics of the incoming order."""
     label = lists.label()
-    found = catalogue_metrics(np.where(label < 0, np.iinfo(np.int64).max, label + 1))
+    found = catalogue_metrics(np.where(label < 0, NOT_RANKED, label + 1))
     return {"lists": len(lists), "with_target": float((label >= 0).mean()) if len(lists) else 0.0, **found}
 
 

@@ -215,6 +215,17 @@ def test_training_interrupted_in_an_epoch_ends_in_the_same_weights(dataset: Data
         torch.testing.assert_close(resumed.model.state_dict()[name], value, rtol=0, atol=0)
 
 
+def test_a_finished_model_is_not_trained_again(dataset: Dataset, tmp_path: Path) -> None:
+    def refuse(model: PreRanker) -> float:
+        raise AssertionError("trained again")
+
+    users, checkpoint = np.arange(USERS), tmp_path / "one.pt"
+    once = fit(dataset, users, RECIPE, seed=(1,), checkpoint=checkpoint, description="one")
+    again = fit(dataset, users, RECIPE, seed=(1,), checkpoint=checkpoint, description="one", validate=refuse)
+    torch.testing.assert_close(again.model.item.weight, once.model.item.weight, rtol=0, atol=0)
+    assert (again.epochs, again.loss, again.seconds) == (once.epochs, once.loss, once.seconds)
+
+
 def test_training_leaves_the_callers_random_state_alone(dataset: Dataset, tmp_path: Path) -> None:
     torch.manual_seed(11)
     expected = torch.rand(3)
