@@ -147,11 +147,15 @@ def _default_model() -> Path:
 
 def _load(folder: Path, device: str) -> SentenceTransformer:
     try:
+        from safetensors import SafetensorError
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise MissingExtraError("embedding item texts", "train", error) from error
-    with _quiet_loading():
-        return SentenceTransformer(str(folder), device=device, local_files_only=True)
+    try:
+        with _quiet_loading():
+            return SentenceTransformer(str(folder), device=device, local_files_only=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ConfigError(f"{folder}: the embedding model cannot be loaded on device {device!r}: {error}") from error
 
 
 @contextlib.contextmanager

