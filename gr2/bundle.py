@@ -47,10 +47,14 @@ PROSE = ("parity", "quality", "created_by")
 T = TypeVar("T")
 
 
-def graph_inputs(levels: int) -> dict[str, tuple[str, int]]:
-    """Name to (element type, rank) of the model graph's inputs, in order."""
+def graph_inputs(levels: int, *, head: bool = False) -> dict[str, tuple[str, int]]:
+    """Name to (element type, rank) of the model graph's inputs, in order.
+
+    A model whose prior has a candidate-scoring head takes the candidates' codes too, 0 for unknown items.
+    """
     nodes = {f"nodes_{depth}": ("int64", 1) for depth in range(1, levels)}
-    return {"history": ("int64", 2), **nodes, "mask": ("float32", 2), "features": ("float32", 2)}
+    inputs = {"history": ("int64", 2), **nodes, "mask": ("float32", 2), "features": ("float32", 2)}
+    return {**inputs, "candidates": ("int64", 2)} if head else inputs
 
 
 def graph_outputs() -> dict[str, tuple[str, int]]:
@@ -60,7 +64,10 @@ def graph_outputs() -> dict[str, tuple[str, int]]:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What the engine must know of `model.onnx`. `max_history` is how many items the model attends to."""
+    """What the engine must know of `model.onnx`.
+
+    `max_history` is how many items the model attends to. `inputs` are `graph_inputs`, without a head where not given.
+    """
 
     levels: int
     level_size: int
@@ -74,6 +81,11 @@ class ModelSpec:
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = tuple(graph_outputs())
 
+    @property
+    def head(self) -> bool:
+        """Whether the graph takes the candidates' codes."""
+        return "candidates" in self.inputs
+
     def __post_init__(self) -> None:
         for name in ("levels", "level_size", "max_history", "dim", "layers", "onnx_opset"):
             if getattr(self, name) < 1:
@@ -81,7 +93,7 @@ class ModelSpec:
         names = tuple(graph_inputs(self.levels))
         if not self.inputs:
             object.__setattr__(self, "inputs", names)
-        if self.inputs != names:
+        if self.inputs not in (names, tuple(graph_inputs(self.levels, head=True))):
             raise ValueError(f"inputs must be {', '.join(names)}, got {', '.join(self.inputs)}")
         if self.outputs != tuple(graph_outputs()):
             raise ValueError(f"outputs must be {', '.join(graph_outputs())}, got {', '.join(self.outputs)}")

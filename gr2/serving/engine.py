@@ -22,6 +22,10 @@ from gr2.serving.request import RequestRules, Slate, float_array, split_ids
 
 __all__ = ["Answer", "Engine"]
 
+# A request with more trie nodes gives its memory back once it is done. 1,024 candidates take 450 ms that way and leave
+# 150 MB resident; keeping the memory takes 260 ms and 300 MB for good, and an allocator that keeps none takes 660 ms.
+LARGE = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -52,6 +56,8 @@ class Engine:
         self._codebook = self.bundle.codebook()
         self._session = _open_session(self.bundle, threads)
         self._outputs = list(graph_outputs())
+        self._shrinking = ort.RunOptions()
+        self._shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self._warm_up()
 
     @property
@@ -113,9 +119,10 @@ class Engine:
         if dense is None and self._features.width:
             dense = np.zeros((len(known), self._features.width), dtype=np.float32)
         used = slate.scores if self._features.scores else None
-        feed = self._feed(past, trie, candidate_features(len(known), scores=used, dense=dense))
+        feed = self._feed(past, trie, candidate_features(len(known), scores=used, dense=dense), codes)
         built = perf_counter_ns()
-        logits, prior = self._session.run(self._outputs, feed)
+        large = trie.node_count > LARGE
+        logits, prior = self._session.run(self._outputs, feed, self._shrinking if large else None)
         modelled = perf_counter_ns()
         try:
             order, scores = trie.score(logits, prior, normalization=self._model.normalization)
@@ -134,22 +141,25 @@ class Engine:
             raise RequestError(field, f"item IDs must be valid Unicode: {error}") from error
 
     def _feed(
-        self, past: NDArray[np.uint16], trie: CandidateTrie, features: NDArray[np.float32]
+        self, past: NDArray[np.uint16], trie: CandidateTrie, features: NDArray[np.float32], codes: NDArray[np.uint16]
     ) -> dict[str, NDArray[Any]]:
-        nodes = {f"nodes_{depth}": trie.nodes(depth) for depth in range(1, self._model.levels)}
-        return {"history": past.astype(np.int64), **nodes, "mask": trie.mask(), "features": features}
+        nodes: dict[str, NDArray[Any]] = {f"nodes_{depth}": trie.nodes(depth) for depth in range(1, self._model.levels)}
+        feed = {"history": past.astype(np.int64), **nodes, "mask": trie.mask(), "features": features}
+        if self._model.head:
+            feed["candidates"] = codes.astype(np.int64)
+        return feed
 
     def _warm_up(self) -> None:
         """Run the shortest and a long history, so that a graph that breaks the contract is refused before it serves."""
         model = self._model
         for events, count in ((0, 1), (model.max_history, 8)):
             past = np.zeros((events, model.levels), dtype=np.uint16)
-            codes = np.tile(np.arange(count, dtype=np.uint16) % model.level_size, (model.levels, 1)).T
-            trie = CandidateTrie(np.ascontiguousarray(codes), np.ones(count, dtype=np.bool_), model.level_size)
+            codes = np.repeat(np.arange(count) % model.level_size, model.levels).reshape(count, -1).astype(np.uint16)
+            trie = CandidateTrie(codes, np.ones(count, dtype=np.bool_), model.level_size)
             width = self._features.width
             dense = np.zeros((count, width), dtype=np.float32) if width else None
             scores = -np.arange(count, dtype=np.float32)
-            feed = self._feed(past, trie, candidate_features(count, scores=scores, dense=dense))
+            feed = self._feed(past, trie, candidate_features(count, scores=scores, dense=dense), codes)
             where = f"{self.bundle.graph}: warm-up with {events} history items and {count} candidates"
             try:
                 logits, prior = self._session.run(self._outputs, feed)
@@ -165,7 +175,6 @@ def _open_session(bundle: Bundle, threads: int) -> ort.InferenceSession:
     options.log_severity_level = 3
     # Shapes differ from request to request: memory planned for one is of no use to the next, and is never freed.
     options.enable_mem_pattern = False
-    options.enable_cpu_mem_arena = False
     for pool in ("intra", "inter"):
         options.add_session_config_entry(f"session.{pool}_op.allow_spinning", "0")
     try:
@@ -174,12 +183,13 @@ def _open_session(bundle: Bundle, threads: int) -> ort.InferenceSession:
         raise BundleError(f"{bundle.graph}: onnxruntime cannot load it: {error}") from error
     manifest = bundle.manifest
     wrong = [
-        *_mismatches(session.get_inputs(), graph_inputs(manifest.model.levels)),
+        *_mismatches(session.get_inputs(), graph_inputs(manifest.model.levels, head=manifest.model.head)),
         *_mismatches(session.get_outputs(), graph_outputs()),
     ]
     widths = {item.name: item.shape[-1] for item in [*session.get_inputs(), *session.get_outputs()] if item.shape}
     expected = {
         "history": manifest.model.levels,
+        "candidates": manifest.model.levels,
         "features": manifest.features.columns,
         "logits": manifest.model.level_size,
     }
