@@ -97,11 +97,11 @@ void Codebook::check_slots(const std::string& path) const {
   std::uint32_t largest = 0;
   for (std::uint64_t i = 0; i < header.slot_count; ++i) {
     const std::byte* entry = slot(i);
-    if (load64(entry) == header.empty_key) continue;
-    ++count;
     for (std::uint32_t level = 0; level < header.levels; ++level) {
       largest = std::max<std::uint32_t>(largest, load16(entry + offset + 2 * level));
     }
+    if (load64(entry) == header.empty_key) continue;
+    ++count;
     if (header.key_type == kStringKeys) {
       const std::uint64_t start = load64(entry + 8);
       const bool inside = header.pool_bytes >= 4 && start <= header.pool_bytes - 4 &&
