@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -17,3 +18,63 @@ def shared_data() -> Path:
     if not (folder / "beauty" / "interactions.parquet").is_file():
         pytest.skip(f"real data not found: {folder} (set GR2_DATA to the folder that holds beauty/ and games18/)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A configuration file for every stage over a tiny synthetic shop; each test sets its own `run.out`.
+
+    Items have given vectors, so that no text encoder is loaded.
+    """
+    from gr2.catalog import Catalog
+    from gr2.data.synthetic import write_synthetic
+
+    folder = tmp_path_factory.mktemp("shop")
+    items, interactions = write_synthetic(folder, users=150, items=60, seed=1)
+    ids = Catalog.load(items).ids
+    vectors = np.random.default_rng(0).normal(size=(len(ids), 8)).astype(np.float32)
+    np.savez(folder / "vectors.npz", item_id=np.array(ids), vector=vectors)
+    config = folder / "shop.toml"
+    config.write_text(
+        f"""
+[prepare]
+items = "{items}"
+interactions = "{interactions}"
+core = 2
+[prerank]
+dim = 16
+layers = 1
+epochs = 2
+folds = 2
+list_size = 20
+batch = 32
+[tokenize]
+vectors = "{folder / "vectors.npz"}"
+levels = 3
+level_size = 8
+[distill]
+dim = 16
+layers = 1
+candidates = 10
+pretrain_epochs = 1
+epochs = 2
+batch_lists = 16
+batch_positions = 32
+checkpoint_seconds = 0.0
+[export]
+requests = 30
+[evaluate]
+resamples = 500
+"""
+    )
+    return config
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_shop: Path) -> Path:
+    """The folder of a finished run over the tiny shop."""
+    from gr2.pipeline import execute, load_plan
+
+    out = tiny_shop.parent / "run"
+    execute(load_plan(tiny_shop, overrides=[f"run.out={out}"]))
+    return out
