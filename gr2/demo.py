@@ -32,7 +32,9 @@ USERS, ITEMS, SEED = 2_000, 300, 0
 STOP_SECONDS = 15
 
 
-def run_demo(out: Path, *, users: int = USERS, items: int = ITEMS, overrides: Sequence[str] = ()) -> None:
+def run_demo(
+    out: Path, *, users: int = USERS, items: int = ITEMS, seed: int = SEED, overrides: Sequence[str] = ()
+) -> None:
     """Run the demo with everything it writes below `out`; tables go to stdout, progress to stderr.
 
     Raises Gr2Error if a stage, the server or the request fails. The server is stopped in any case.
@@ -41,7 +43,7 @@ def run_demo(out: Path, *, users: int = USERS, items: int = ITEMS, overrides: Se
     console = Console()
     console.print(f"[bold]A synthetic shop[/]: {users:,} users, {items:,} items; everything goes to {out}")
     data = out / "data"
-    write_synthetic(data, users=users, items=items, seed=SEED)
+    write_synthetic(data, users=users, items=items, seed=seed)
     paths = [
         f"{key}={json.dumps(str(path))}"
         for key, path in (

@@ -58,8 +58,8 @@ layers = 1
 candidates = 10
 pretrain_epochs = 1
 epochs = 2
-batch_lists = 16
-batch_positions = 32
+batch_lists = 64
+batch_positions = 128
 checkpoint_seconds = 0.0
 [export]
 requests = 30
