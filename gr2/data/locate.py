@@ -67,7 +67,7 @@ def json_error(path: Path, expected: Mapping[str, Sequence[type]], cause: Except
                 value = record.get(name)
                 if value is not None and type(value) not in kinds:
                     wanted = " or ".join(kind.__name__ for kind in kinds)
-                    message = f"expected {wanted} as in the rows before, found {type(value).__name__}: {value!r:.60}"
+                    message = f"expected {wanted}, found {type(value).__name__}: {value!r:.60}"
                     return DataError(message, path=path, row=row, column=name)
     except DataError as error:
         return error

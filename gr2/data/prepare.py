@@ -32,7 +32,8 @@ class PrepareConfig:
     """Settings of the stage.
 
     Attributes:
-        interactions: the interactions file (Parquet, CSV, TSV or JSON Lines).
+        interactions: the interactions file (Parquet, CSV, TSV or JSON Lines). A user's events are ordered by
+            `timestamp` where all of them have one, and by `position` otherwise.
         items: the items file; without it the catalogue is the IDs that the interactions name.
         core: keep the largest set in which every user and every item has this many events; 0 keeps every item, even
             one without events, and 1 every item with an event.
@@ -97,8 +98,8 @@ def prepare(config: PrepareConfig, *, seed: int) -> tuple[Dataset, dict[str, Any
         raise DataError(message, path=config.interactions)
     order = order[keep[order]]
 
-    kept_users = np.unique(users[order])
-    kept_items = np.unique(items[order]) if config.core else np.arange(before["items"])
+    kept_users = np.flatnonzero(np.bincount(users[order]))
+    kept_items = np.flatnonzero(np.bincount(items[order])) if config.core else np.arange(before["items"])
     user_ids = log.users.values.take(pa.array(kept_users)).to_pylist()
     by_user = hashed_order(user_ids, seed)
     item_ids = table.ids.values.take(pa.array(table.ids.codes[kept_items])).to_pylist()

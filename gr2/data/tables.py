@@ -64,21 +64,20 @@ def read_csv(
     present = _header(path, delimiter) if header is None else list(header)
     _require(path, present, required)
     chosen = [name for name in dict.fromkeys((*required, *text, *numeric)) if name in present]
-    options = pacsv.ConvertOptions(
-        column_types={name: pa.string() for name in chosen if name not in numeric},
-        include_columns=chosen,
-        null_values=[""],
-    )
-    try:
-        with pa.input_stream(path) as stream:
-            table = pacsv.read_csv(
-                stream,
-                read_options=pacsv.ReadOptions(block_size=BLOCK_BYTES, column_names=header),
-                parse_options=pacsv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-                convert_options=options,
-            )
-    except (OSError, pa.ArrowException) as error:
-        raise csv_error(path, delimiter, error, header) from error
+    reading = pacsv.ReadOptions(block_size=BLOCK_BYTES, column_names=header)
+    parsing = pacsv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+    # Number types are guessed from the first block; where a later one does not fit, the columns are read as text.
+    for guessed in (numeric, ()):
+        kinds = {name: pa.string() for name in chosen if name not in guessed}
+        converting = pacsv.ConvertOptions(column_types=kinds, include_columns=chosen, null_values=[""])
+        try:
+            with pa.input_stream(path) as stream:
+                table = pacsv.read_csv(stream, reading, parsing, converting)
+            break
+        except (OSError, pa.ArrowException) as error:
+            cause = error
+    else:
+        raise csv_error(path, delimiter, cause, header) from cause
     return _filled(TableFile(path, table, typed=False))
 
 
@@ -90,6 +89,8 @@ def _filled(file: TableFile) -> TableFile:
 
 def _require(path: Path, present: Sequence[str], required: Sequence[str]) -> None:
     for name in required:
+        if present.count(name) > 1:
+            raise DataError("appears more than once in the header", path=path, column=name)
         if name not in present:
             others = [other for other in present if other not in required]
             near = difflib.get_close_matches(name, others, n=1, cutoff=0.4)
@@ -142,7 +143,8 @@ def _read_json(path: Path, wanted: Mapping[str, None], required: Sequence[str], 
         if name in numeric and kind is not str:
             schema[name], expected[name] = pa.float64(), (int, float)
         else:
-            schema[name], expected[name] = types.get(kind, pa.string()), (kind if kind in types else str,)
+            known = kind in types and not (kind is list and name in required)
+            schema[name], expected[name] = (types[kind], (kind,)) if known else (pa.string(), (str,))
     options = pajson.ParseOptions(explicit_schema=pa.schema(list(schema.items())), unexpected_field_behavior="ignore")
     try:
         with pa.input_stream(path) as stream:

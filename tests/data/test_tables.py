@@ -61,6 +61,7 @@ def test_every_format_gives_the_same_columns(tmp_path: Path, name: str) -> None:
         ("t.csv", b"user_id,item_id\nu,i\nv,j,k\n", "row 2: has 3 values, the header has 2"),
         ("t.csv", b"user_id,item_id\nu,i\nv,\xff\n", "row 2, column 'item_id': is not valid UTF-8"),
         ("t.csv", "user_id,item_id\nu,i\n".encode("utf-16"), "cannot be read as UTF-8 CSV"),
+        ("t.csv", b"user_id,item_id,user_id\nu,i,v\n", "column 'user_id': appears more than once"),
         ("t.csv.gz", b"", "is empty"),
         ("t.jsonl", b"", "has no rows"),
         ("t.jsonl", b"\n\n", "has no rows"),
@@ -69,6 +70,7 @@ def test_every_format_gives_the_same_columns(tmp_path: Path, name: str) -> None:
         ("t.jsonl", b'[{"user_id": "u", "item_id": "i"}]\n', "row 1: expected one JSON object a line, found list"),
         ("t.jsonl", b'{"user_id": "u", "item_id": "i"}\n{"user_id": 3}\n', "row 2, column 'user_id': expected str"),
         ("t.jsonl", b'{"user_id": 1, "item_id": 2}\n{"user_id": "x"}\n', "row 2, column 'user_id': expected int"),
+        ("t.jsonl", b'{"user_id": "u", "item_id": ["i"]}\n', "row 1, column 'item_id': expected str, found list"),
         ("t.jsonl", b'{"user_id": 1.5, "item_id": 2}\n', "row 1, column 'user_id'"),
         ("t.jsonl", b'{"user_id": "\xff", "item_id": 2}\n', "row 1: is not valid UTF-8"),
         ("t.xlsx", b"PK", "cannot tell the format from the name"),
@@ -104,6 +106,18 @@ def test_quoted_values_may_hold_delimiters_and_newlines(tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv", '\ufeffuser_id,item_id\n"u,1","i\n2"\n')
     assert read(path).ids("user_id").values.to_pylist() == ["u,1"]
     assert read(path).ids("item_id").values.to_pylist() == ["i\n2"]
+
+
+def test_numbers_of_a_long_csv_file_may_change_their_spelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gr2.data.tables.BLOCK_BYTES", 100)
+    head = "user_id,item_id,timestamp\n"
+    for first, then in (("7", "7.5"), ("", "9"), ("1.5", "")):
+        path = write(tmp_path / "t.csv", head + f"u,i,{first}\n" * 50 + f"u,i,{then}\n")
+        expected = [float(first or "nan")] * 50 + [float(then or "nan")]
+        np.testing.assert_array_equal(read(path).numbers("timestamp"), expected)
+    path = write(tmp_path / "t.csv", head + "u,i,7\n" * 50 + "u,i,soon\n")
+    with pytest.raises(DataError, match="row 51, column 'timestamp': must be a number, got 'soon'"):
+        read(path).numbers("timestamp")
 
 
 def parquet(tmp_path: Path, column: pa.Array) -> TableFile:
