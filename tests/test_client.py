@@ -119,9 +119,11 @@ def test_oversized_request_is_a_request_error(client: Client) -> None:
         client.rerank([], range(10**6), timeout=10)  # type: ignore[arg-type]
 
 
-def test_missed_deadline_names_it(client: Client) -> None:
-    with pytest.raises(Gr2Error, match=r"no answer within 1e-06 s"):
-        client.rerank([], KNOWN, timeout=1e-6)
+def test_missed_deadline_names_it() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        client = Client(f"127.0.0.1:{silent.getsockname()[1]}")
+        with client, pytest.raises(Gr2Error, match=r"no answer within 0\.1 s"):
+            client.rerank([], KNOWN, timeout=0.1)
 
 
 def test_absent_server_is_named() -> None:

@@ -112,17 +112,21 @@ class Server:
         self._await_pause(min(LONGEST_WAIT, grace / 4))
         stopped = self._server.stop(max(0.0, grace - (time.monotonic() - start)))
         while not stopped.wait(PAUSE):
-            if self._pool.pending == 0 and self._servicer.active == 0:
+            if self._idle:
                 self._server.stop(None)
         self._pool.shutdown()
 
     def _await_pause(self, limit: float) -> None:
-        """Return once no call has arrived for PAUSE seconds, or after `limit` seconds."""
+        """Return once no call has arrived for PAUSE seconds and none is at work, or after `limit` seconds."""
         end = time.monotonic() + limit
         taken = -1
-        while taken != self._pool.taken and time.monotonic() < end:
+        while (taken != self._pool.taken or not self._idle) and time.monotonic() < end:
             taken = self._pool.taken
             time.sleep(min(PAUSE, limit))
+
+    @property
+    def _idle(self) -> bool:
+        return self._pool.pending == 0 and self._servicer.active == 0
 
     def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for name in SERVED:

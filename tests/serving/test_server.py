@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from gr2.client import Client
 from gr2.errors import BundleError, Gr2Error, OverloadError
 from gr2.serving.server import Server
+from gr2.serving.servicer import Servicer
 from gr2.v1 import reranker_pb2, reranker_pb2_grpc
 
 MakeBundle = Callable[..., Path]
@@ -167,15 +168,31 @@ def test_work_beyond_the_queue_is_refused(make_bundle: MakeBundle) -> None:
     assert set(results) == {"answered", f"{server.address}: overloaded: Concurrent RPC limit exceeded!"}
 
 
-def test_request_whose_deadline_passed_is_dropped(make_bundle: MakeBundle) -> None:
-    server = Server(make_bundle(), port=0)
+def test_request_whose_deadline_passed_in_the_queue_costs_no_work(
+    make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worked: list[int] = []
+    free, answer = threading.Event(), Servicer.answer
+
+    def slow_answer(servicer: Servicer, data: bytes) -> bytes:
+        worked.append(len(reranker_pb2.RerankRequest.FromString(data).candidates.ints))
+        assert free.wait(30)
+        return answer(servicer, data)
+
+    monkeypatch.setattr(Servicer, "answer", slow_answer)
+    server = Server(make_bundle(), port=0, threads=1)
     server.start()
-    with Client(server.address) as client:
-        client.wait_ready()
-        with pytest.raises(Gr2Error, match="no answer within"):
-            client.rerank([], KNOWN, timeout=1e-6)
-        assert client.rerank([], KNOWN, timeout=10).items
+    with Client(server.address) as client, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(client.rerank, [], KNOWN[:2], timeout=30)
+        while not worked:
+            time.sleep(0.01)
+        with pytest.raises(Gr2Error, match=r"no answer within 0\.1 s"):
+            client.rerank([], KNOWN[:3], timeout=0.1)
+        free.set()
+        assert len(first.result().items) == 2
+        assert len(client.rerank([], KNOWN[:4], timeout=30).items) == 4
     server.stop(5)
+    assert worked == [2, 4]
 
 
 def test_port_in_use_is_a_clear_error(server: Server, make_bundle: MakeBundle) -> None:
@@ -204,12 +221,12 @@ def test_signal_ends_an_idle_server_with_code_0(process: Process, number: int) -
 
 
 def test_sigterm_answers_every_request_in_flight(process: Process) -> None:
-    with Client(process.address) as client, ThreadPoolExecutor(60) as pool:
-        client.wait_ready()
-        calls = [pool.submit(client.rerank, KNOWN[:20], KNOWN, timeout=20) for _ in range(60)]
-        next(as_completed(calls))
+    request = reranker_pb2.RerankRequest(candidates=reranker_pb2.ItemIds(ints=KNOWN))
+    with grpc.insecure_channel(process.address) as channel:
+        calls = [reranker_pb2_grpc.RerankerStub(channel).Rerank.future(request, timeout=20) for _ in range(60)]
+        calls[0].result()
         assert process.stop() == (0, "", "")
-        assert all(len(call.result().items) == len(KNOWN) for call in calls)
+        assert all(len(call.result().ranking) == len(KNOWN) for call in calls)
 
 
 def test_sigterm_under_steady_load_answers_or_refuses_every_request(process: Process) -> None:
