@@ -17,7 +17,9 @@ def item_ids(id_type: str, items: int) -> list[Any]:
     return [1000 + 7 * item if id_type == "int64" else f"artículo-{item:04d}" for item in range(items)]
 
 
-def write_graph(path: Path, *, levels: int, level_size: int, columns: int, dim: int = 16, scale: float = 1.0) -> None:
+def write_graph(
+    path: Path, *, levels: int, level_size: int, columns: int, dim: int = 16, scale: float = 1.0, head: bool = False
+) -> None:
     """A random model: history as a mean of item embeddings, each node as a mean over itself and its ancestors."""
     onnx = pytest.importorskip("onnx")
     helper, floats, ints = onnx.helper, onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
@@ -56,13 +58,21 @@ def write_graph(path: Path, *, levels: int, level_size: int, columns: int, dim: 
         node("Tanh", ["joined"], ["hidden"]),
         node("MatMul", ["hidden", "head"], ["logits"]),
         node("MatMul", ["features", "prior_weights"], ["prior_column"]),
-        node("Squeeze", ["prior_column", "axis_1"], ["prior"]),
     ]
+    if head:
+        constants["head_weights"] = rng.normal(scale=0.1, size=(levels, 1)).astype(np.float32)
+        nodes += [
+            node("Cast", ["candidates"], ["candidates_float"], to=floats),
+            node("MatMul", ["candidates_float", "head_weights"], ["head_column"]),
+            node("Add", ["prior_column", "head_column"], ["sum_column"]),
+        ]
+    nodes.append(node("Squeeze", ["sum_column" if head else "prior_column", "axis_1"], ["prior"]))
     inputs = {
         "history": (ints, ["T", levels]),
         **{f"nodes_{depth}": (ints, [f"n_{depth}"]) for depth in range(1, levels)},
         "mask": (floats, ["n", "n"]),
         "features": (floats, ["K", columns]),
+        **({"candidates": (ints, ["K", levels])} if head else {}),
     }
     outputs = {"logits": (floats, ["n", level_size]), "prior": (floats, ["K"])}
     graph = helper.make_graph(
@@ -80,7 +90,7 @@ def write_graph(path: Path, *, levels: int, level_size: int, columns: int, dim: 
 @pytest.fixture(scope="session")
 def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> MakeBundle:
     """Writes a bundle of `items` items and returns its folder; equal arguments give the same folder."""
-    from gr2.bundle import FeatureSpec, Limits, ModelSpec, write_bundle
+    from gr2.bundle import FeatureSpec, Limits, ModelSpec, graph_inputs, write_bundle
     from gr2.catalog import Catalog
     from gr2.decoding import write_codebook
 
@@ -97,8 +107,9 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> MakeBundle:
         max_candidates: int = 1024,
         scale: float = 1.0,
         normalization: str = "raw",
+        head: bool = False,
     ) -> Path:
-        key = (id_type, items, width, levels, level_size, max_history, max_candidates, scale, normalization)
+        key = (id_type, items, width, levels, level_size, max_history, max_candidates, scale, normalization, head)
         if key in made:
             return made[key]
         folder = tmp_path_factory.mktemp("bundle")
@@ -108,14 +119,22 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> MakeBundle:
         keys = np.array(ids, dtype=np.int64) if id_type == "int64" else ids
         write_codebook(str(folder / "codes.bin"), keys, codes, level_size)
         features = FeatureSpec(width, tuple(f"feature_{column}" for column in range(width)))
-        write_graph(folder / "graph.onnx", levels=levels, level_size=level_size, columns=features.columns, scale=scale)
+        write_graph(
+            folder / "graph.onnx",
+            levels=levels,
+            level_size=level_size,
+            columns=features.columns,
+            scale=scale,
+            head=head,
+        )
         blank: list[Any] = [None] * items
+        inputs = tuple(graph_inputs(levels, head=head))
         write_bundle(
             folder / "bundle",
             graph=folder / "graph.onnx",
             codebook=folder / "codes.bin",
             catalog=Catalog(ids, [f"Title {item}" for item in ids], blank, [[] for _ in ids], blank, blank),
-            model=ModelSpec(levels, level_size, max_history, 16, 1, 18, normalization=normalization),  # type: ignore[arg-type]
+            model=ModelSpec(levels, level_size, max_history, 16, 1, 18, normalization=normalization, inputs=inputs),  # type: ignore[arg-type]
             features=features,
             limits=Limits(max_candidates=max_candidates),
         )

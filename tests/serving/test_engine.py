@@ -56,6 +56,8 @@ def oracle(
         path = codes[row].astype(np.int64)
         nodes = {f"nodes_{depth}": path[depth - 1 : depth] for depth in range(1, length)}
         feed = {"history": past, **nodes, "mask": mask, "features": dense[row : row + 1]}
+        if model.head:
+            feed["candidates"] = path[None, :]
         logits, prior = session.run(["logits", "prior"], feed)
         wide = logits.astype(np.float64)
         log_softmax = wide - np.log(np.exp(wide).sum(axis=1, keepdims=True))
@@ -110,6 +112,14 @@ def test_other_depths_and_normalizations_of_a_bundle(make_bundle: MakeBundle) ->
     raw, local = Engine(make_bundle()), Engine(make_bundle(normalization="local"))
     assert raw.rerank([], KNOWN[:1]).items[0].score < 0
     assert local.rerank([], KNOWN[:1]).items[0].score == pytest.approx(0, abs=1e-6)
+
+
+def test_model_with_a_head_gets_the_candidates_codes(make_bundle: MakeBundle) -> None:
+    engine = Engine(make_bundle(head=True))
+    candidates = [*KNOWN[:20], *UNKNOWN]
+    ranking = engine.rerank(KNOWN[:5], candidates)
+    assert_ranks_as(ranking, candidates, oracle(engine.bundle, KNOWN[:5], candidates))
+    assert ranking.items != Engine(make_bundle()).rerank(KNOWN[:5], candidates).items
 
 
 def test_equal_scores_keep_the_incoming_order(engine: Engine) -> None:
