@@ -1,0 +1,158 @@
+"""Kill `gr2 run` inside every stage, go on each time, and compare with a run that nobody disturbed.
+
+`python -m benchmarks.kill_resume` prints one line of JSON: the stages that were killed with SIGKILL (each after its
+workspace, or its first checkpoint where it writes some, was on disk), Ctrl-C's exit code, whether all metrics of all
+stages are equal (wall times aside), and whether all files are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gr2.artifact import Artifact
+from gr2.catalog import Catalog
+from gr2.data.synthetic import write_synthetic
+from gr2.pipeline import STAGES
+
+__all__ = ["main", "run_all"]
+
+ROOT = Path(__file__).resolve().parents[1]
+CHECKPOINTED = ("prerank", "distill")
+ATTEMPTS = 10
+PATIENCE_SECONDS = 300.0
+CONFIG = """
+[prepare]
+items = "items.parquet"
+interactions = "interactions.parquet"
+core = 2
+[prerank]
+dim = 16
+layers = 1
+epochs = 4
+folds = 2
+list_size = 20
+batch = 16
+[tokenize]
+vectors = "vectors.npz"
+levels = 3
+level_size = 8
+[distill]
+dim = 16
+layers = 1
+candidates = 10
+pretrain_epochs = 1
+epochs = 2
+batch_lists = 64
+batch_positions = 128
+checkpoint_seconds = 0.0
+[evaluate]
+resamples = 500
+"""
+
+
+def main() -> None:
+    """Print the line; exit code 1 if anything differs."""
+    parser = argparse.ArgumentParser(description="kill gr2 run inside every stage and compare")
+    parser.add_argument("--users", type=int, default=150)
+    users = parser.parse_args().users
+    with tempfile.TemporaryDirectory() as folder:
+        result = run_all(Path(folder), users)
+    print(json.dumps(result))
+    sys.exit(0 if result["metrics_equal"] and result["killed"] == list(STAGES) and result["ctrl_c_exit"] == 130 else 1)
+
+
+def run_all(folder: Path, users: int) -> dict[str, Any]:
+    """The figures, from two runs over one tiny shop in `folder`."""
+    _write_shop(folder, users)
+    _finish(folder, "calm")
+    killed = [stage for stage in STAGES if _kill_inside(folder, "killed", stage, signal.SIGKILL) == -signal.SIGKILL]
+    # Everything but the last stage is done by now; Ctrl-C meets a stage that starts afresh.
+    interrupted = _kill_inside(folder, "interrupted", "distill", signal.SIGINT)
+    for run in ("killed", "interrupted"):
+        _finish(folder, run)
+    calm, *others = (_artifacts(folder / "runs" / run) for run in ("calm", "killed", "interrupted"))
+    return {
+        "killed": killed,
+        "ctrl_c_exit": interrupted,
+        "metrics_equal": all(_metrics(other) == _metrics(calm) for other in others),
+        "files_equal": all([each.digest for each in other] == [each.digest for each in calm] for other in others),
+    }
+
+
+def _write_shop(folder: Path, users: int) -> None:
+    items, _ = write_synthetic(folder, users=users, items=60, seed=1)
+    ids = Catalog.load(items).ids
+    vectors = np.random.default_rng(0).normal(size=(len(ids), 8)).astype(np.float32)
+    np.savez(folder / "vectors.npz", item_id=np.array(ids), vector=vectors)
+    (folder / "shop.toml").write_text(CONFIG)
+
+
+def _start(folder: Path, run: str) -> subprocess.Popen[str]:
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return subprocess.Popen(
+        [sys.executable, "-m", "gr2.cli", "run", "shop.toml", "--set", f"run.out=runs/{run}"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        text=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+
+
+def _finish(folder: Path, run: str) -> None:
+    process = _start(folder, run)
+    _, said = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"gr2 run ended with {process.returncode}:\n{said}")
+
+
+def _kill_inside(folder: Path, run: str, stage: str, number: signal.Signals) -> int:
+    """The exit code of a run that was sent the signal inside `stage`; the run's folder is left as the signal left it.
+
+    A stage that was over before the signal came is run again: only a kill that left its workspace behind counts.
+    """
+    out = folder / "runs" / run
+    workspace = out / f"{stage}.partial"
+    # Some of the stage's work is on disk: a whole checkpoint where it writes any, the workspace's mark elsewhere.
+    marker = "checkpoints/[!.]*" if stage in CHECKPOINTED else "fingerprint"
+    for _ in range(ATTEMPTS):
+        with _start(folder, run) as process:
+            deadline = time.monotonic() + PATIENCE_SECONDS
+            while not any(workspace.glob(marker)) and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.0005)
+            process.send_signal(number)
+            process.communicate()
+        if workspace.exists() and not (workspace / "artifact.json").exists():
+            return process.returncode
+        for path in (out / stage / "artifact.json", workspace / "artifact.json"):
+            path.unlink(missing_ok=True)
+    raise RuntimeError(f"{stage}: was over before the signal came, {ATTEMPTS} times")
+
+
+def _artifacts(out: Path) -> list[Artifact]:
+    return [Artifact.load(out / stage, stage, verify=True) for stage in STAGES]
+
+
+def _metrics(artifacts: list[Artifact]) -> Any:
+    return [_without_seconds(each.metrics) for each in artifacts]
+
+
+def _without_seconds(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_seconds(entry) for key, entry in value.items() if not key.endswith("_seconds")}
+    return [_without_seconds(entry) for entry in value] if isinstance(value, list) else value
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""A run that is killed, or interrupted, goes on and ends as one that nobody disturbed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from gr2.pipeline import STAGES
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_a_run_killed_inside_every_stage_ends_with_the_same_metrics() -> None:
+    answer = subprocess.run(
+        [sys.executable, "-m", "benchmarks.kill_resume"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == 0, answer.stderr + answer.stdout
+    record = json.loads(answer.stdout)
+    assert record["killed"] == list(STAGES)
+    assert record["metrics_equal"]
+    assert record["ctrl_c_exit"] == 130
