@@ -128,7 +128,7 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> MakeBundle:
             head=head,
         )
         blank: list[Any] = [None] * items
-        inputs = tuple(graph_inputs(levels, head=head))
+        inputs = tuple(graph_inputs(levels, candidates=head))
         write_bundle(
             folder / "bundle",
             graph=folder / "graph.onnx",

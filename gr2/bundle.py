@@ -47,14 +47,14 @@ PROSE = ("parity", "quality", "created_by")
 T = TypeVar("T")
 
 
-def graph_inputs(levels: int, *, head: bool = False) -> dict[str, tuple[str, int]]:
+def graph_inputs(levels: int, *, candidates: bool = False) -> dict[str, tuple[str, int]]:
     """Name to (element type, rank) of the model graph's inputs, in order.
 
-    A model whose prior has a candidate-scoring head takes the candidates' codes too, 0 for unknown items.
+    A model whose prior looks at the candidates' codes takes them too, (K, L), 0 for unknown items.
     """
     nodes = {f"nodes_{depth}": ("int64", 1) for depth in range(1, levels)}
     inputs = {"history": ("int64", 2), **nodes, "mask": ("float32", 2), "features": ("float32", 2)}
-    return {**inputs, "candidates": ("int64", 2)} if head else inputs
+    return {**inputs, "candidates": ("int64", 2)} if candidates else inputs
 
 
 def graph_outputs() -> dict[str, tuple[str, int]]:
@@ -66,7 +66,7 @@ def graph_outputs() -> dict[str, tuple[str, int]]:
 class ModelSpec:
     """What the engine must know of `model.onnx`.
 
-    `max_history` is how many items the model attends to. `inputs` are `graph_inputs`, without a head where not given.
+    `max_history` is how many items the model attends to. `inputs` defaults to `graph_inputs` without candidates.
     """
 
     levels: int
@@ -82,7 +82,7 @@ class ModelSpec:
     outputs: tuple[str, ...] = tuple(graph_outputs())
 
     @property
-    def head(self) -> bool:
+    def takes_candidates(self) -> bool:
         """Whether the graph takes the candidates' codes."""
         return "candidates" in self.inputs
 
@@ -93,7 +93,7 @@ class ModelSpec:
         names = tuple(graph_inputs(self.levels))
         if not self.inputs:
             object.__setattr__(self, "inputs", names)
-        if self.inputs not in (names, tuple(graph_inputs(self.levels, head=True))):
+        if self.inputs not in (names, tuple(graph_inputs(self.levels, candidates=True))):
             raise ValueError(f"inputs must be {', '.join(names)}, got {', '.join(self.inputs)}")
         if self.outputs != tuple(graph_outputs()):
             raise ValueError(f"outputs must be {', '.join(graph_outputs())}, got {', '.join(self.outputs)}")

@@ -209,4 +209,4 @@ def test_message_limit_leaves_room_for_the_largest_request() -> None:
 
 def test_graph_without_inner_levels_has_no_node_inputs() -> None:
     assert list(graph_inputs(1)) == ["history", "mask", "features"]
-    assert list(graph_inputs(1, head=True)) == ["history", "mask", "features", "candidates"]
+    assert list(graph_inputs(1, candidates=True)) == ["history", "mask", "features", "candidates"]

@@ -145,7 +145,7 @@ class Engine:
     ) -> dict[str, NDArray[Any]]:
         nodes: dict[str, NDArray[Any]] = {f"nodes_{depth}": trie.nodes(depth) for depth in range(1, self._model.levels)}
         feed = {"history": past.astype(np.int64), **nodes, "mask": trie.mask(), "features": features}
-        if self._model.head:
+        if self._model.takes_candidates:
             feed["candidates"] = codes.astype(np.int64)
         return feed
 
@@ -183,7 +183,9 @@ def _open_session(bundle: Bundle, threads: int) -> ort.InferenceSession:
         raise BundleError(f"{bundle.graph}: onnxruntime cannot load it: {error}") from error
     manifest = bundle.manifest
     wrong = [
-        *_mismatches(session.get_inputs(), graph_inputs(manifest.model.levels, head=manifest.model.head)),
+        *_mismatches(
+            session.get_inputs(), graph_inputs(manifest.model.levels, candidates=manifest.model.takes_candidates)
+        ),
         *_mismatches(session.get_outputs(), graph_outputs()),
     ]
     widths = {item.name: item.shape[-1] for item in [*session.get_inputs(), *session.get_outputs()] if item.shape}

@@ -56,7 +56,7 @@ def oracle(
         path = codes[row].astype(np.int64)
         nodes = {f"nodes_{depth}": path[depth - 1 : depth] for depth in range(1, length)}
         feed = {"history": past, **nodes, "mask": mask, "features": dense[row : row + 1]}
-        if model.head:
+        if model.takes_candidates:
             feed["candidates"] = path[None, :]
         logits, prior = session.run(["logits", "prior"], feed)
         wide = logits.astype(np.float64)
