@@ -1,8 +1,13 @@
-"""A whole request, in process and over gRPC: the default student with random weights and 50 history items."""
+"""A whole request with 50 history items, in process and over gRPC, beside the model run alone.
+
+The model is a small one unless $GR2_BUNDLE names the folder of an exported bundle: with it the figures are those of a
+real model, without it they show what everything around the model costs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,44 +15,21 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from gr2.bundle import FeatureSpec, ModelSpec, write_bundle
-from gr2.catalog import Catalog
 from gr2.client import Client
-from gr2.decoding import CandidateTrie, write_codebook
+from gr2.decoding import CandidateTrie, Codebook
 from gr2.features import candidate_features
 from gr2.serving.engine import Engine
 from gr2.serving.ranking import Ranking
 from gr2.serving.server import Server
 
-ITEMS = 20_000
 SIZES = pytest.mark.parametrize("count", [10, 100])
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of 20,000 items, 4 levels of 256 codes."""
-    torch = pytest.importorskip("torch")
-    from gr2.export.onnx import OPSET, export_graph
-    from gr2.models.student import Student, StudentConfig
-
-    folder = tmp_path_factory.mktemp("bundle")
-    torch.manual_seed(0)
-    config = StudentConfig()
-    export_graph(Student(config).eval(), folder / "graph.onnx")
-    ids = 1000 + 7 * np.arange(ITEMS, dtype=np.int64)
-    shape = (ITEMS, config.levels)
-    codes = np.random.default_rng(0).integers(0, config.level_size, shape).astype(np.uint16)
-    write_codebook(folder / "codes.bin", ids, codes, config.level_size)
-    blank: list[Any] = [None] * ITEMS
-    written = write_bundle(
-        folder / "bundle",
-        graph=folder / "graph.onnx",
-        codebook=folder / "codes.bin",
-        catalog=Catalog(ids.tolist(), blank, blank, [[] for _ in blank], blank, blank),
-        model=ModelSpec(config.levels, config.level_size, config.max_history, config.dim, config.layers, OPSET),
-        features=FeatureSpec(),
-    )
-    return written.path
+def bundle(make_bundle: Callable[..., Path]) -> Path:
+    """The bundle in the folder $GR2_BUNDLE, or one with a small model for 20,000 items."""
+    folder = os.environ.get("GR2_BUNDLE")
+    return Path(folder) if folder else make_bundle(items=20_000, level_size=256, max_history=50)
 
 
 @pytest.fixture(scope="module")
@@ -67,16 +49,16 @@ def client(bundle: Path) -> Iterator[Client]:
     server.stop(5)
 
 
-def request(count: int) -> dict[str, Any]:
+def request(engine: Engine, count: int) -> dict[str, Any]:
     """A request with scores; every item is known."""
-    rng = np.random.default_rng(count)
-    ids = 1000 + 7 * rng.choice(ITEMS, size=50 + count, replace=False)
-    return {"history": ids[:50].tolist(), "candidates": ids[50:].tolist(), "scores": np.linspace(1, 0, count).tolist()}
+    ids = engine.bundle.catalog().ids
+    drawn = [ids[row] for row in np.random.default_rng(count).choice(len(ids), size=50 + count, replace=False)]
+    return {"history": drawn[:50], "candidates": drawn[50:], "scores": np.linspace(1, 0, count).tolist()}
 
 
-def assert_answer(ranking: Ranking, engine: Engine, count: int) -> None:
-    """The order is complete, best first, and that of the scores of each candidate alone."""
-    arguments = request(count)
+def assert_answer(ranking: Ranking, engine: Engine, arguments: dict[str, Any]) -> None:
+    """The order is complete and best first, and scoring candidates together changes no score."""
+    count = len(arguments["candidates"])
     scores = np.array([item.score for item in ranking.items])
     assert sorted(item.index for item in ranking.items) == list(range(count))
     assert (np.diff(scores) <= 0).all()
@@ -89,36 +71,42 @@ def assert_answer(ranking: Ranking, engine: Engine, count: int) -> None:
 
 @SIZES
 def test_in_process(benchmark: Any, engine: Engine, count: int) -> None:
-    arguments = request(count)
-    assert_answer(engine.rerank(**arguments), engine, count)
+    arguments = request(engine, count)
+    assert_answer(engine.rerank(**arguments), engine, arguments)
     benchmark.group = f"request, {count} candidates"
     benchmark(engine.rerank, **arguments)
 
 
 @SIZES
 def test_over_grpc(benchmark: Any, engine: Engine, client: Client, count: int) -> None:
-    arguments = {**request(count), "timeout": 60}
-    ranking = client.rerank(**arguments)
-    assert ranking.items == engine.rerank(**request(count)).items
+    arguments = request(engine, count)
+    assert client.rerank(**arguments, timeout=60).items == engine.rerank(**arguments).items
     benchmark.group = f"request, {count} candidates"
-    benchmark(client.rerank, **arguments)
+    benchmark(client.rerank, **arguments, timeout=60)
 
 
 @SIZES
 def test_model_alone(benchmark: Any, engine: Engine, count: int) -> None:
-    arguments, codebook = request(count), engine.bundle.codebook()
-    history, _ = codebook.lookup(np.array(arguments["history"], dtype=np.int64))
-    trie = CandidateTrie(*codebook.lookup(np.array(arguments["candidates"], dtype=np.int64)), codebook.level_size)
+    arguments, codebook = request(engine, count), engine.bundle.codebook()
+    history, candidates = (_lookup(codebook, arguments[name]) for name in ("history", "candidates"))
+    trie = CandidateTrie(candidates, np.ones(count, dtype=np.bool_), codebook.level_size)
+    dense = np.zeros((count, engine.bundle.manifest.features.width), dtype=np.float32)
     feed = {
-        "history": history.astype(np.int64),
+        "history": history[-engine.bundle.manifest.model.max_history :].astype(np.int64),
         **{f"nodes_{depth}": trie.nodes(depth) for depth in range(1, codebook.levels)},
         "mask": trie.mask(),
-        "features": candidate_features(count, scores=np.float32(arguments["scores"]), dense=None),
+        "features": candidate_features(count, scores=np.float32(arguments["scores"]), dense=dense),
+        "candidates": candidates.astype(np.int64),
     }
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(str(engine.bundle.graph), options, providers=["CPUExecutionProvider"])
+    feed = {item.name: feed[item.name] for item in session.get_inputs()}
     order, _ = trie.score(*session.run(["logits", "prior"], feed))
     assert order.tolist() == [item.index for item in engine.rerank(**arguments).items]
     benchmark.group = f"request, {count} candidates"
     benchmark(session.run, ["logits", "prior"], feed)
+
+
+def _lookup(codebook: Codebook, ids: list[Any]) -> Any:
+    return codebook.lookup(ids if codebook.id_type == "string" else np.array(ids, dtype=np.int64))[0]
