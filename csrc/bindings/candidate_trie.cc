@@ -21,7 +21,6 @@ std::unique_ptr<CandidateTrie> build(const py::object& codes, const py::object& 
   }
   const std::span flag_bytes(reinterpret_cast<const std::uint8_t*>(flags.data()),
                              static_cast<std::size_t>(flags.size()));
-  const py::gil_scoped_release release;
   return std::make_unique<CandidateTrie>(view(table), flag_bytes, static_cast<std::size_t>(table.shape(1)),
                                          static_cast<std::uint32_t>(level_size));
 }

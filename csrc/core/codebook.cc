@@ -93,26 +93,35 @@ void Codebook::check_header(const std::string& path) const {
 void Codebook::check_slots(const std::string& path) const {
   const Header& header = *header_;
   const std::uint32_t offset = codes_offset(header.key_type);
+  const std::uint64_t slot_count = header.slot_count, stride = header.slot_bytes, empty_key = header.empty_key;
+  // Both without a branch that depends on the data, which would be mispredicted at every other slot. Slots are padded
+  // with zeros to a multiple of four codes.
   std::uint64_t count = 0;
-  std::uint32_t largest = 0;
-  for (std::uint64_t i = 0; i < header.slot_count; ++i) {
-    const std::byte* entry = slot(i);
-    for (std::uint32_t level = 0; level < header.levels; ++level) {
-      largest = std::max<std::uint32_t>(largest, load16(entry + offset + 2 * level));
-    }
-    if (load64(entry) == header.empty_key) continue;
-    ++count;
-    if (header.key_type == kStringKeys) {
-      const std::uint64_t start = load64(entry + 8);
-      const bool inside = header.pool_bytes >= 4 && start <= header.pool_bytes - 4 &&
-                          load32(pool_ + start) <= header.pool_bytes - 4 - start;
-      if (!inside) throw FormatError(path, "damaged: a string lies outside the pool");
+  std::array<std::uint16_t, 4> largest{};
+  const std::byte* entry = slots_;
+  for (std::uint64_t i = 0; i < slot_count; ++i, entry += stride) {
+    count += load64(entry) != empty_key;
+    for (std::uint64_t at = offset; at < stride; at += 8) {
+      for (std::uint64_t j = 0; j < 4; ++j) largest[j] = std::max(largest[j], load16(entry + at + 2 * j));
     }
   }
   if (count != header.count) throw FormatError(path, "damaged: the number of used slots is not the number of items");
-  if (largest >= header.level_size) throw FormatError(path, "damaged: a code is not below the level size");
+  if (*std::max_element(largest.begin(), largest.end()) >= header.level_size)
+    throw FormatError(path, "damaged: a code is not below the level size");
   if (load64(slot(header.slot_count - 1)) != header.empty_key) {
     throw FormatError(path, "damaged: the last slot is not empty");
+  }
+  if (header.key_type == kStringKeys) check_strings(path);
+}
+
+void Codebook::check_strings(const std::string& path) const {
+  const std::uint64_t pool_bytes = header_->pool_bytes;
+  for (std::uint64_t i = 0; i < header_->slot_count; ++i) {
+    if (load64(slot(i)) == header_->empty_key) continue;
+    const std::uint64_t start = load64(slot(i) + 8);
+    if (pool_bytes < 4 || start > pool_bytes - 4 || load32(pool_ + start) > pool_bytes - 4 - start) {
+      throw FormatError(path, "damaged: a string lies outside the pool");
+    }
   }
 }
 

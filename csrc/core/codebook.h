@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -46,10 +45,10 @@ class Codebook {
  private:
   const std::byte* slot(std::uint64_t index) const;
   std::string_view pool_string(std::uint64_t offset) const;
-  const std::byte* find(std::uint64_t key, std::uint64_t home) const;
   const std::byte* find(std::string_view id, std::uint64_t key) const;
   void check_header(const std::string& path) const;
   void check_slots(const std::string& path) const;
+  void check_strings(const std::string& path) const;
   template <std::uint32_t kLevels>
   void lookup_int64(std::span<const std::int64_t> ids, std::uint16_t* codes, std::uint8_t* known) const;
 
