@@ -23,7 +23,7 @@ void check_finite(std::span<const float> row, const std::string& where, const ch
   }
 }
 
-// The negated logarithm of the softmax's denominator over the children alone. A lone child costs nothing.
+// The logarithm of the softmax's denominator over the children alone. A lone child costs nothing.
 double log_sum_children(std::span<const float> row, std::span<const std::uint16_t> children) {
   if (children.size() == 1) return static_cast<double>(row[children[0]]);
   float top = row[children[0]];
