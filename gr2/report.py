@@ -24,7 +24,7 @@ def stages_table(rows: Sequence[tuple[str, str, float, Mapping[str, Any]]]) -> T
     table = _table("Stages", ("stage", "status"), ("seconds",))
     table.add_column("figures", overflow="fold")
     for name, status, seconds, metrics in rows:
-        figures = ", ".join(f"{key} {value:,.5g}" for key, value in metrics.items() if _is_figure(key, value))
+        figures = ", ".join(f"{key} {_number(value)}" for key, value in metrics.items() if _is_figure(key, value))
         table.add_row(name, status, f"{seconds:.1f}" if status == "ran" else "", escape(figures))
     return table
 
@@ -93,6 +93,10 @@ def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
 def _title(titles: Mapping[ItemId, str], item: ItemId) -> str:
     title = titles.get(item) or str(item)
     return escape(title if len(title) <= TITLE_WIDTH else title[: TITLE_WIDTH - 1] + "…")
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def _is_figure(key: str, value: object) -> bool:
