@@ -50,11 +50,8 @@ level_size = 8
 [distill]
 dim = 16
 layers = 1
-candidates = 10
-pretrain_epochs = 1
 epochs = 2
-batch_lists = 64
-batch_positions = 128
+batch = 64
 checkpoint_seconds = 0.0
 [evaluate]
 resamples = 500

@@ -17,8 +17,9 @@ from gr2.errors import BundleError
 from gr2.export.onnx import OPSET, export_graph, graph_names
 from gr2.export.parity import Parity, measure_parity
 from gr2.features import SCORE_FEATURES
+from gr2.models.evidence import EVIDENCE
 from gr2.models.student import Student
-from gr2.training.distill import load_student
+from gr2.training.distill import load_copurchases, load_student, student_features
 from gr2.version import __version__
 
 __all__ = ["INPUTS", "ExportConfig", "run"]
@@ -47,13 +48,19 @@ def run(config: ExportConfig, inputs: Mapping[str, Artifact], out: Path, seed: i
         student = load_student(inputs["distill"])
         dataset = Dataset.load(inputs["prepare"].path)
         graph = work.checkpoints / "model.onnx"
-        export_graph(student, graph)
+        table = load_copurchases(inputs["distill"])
+        codes = np.load(inputs["tokenize"].file("codes.npy"), allow_pickle=False)
+        export_graph(student, table, codes, graph)
+        requests = _requests(
+            CandidateLists.load(inputs["prerank"].file("test.parquet")), config.requests, seed & 0xFFFF_FFFF
+        )
         parity = measure_parity(
             student,
             graph,
             dataset,
-            np.load(inputs["tokenize"].file("codes.npy"), allow_pickle=False),
-            _requests(CandidateLists.load(inputs["prerank"].file("test.parquet")), config.requests, seed),
+            codes,
+            requests,
+            student_features(dataset, codes, requests, table, longest=student.config.max_history),
             tolerance=config.tolerance,
         )
         _check(parity, config.tolerance)
@@ -82,7 +89,7 @@ def run(config: ExportConfig, inputs: Mapping[str, Artifact], out: Path, seed: i
 def model_spec(student: Student) -> ModelSpec:
     """What the manifest says of the model."""
     config = student.config
-    inputs, outputs = graph_names(student)
+    inputs, outputs = graph_names(config.levels)
     return ModelSpec(
         levels=config.levels,
         level_size=config.level_size,
@@ -97,14 +104,14 @@ def model_spec(student: Student) -> ModelSpec:
 
 def feature_spec(student: Student) -> FeatureSpec:
     """The dense features beyond what the scores say of a candidate; lists do not name theirs."""
-    width = student.config.features - len(SCORE_FEATURES)
+    width = student.config.features - len(SCORE_FEATURES) - len(EVIDENCE)
     return FeatureSpec(width, tuple(f"feature_{column}" for column in range(width)))
 
 
 def _requests(lists: CandidateLists, count: int, seed: int) -> CandidateLists:
     """A seeded sample of the lists that have candidates."""
     usable = np.flatnonzero((lists.candidates >= 0).any(1))
-    drawn = np.random.default_rng(seed & 0xFFFF_FFFF).permutation(usable)[:count]
+    drawn = np.random.default_rng(seed).permutation(usable)[:count]
     return lists.take(np.sort(drawn))
 
 

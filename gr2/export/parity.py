@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from gr2.data.candidates import PADDING, CandidateLists
 from gr2.data.dataset import Dataset
 from gr2.decoding import CandidateTrie
+from gr2.models.evidence import EVIDENCE
 from gr2.models.scoring import slate_scores
-from gr2.models.slate import build_slates, list_features, pad_histories
+from gr2.models.slate import build_slates, pad_histories
 from gr2.models.student import Student
 from gr2.progress import track
 
@@ -40,17 +41,19 @@ def measure_parity(
     dataset: Dataset,
     codes: NDArray[np.uint16],
     lists: CandidateLists,
+    features: NDArray[np.float32],
     *,
     tolerance: float,
 ) -> Parity:
     """Score every row of `lists` twice: in padded batches by torch, and one by one by onnxruntime and the C++ trie.
 
-    `codes` (N, L) are the items' codes; each row needs one candidate at least.
+    `codes` (N, L) are the items' codes; each row needs one candidate at least. `features` (R, K, 3 + F + E) are the
+    student's; the graph gets the first 3 + F columns and must find the evidence itself.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-    features = list_features(lists)
+    width = student.config.features - len(EVIDENCE)
     size, longest = student.config.level_size, student.config.max_history
     difference, identical, broken = 0.0, 0, 0
     student.eval()
@@ -63,7 +66,7 @@ def measure_parity(
                 count = int((part.candidates[place] != PADDING).sum())
                 past, _ = pad_histories(dataset, part.user[place, None], part.position[place, None], longest)
                 own = codes[part.candidates[place, :count]]
-                order, scores = _serve(session, codes[past[0]], own, features[rows[place], :count], size)
+                order, scores = _serve(session, codes[past[0]], own, features[rows[place], :count, :width], size)
                 expected = batch[place, :count]
                 difference = max(difference, float(np.abs(scores - expected).max()))
                 identical += bool(np.array_equal(order, np.argsort(-expected, kind="stable")))
@@ -83,9 +86,12 @@ def _serve(
     """The order and the scores of one request, computed as the serving engine does."""
     trie = CandidateTrie(candidates, np.ones(len(candidates), dtype=np.bool_), level_size)
     levels = candidates.shape[1]
-    feed = {"history": history.astype(np.int64), "mask": trie.mask(), "features": features}
+    feed = {
+        "history": history.astype(np.int64),
+        "mask": trie.mask(),
+        "features": features,
+        "candidates": candidates.astype(np.int64),
+    }
     feed |= {f"nodes_{depth}": trie.nodes(depth) for depth in range(1, levels)}
-    if "candidates" in {each.name for each in session.get_inputs()}:
-        feed["candidates"] = candidates.astype(np.int64)
     logits, prior = session.run(["logits", "prior"], feed)
     return trie.score(logits, prior, normalization="raw")

@@ -1,50 +1,55 @@
-"""The student's scores and losses on batches of slates."""
+"""The student's scores of batches of slates."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from gr2.models.slate import Slates
 from gr2.models.student import Student, attention_mask
 
-__all__ = ["path_and_prior", "slate_losses", "slate_scores"]
+__all__ = ["Parts", "path_likelihood", "score_parts", "slate_scores"]
 
 
-def path_and_prior(student: Student, slates: Slates) -> tuple[Tensor, Tensor]:
-    """(B, K) log p(path) and (B, K) prior of every candidate; their sum is its score. Padding has scores, too."""
+@dataclass(frozen=True)
+class Parts:
+    """What a score is made of, each (B, K) float32: path + weights[0] * prior + weights[1] * head."""
+
+    path: NDArray[np.float32]
+    prior: NDArray[np.float32]
+    head: NDArray[np.float32]
+
+
+def path_likelihood(student: Student, slates: Slates) -> Tensor:
+    """(B, K) log p(path) of every candidate's codes; padding has one, too."""
     history, lengths = torch.from_numpy(slates.history), torch.from_numpy(slates.lengths)
     nodes = [torch.from_numpy(codes) for codes in slates.tries.nodes]
     mask = attention_mask(lengths, history.shape[1], torch.from_numpy(slates.tries.mask))
-    states = student.states(history, nodes, mask)
-    logits = student.project(states, [codes.shape[1] for codes in nodes])
+    logits: Tensor = student(history, nodes, mask)
     codes, path = torch.from_numpy(slates.codes), torch.from_numpy(slates.tries.path)
     size = logits.shape[-1]
     chosen = logits.flatten(1).gather(1, (path * size + codes).flatten(1)).view(path.shape)
     normaliser = logits.logsumexp(-1).gather(1, path.flatten(1)).view(path.shape)
-    features = torch.from_numpy(slates.features)
-    return (chosen - normaliser).sum(-1), student.bonus(features, codes, history, lengths, states)
+    return (chosen - normaliser).sum(-1)
 
 
-def slate_losses(student: Student, slates: Slates) -> tuple[Tensor, Tensor]:
-    """The listwise loss, a mean over the rows whose list holds the target (0 without any), and the generative loss, a
-    mean over all rows.
-    """
-    paths, prior = path_and_prior(student, slates)
-    label, listed = torch.from_numpy(slates.label)[:, None], torch.from_numpy(slates.listed)
-    generative = -paths.gather(1, label).mean()
-    if not slates.listed.any():
-        return generative.new_zeros(()), generative
-    scores = (paths + prior).masked_fill(~torch.from_numpy(slates.valid), -torch.inf)
-    return F.cross_entropy(scores[listed], label[listed, 0]), generative
+def score_parts(student: Student, slates: Slates) -> Parts:
+    """The three parts of every candidate's score; the student must be in evaluation mode."""
+    with torch.inference_mode():
+        past, history = torch.from_numpy(slates.past), torch.from_numpy(slates.history)
+        query = student.head.query(past, history, torch.from_numpy(slates.lengths))
+        head = student.head(query, torch.from_numpy(slates.items), torch.from_numpy(slates.codes))
+        prior = student.prior(torch.from_numpy(slates.features))
+        return Parts(path_likelihood(student, slates).numpy(), prior.numpy(), head.numpy())
 
 
 def slate_scores(student: Student, slates: Slates) -> NDArray[np.float32]:
     """(B, K) float32 scores, -inf in the padding; the student must be in evaluation mode."""
-    with torch.inference_mode():
-        paths, prior = path_and_prior(student, slates)
-    scores: NDArray[np.float32] = (paths + prior).numpy()
+    parts = score_parts(student, slates)
+    first, second = student.weights.tolist()
+    scores = parts.path + np.float32(first) * parts.prior + np.float32(second) * parts.head
     return np.where(slates.valid, scores, np.float32(-np.inf))

@@ -39,14 +39,17 @@ class Tries:
 class Slates:
     """A batch of B examples with up to K candidates; padding repeats another candidate, and `valid` is False there.
 
-    history (B, T, L) int64, right-aligned, oldest first; lengths (B,) int64; tries; codes (B, K, L) int64; features
-    (B, K, F) float32; valid (B, K) bool; label (B,) int64 is the target's column. `listed` (B,) bool says whether the
-    target was in the list: where it was not, it takes a column of its own and only its path has a loss.
+    past (B, T) int64 item indices and history (B, T, L) int64 their codes, right-aligned, oldest first; lengths (B,)
+    int64; tries; items (B, K) int64 and their codes (B, K, L); features (B, K, F) float32; valid (B, K) bool; label
+    (B,) int64 is the target's column. `listed` (B,) bool says whether the target was in the list: where it was not, it
+    takes a column of its own.
     """
 
+    past: NDArray[np.int64]
     history: NDArray[np.int64]
     lengths: NDArray[np.int64]
     tries: Tries
+    items: NDArray[np.int64]
     codes: NDArray[np.int64]
     features: NDArray[np.float32]
     valid: NDArray[np.bool_]
@@ -134,13 +137,11 @@ def build_slates(
         valid = np.concatenate([valid, np.zeros((len(lists), 1), dtype=np.bool_)], axis=1)
         features = np.concatenate([features, np.zeros_like(features[:, :1])], axis=1)
         label = np.where(listed, label, items.shape[1] - 1)
-    items = np.where(items == PADDING, items[rows, label][:, None], items)
-    history, lengths = pad_histories(dataset, lists.user, lists.position, longest)
+    filled = np.where(items == PADDING, items[rows, label][:, None], items).astype(np.int64)
+    past, lengths = pad_histories(dataset, lists.user, lists.position, longest)
     own = codes.astype(np.int64)
-    chosen = own[items]
-    return Slates(
-        own[history], lengths, build_tries(chosen, level_size), chosen, features, valid, label.astype(np.int64), listed
-    )
+    tries = build_tries(own[filled], level_size)
+    return Slates(past, own[past], lengths, tries, filled, own[filled], features, valid, label.astype(np.int64), listed)
 
 
 def epoch_batches(

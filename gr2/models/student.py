@@ -1,4 +1,4 @@
-"""The student: a small transformer that scores a slate in one pass over the candidates' trie of semantic IDs.
+"""The student: a small transformer over semantic IDs that scores a slate in one pass over the candidates' trie.
 
 The sequence is a begin token, the history (one token an item) and the trie's inner nodes in breadth-first order.
 History tokens are causal; a node sees the whole history, its ancestors and itself. The node at depth d predicts level
@@ -6,7 +6,9 @@ d's code, so
 
     score(c) = sum_d log softmax(logits[node_d(c)])[code_d(c)] + prior(c)
 
-where node_d(c) is the prefix of length d of candidate c's codes. One pass gives what K separate passes would.
+where node_d(c) is the prefix of length d of candidate c's codes: one pass gives what K separate passes would. The prior
+is a weighted sum of two parts: a function of the candidate's features and evidence, and a head that compares the
+candidate with the pooled history.
 """
 
 from __future__ import annotations
@@ -18,41 +20,44 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["MASKED", "ItemEmbedding", "Student", "StudentConfig", "attention_mask"]
+from gr2.features import SCORE_FEATURES
+
+__all__ = ["MASKED", "Student", "StudentConfig", "attention_mask"]
 
 MASKED = -1e9  # finite: a row of padding must not turn into NaN
-HASH_PRIMES = (1_000_003, 998_244_353, 1_299_709, 15_485_863, 32_452_843, 49_979_687, 67_867_967, 86_028_121)
 
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """Sizes of the student. `features` is the width of the candidates' features; `memory` is the number of rows of each
-    of the two hashed tables that let an item deviate from the sum of its codes (0: none); `head` adds the
-    candidate-scoring head to the prior.
-    """
+    """Sizes of the student: `items` of the catalogue, `features` columns a candidate (evidence included)."""
 
+    items: int
+    features: int
     levels: int = 4
     level_size: int = 256
     dim: int = 64
     layers: int = 2
     heads: int = 2
     max_history: int = 50
-    features: int = 3
-    prior_hidden: int = 16
-    memory: int = 0
-    head: bool = False
+    prior_hidden: int = 32
     dropout: float = 0.2
 
     def __post_init__(self) -> None:
-        if not 1 <= self.levels <= len(HASH_PRIMES):
-            raise ValueError(f"levels must be between 1 and {len(HASH_PRIMES)}, got {self.levels}")
-        for name in ("level_size", "dim", "layers", "heads", "max_history", "features", "prior_hidden"):
+        for name in (
+            "items",
+            "levels",
+            "level_size",
+            "dim",
+            "layers",
+            "heads",
+            "max_history",
+            "features",
+            "prior_hidden",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.dim % self.heads:
             raise ValueError(f"dim must be a multiple of heads, got {self.dim} and {self.heads}")
-        if self.memory < 0:
-            raise ValueError(f"memory must not be negative, got {self.memory}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
 
@@ -82,28 +87,19 @@ def _present(lengths: Tensor, width: int) -> Tensor:
     return (column == 0) | (column > width - lengths[:, None])
 
 
-class ItemEmbedding(nn.Module):
-    """An item's vector: the sum of its codes' level vectors and, with a memory, two hashed vectors of the whole ID."""
+class CodeSum(nn.Module):
+    """An item's vector: the sum of its codes' vectors, one table a level."""
 
     offsets: Tensor
-    primes: Tensor
 
-    def __init__(self, config: StudentConfig) -> None:
+    def __init__(self, levels: int, level_size: int, dim: int) -> None:
         super().__init__()
-        self.codes = nn.Embedding(config.levels * config.level_size, config.dim)
-        self.rows = config.memory
-        self.memory = nn.Embedding(2 * config.memory, config.dim) if config.memory else None
-        self.register_buffer("offsets", torch.arange(config.levels) * config.level_size, persistent=False)
-        self.register_buffer("primes", torch.tensor(HASH_PRIMES[: config.levels]), persistent=False)
+        self.table = nn.Embedding(levels * level_size, dim)
+        self.register_buffer("offsets", torch.arange(levels) * level_size, persistent=False)
 
     def forward(self, codes: Tensor) -> Tensor:
-        """(..., d) float32 vectors of items with (..., L) int64 codes."""
-        vectors: Tensor = self.codes(codes + self.offsets).sum(-2)
-        if self.memory is None:
-            return vectors
-        first = ((codes + 1) * self.primes).sum(-1) % self.rows
-        second = ((codes + 1) * self.primes.flip(0)).sum(-1) % self.rows + self.rows
-        vectors += self.memory(first) + self.memory(second)
+        """(..., d) of codes (..., L) int64."""
+        vectors: Tensor = self.table(codes + self.offsets).sum(-2)
         return vectors
 
 
@@ -132,24 +128,45 @@ class Block(nn.Module):
 
 
 class Head(nn.Module):
-    """Scores candidates by attention from each candidate to the history, by the root's state and by a bias."""
+    """Compares a candidate with the pooled history: q . e(c) + bias . e(c).
+
+    e(i) is the sum of item i's code vectors and a vector of its own; with the history h_1..h_T,
+    p = norm(begin + sum_t exp(recency_{T-t}) * e(h_t)) and q = norm(p + mlp(p)).
+    """
 
     def __init__(self, config: StudentConfig) -> None:
         super().__init__()
         dim = config.dim
-        self.query, self.key, self.value = nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, dim, bias=False)
-        self.root, self.output = nn.Linear(dim, dim), nn.Linear(dim, dim, bias=False)
-        self.bias = nn.Linear(dim, 1)
-        nn.init.zeros_(self.output.weight)
+        self.codes, self.memory = CodeSum(config.levels, config.level_size, dim), nn.Embedding(config.items, dim)
+        # Row -1 is the most recent item's, as in `Student.position`.
+        age = torch.arange(config.max_history - 1, -1, -1)
+        self.recency = nn.Parameter((-0.2 * age).clamp(min=-4)[:, None].repeat(1, dim))
+        self.begin = nn.Parameter(torch.zeros(1, dim))
+        self.norm_pool, self.norm_query = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.up, self.down, self.bias = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim), nn.Linear(dim, 1, bias=False)
+        for weight in (self.codes.table.weight, self.memory.weight, self.up.weight, self.down.weight):
+            nn.init.normal_(weight, std=0.02)
         nn.init.zeros_(self.bias.weight)
 
-    def forward(self, candidates: Tensor, context: Tensor, mask: Tensor | None, root: Tensor) -> Tensor:
-        """(B, K) from candidates (B, K, d), context (B, C, d), its additive mask (B, 1, C) and root (B, 1, d)."""
-        weights = self.query(candidates) @ self.key(context).transpose(-1, -2) * context.shape[-1] ** -0.5
-        weights = weights if mask is None else weights + mask
-        mixed = weights.softmax(-1) @ self.value(context) + self.root(root)
-        out: Tensor = (self.output(candidates) * mixed).sum(-1) + self.bias(candidates).squeeze(-1)
-        return out
+    def item(self, items: Tensor, codes: Tensor) -> Tensor:
+        """(..., d) of items (...) int64 and their codes (..., L)."""
+        vectors: Tensor = self.codes(codes) + self.memory(items)
+        return vectors
+
+    def query(self, items: Tensor, codes: Tensor, lengths: Tensor) -> Tensor:
+        """(B, d) of histories (B, T), (B, T, L), right-aligned, of which the last `lengths` (B,) count."""
+        width = items.shape[1]
+        present = torch.arange(width) >= width - lengths[:, None]
+        weighted = self.item(items, codes) * self.recency[len(self.recency) - width :].exp() * present[..., None]
+        pooled = F.dropout(self.norm_pool(weighted.sum(1) + self.begin), 0.3, self.training)
+        hidden = F.dropout(self.down(F.gelu(self.up(pooled))), 0.5, self.training)
+        query: Tensor = self.norm_query(pooled + hidden)
+        return query
+
+    def forward(self, query: Tensor, items: Tensor, codes: Tensor) -> Tensor:
+        """(B, K) of query (B, d) and candidates (B, K), (B, K, L)."""
+        vectors = self.item(items, codes)
+        return (vectors @ (query[:, :, None] + self.bias.weight.T)).squeeze(-1)
 
 
 class Prior(nn.Module):
@@ -164,23 +181,28 @@ class Prior(nn.Module):
         self.up, self.down = nn.Linear(features, hidden), nn.Linear(hidden, 1, bias=False)
         with torch.no_grad():
             self.linear.weight.zero_()
-            self.linear.weight[0, 2 if features > 2 else 0] = -1.0
+            self.linear.weight[0, SCORE_FEATURES.index("log_rank")] = -1.0
             self.down.weight.zero_()
 
     def forward(self, features: Tensor) -> Tensor:
-        """(..., ) float32 from features (..., F)."""
+        """(...,) float32 from features (..., F)."""
         out: Tensor = (self.linear(features) + self.down(F.gelu(self.up(features)))).squeeze(-1)
         return out
 
 
 class Student(nn.Module):
-    """The model. All shapes carry a batch axis B; the exported graph drops it."""
+    """The model. All shapes carry a batch axis B; the exported graph drops it.
+
+    `weights` (2,) are those of prior and head, in units of the path log-likelihood.
+    """
+
+    weights: Tensor
 
     def __init__(self, config: StudentConfig) -> None:
         super().__init__()
         self.config = config
         dim, levels, size = config.dim, config.levels, config.level_size
-        self.item = ItemEmbedding(config)
+        self.item = CodeSum(levels, size, dim)
         # Row -1 is the most recent item's, so that the last T rows belong to a history of length T.
         self.position = nn.Parameter(torch.empty(config.max_history, dim))
         self.begin, self.root = nn.Parameter(torch.empty(1, dim)), nn.Parameter(torch.empty(1, dim))
@@ -189,7 +211,8 @@ class Student(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.logits = nn.Parameter(torch.zeros(levels, size, dim))
         self.prior = Prior(config.features, config.prior_hidden)
-        self.head = Head(config) if config.head else None
+        self.head = Head(config)
+        self.register_buffer("weights", torch.tensor([1.0, 0.0]))
         for module in (self.item, self.node, self.blocks):
             for parameter in module.parameters():
                 if parameter.ndim > 1:
@@ -227,23 +250,3 @@ class Student(nn.Module):
         """(B, n, V) logits of states (B, n, d) with one root and then `counts` nodes at depths 1..L-1."""
         rows = torch.split(states, [1, *counts], 1)
         return torch.cat([part @ self.logits[depth].T for depth, part in enumerate(rows)], 1)
-
-    def bonus(
-        self, features: Tensor, candidates: Tensor | None, history: Tensor, lengths: Tensor | None, states: Tensor
-    ) -> Tensor:
-        """(B, K) what is added to the path log-likelihood: the features' prior and, where the model has one, the head.
-
-        features (B, K, F); candidates (B, K, L) int64; history (B, T, L); lengths (B,), None if nothing is padded;
-        states (B, n, d).
-        """
-        prior: Tensor = self.prior(features)
-        if self.head is None or candidates is None:
-            return prior
-        width = history.shape[1]
-        items = self.item(history) + self.position[self.config.max_history - width :]
-        context = torch.cat([self.begin.expand(history.shape[0], 1, -1), items], 1)
-        mask = None if lengths is None else torch.where(_present(lengths, width), 0.0, MASKED)[:, None, :]
-        rate = self.config.dropout
-        vectors = F.dropout(self.item(candidates), rate, self.training)
-        out: Tensor = prior + self.head(vectors, F.dropout(context, rate, self.training), mask, states[:, :1])
-        return out

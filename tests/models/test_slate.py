@@ -77,6 +77,8 @@ def test_target_outside_the_list_takes_a_column_of_its_own() -> None:
     np.testing.assert_array_equal(slates.valid, [[True, True, True, False], [True, True, False, False]])
     np.testing.assert_array_equal(slates.codes[0], codes[[7, 5, 0, 5]])
     np.testing.assert_array_equal(slates.codes[1], codes[[8, 0, 6, 6]])
+    np.testing.assert_array_equal(slates.items[0], [7, 5, 0, 5])
+    np.testing.assert_array_equal(slates.past[0], [3, 1, 4, 1])
     np.testing.assert_array_equal(slates.history[0], codes[[3, 1, 4, 1]])
 
 

@@ -1,0 +1,181 @@
+"""Evidence for a candidate that counting gives better than a small network: co-purchases, popularity, shared codes.
+
+Counts come from the training split only. A candidate c and a history h_1..h_T (h_T most recent) give, with C(a, b) the
+users whose training events hold both items, n(c) the users with c, and s(c, h) the length of the common prefix of two
+semantic IDs,
+
+    log(1 + sum_t C(c, h_t) / sqrt(1 + n(c)))         log(1 + sum_t decay^(T-t) C(c, h_t) / sqrt(1 + n(c)))
+    log(1 + C(c, h_T) / sqrt(1 + n(c)))               log(1 + sum_t C(c, h_t))         log(1 + C(c, h_T))
+    share of the history with C > 0                   log(1 + n(c))
+    mean of s / L, its maximum, and s(c, h_T) / L
+
+C is kept for each item's strongest `neighbours` only, so the table stays small enough to live inside the served graph.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from gr2.data.candidates import CandidateLists
+from gr2.data.dataset import Dataset
+from gr2.models.slate import pad_histories
+
+__all__ = [
+    "DECAY",
+    "EVIDENCE",
+    "CoPurchase",
+    "count_copurchases",
+    "cross_fitted_evidence",
+    "evidence_columns",
+    "list_evidence",
+]
+
+DECAY = 0.8
+BATCH = 256
+EVIDENCE = (
+    "copurchase_weighted",
+    "copurchase_recent",
+    "copurchase_last_weighted",
+    "copurchase",
+    "copurchase_last",
+    "copurchase_share",
+    "popularity",
+    "prefix_mean",
+    "prefix_max",
+    "prefix_last",
+)
+
+
+@dataclass(frozen=True)
+class CoPurchase:
+    """Row i: item i's strongest neighbours (N, M) int32, -1 where there are fewer, and C of each, (N, M) float32;
+    `popularity` (N,) float32.
+    """
+
+    neighbours: NDArray[np.int32]
+    counts: NDArray[np.float32]
+    popularity: NDArray[np.float32]
+
+
+def count_copurchases(
+    dataset: Dataset, users: NDArray[np.integer], *, neighbours: int, scale: float = 1.0
+) -> CoPurchase:
+    """The table of the training events of `users`, every count times `scale`.
+
+    An item's neighbours j are those with the highest C(i, j) / sqrt(n(j)), ties by index, which is a seeded hash.
+    """
+    lengths = dataset.lengths[users] - 2
+    owner = np.repeat(np.arange(len(users)), lengths)
+    place = np.arange(len(owner)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    items = dataset.items[dataset.offsets[users][owner] + place]
+    count = len(dataset.catalog)
+    table = sparse.csr_matrix((np.ones(len(owner), np.float32), (owner, items)), shape=(len(users), count))
+    table.data[:] = 1.0  # an item that a user has twice counts once
+    both = (table.T @ table).tocoo()
+    popularity = np.bincount(items[_first_of_user(owner, items)], minlength=count).astype(np.float32)
+    apart = both.row != both.col
+    row, column, value = both.row[apart], both.col[apart], both.data[apart]
+    order = np.lexsort((column, -value / np.sqrt(popularity[column]), row))
+    row, column, value = row[order], column[order], value[order]
+    rank = np.arange(len(row)) - np.searchsorted(row, row)
+    kept = rank < neighbours
+    near = np.full((count, neighbours), -1, dtype=np.int32)
+    weight = np.zeros((count, neighbours), dtype=np.float32)
+    near[row[kept], rank[kept]] = column[kept]
+    weight[row[kept], rank[kept]] = value[kept] * scale
+    return CoPurchase(near, weight, popularity * np.float32(scale))
+
+
+def evidence_columns(
+    table: CoPurchase,
+    codes: NDArray[np.uint16],
+    history: NDArray[np.integer],
+    lengths: NDArray[np.integer],
+    candidates: NDArray[np.integer],
+) -> NDArray[np.float32]:
+    """(B, K, E) float32, E as in `EVIDENCE`, 0 where a candidate is padding (-1).
+
+    `codes` (N, L); history (B, T) item indices, right-aligned, of which the last `lengths` (B,) count; candidates
+    (B, K).
+    """
+    width, levels = history.shape[1], codes.shape[1]
+    present = np.arange(width) >= width - lengths[:, None]  # (B, T)
+    known = candidates >= 0
+    chosen = np.where(known, candidates, 0)
+    pairs = np.zeros((*candidates.shape, width), dtype=np.float32)  # C(c, h_t)
+    shared = np.zeros_like(pairs)
+    for step in range(width):
+        near, weight = table.neighbours[history[:, step]], table.counts[history[:, step]]  # (B, M)
+        pairs[:, :, step] = ((near[:, None] == chosen[:, :, None]) * weight[:, None]).sum(-1)
+        equal = codes[chosen] == codes[history[:, step]][:, None]
+        shared[:, :, step] = np.cumprod(equal, axis=-1).sum(-1) / levels
+    pairs *= present[:, None]
+    shared *= present[:, None]
+    decay = (DECAY ** np.arange(width - 1, -1, -1)).astype(np.float32)
+    popularity = table.popularity[chosen]
+    norm = np.sqrt(1 + popularity)
+    total = pairs.sum(-1)
+    size = np.maximum(lengths, 1)[:, None].astype(np.float32)
+    none = np.zeros_like(total)
+    last, last_shared = (pairs[:, :, -1], shared[:, :, -1]) if width else (none, none)
+    columns = [
+        np.log1p(total / norm),
+        np.log1p((pairs * decay).sum(-1) / norm),
+        np.log1p(last / norm),
+        np.log1p(total),
+        np.log1p(last),
+        (pairs > 0).sum(-1) / size,
+        np.log1p(popularity),
+        shared.sum(-1) / size,
+        shared.max(-1, initial=0.0),
+        last_shared,
+    ]
+    return np.where(known[:, :, None], np.stack(columns, -1), 0).astype(np.float32)
+
+
+def _first_of_user(owner: NDArray[np.int64], items: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Where each (user, item) pair occurs first."""
+    _, first = np.unique(np.stack([owner, items]), axis=1, return_index=True)
+    return first
+
+
+def list_evidence(
+    dataset: Dataset, codes: NDArray[np.uint16], lists: CandidateLists, table: CoPurchase, *, longest: int
+) -> NDArray[np.float32]:
+    """(R, K, E) float32: the evidence of every list's candidates from the newest `longest` items of its history."""
+    past, lengths = pad_histories(dataset, lists.user, lists.position, longest)
+    columns = np.zeros((*lists.candidates.shape, len(EVIDENCE)), dtype=np.float32)
+    order = np.argsort(lengths, kind="stable")
+    for first in range(0, len(order), BATCH):
+        rows = order[first : first + BATCH]
+        width = int(lengths[rows].max(initial=0))
+        own = past[rows][:, past.shape[1] - width :]
+        columns[rows] = evidence_columns(table, codes, own, lengths[rows], lists.candidates[rows])
+    return columns
+
+
+def cross_fitted_evidence(
+    dataset: Dataset,
+    codes: NDArray[np.uint16],
+    lists: CandidateLists,
+    *,
+    neighbours: int,
+    longest: int,
+    folds: int,
+    seed: int,
+) -> NDArray[np.float32]:
+    """`list_evidence` of training lists, each with the counts of other users: a table that has counted a user's events
+    knows the user's targets. Users are dealt into `folds`; counts are scaled up for the share of users left out.
+    """
+    fold = np.random.default_rng(seed).integers(0, folds, dataset.users)
+    columns = np.zeros((*lists.candidates.shape, len(EVIDENCE)), dtype=np.float32)
+    for number in range(folds):
+        rows = np.flatnonzero(fold[lists.user] == number)
+        others = np.flatnonzero(fold != number)
+        table = count_copurchases(dataset, others, neighbours=neighbours, scale=folds / (folds - 1))
+        columns[rows] = list_evidence(dataset, codes, lists.take(rows), table, longest=longest)
+    return columns

@@ -1,0 +1,66 @@
+"""The stage `export`: a bundle that loads and ranks, the same bytes twice, and no bundle from a graph that differs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gr2.artifact import Artifact
+from gr2.bundle import Bundle
+from gr2.data.candidates import CandidateLists
+from gr2.data.dataset import Dataset
+from gr2.errors import BundleError
+from gr2.export.bundle import INPUTS, ExportConfig, run
+from gr2.serving.engine import Engine
+from gr2.training import distill
+
+
+@pytest.fixture(scope="module")
+def inputs(tiny_run: Path) -> dict[str, Artifact]:
+    torch.set_num_threads(1)
+    return {name: Artifact.load(tiny_run / name, name) for name in INPUTS}
+
+
+def test_bundle_loads_and_ranks_as_the_student(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+    artifact = run(ExportConfig(requests=40), inputs, tmp_path / "export", 0)
+    bundle = Bundle.load(artifact.path)
+    assert bundle.manifest.model.takes_candidates
+    assert bundle.manifest.parity["requests"] == 40
+    assert bundle.manifest.parity["max_abs_difference"] < 1e-3
+    assert artifact.metrics["version"] == bundle.version
+
+    dataset = Dataset.load(inputs["prepare"].path)
+    lists = CandidateLists.load(inputs["prerank"].file("test.parquet")).take(np.arange(5))
+    student, table = distill.load_student(inputs["distill"]), distill.load_copurchases(inputs["distill"])
+    codes = np.load(inputs["tokenize"].file("codes.npy"))
+    features = distill.student_features(dataset, codes, lists, table, longest=student.config.max_history)
+    parts = distill.student_parts(student, dataset, codes, lists, features)
+    prior, head = student.weights.tolist()
+    expected = parts.path + prior * parts.prior + head * parts.head
+    engine, ids = Engine(bundle), dataset.catalog.ids
+    for row in range(5):
+        past = [ids[item] for item in dataset.history(int(lists.user[row]), int(lists.position[row]))]
+        ranking = engine.rerank(past, [ids[item] for item in lists.candidates[row]], scores=lists.scores[row])
+        scores = {item.index: item.score for item in ranking.items}
+        np.testing.assert_allclose([scores[k] for k in range(lists.width)], expected[row], atol=1e-4)
+
+
+def test_two_exports_are_the_same_bundle(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+    first, second = (run(ExportConfig(requests=10), inputs, tmp_path / name, 0) for name in ("a", "b"))
+    assert first.digest == second.digest
+    assert Bundle.load(first.path).version == Bundle.load(second.path).version
+
+
+def test_a_graph_beyond_the_tolerance_is_refused(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="does not rank as the student"):
+        run(ExportConfig(requests=10, tolerance=1e-12), inputs, tmp_path / "export", 0)
+    assert not (tmp_path / "export").exists()
+
+
+@pytest.mark.parametrize("bad", [{"requests": 0}, {"tolerance": 0.0}])
+def test_impossible_settings_are_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        ExportConfig(**bad)  # type: ignore[arg-type]

@@ -1,0 +1,102 @@
+"""The graph: equal to the torch student on every shape of request, free of training, the same bytes each time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+
+from gr2.data.candidates import CandidateLists
+from gr2.data.dataset import Dataset
+from gr2.decoding import CandidateTrie
+from gr2.export.onnx import export_graph, graph_names, student_graph
+from gr2.export.parity import measure_parity
+from gr2.models.evidence import EVIDENCE, CoPurchase, count_copurchases
+from gr2.models.student import Student, StudentConfig
+from gr2.training.distill import student_features
+
+SIZE, LEVELS, LONGEST = 8, 3, 6
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def shop(tiny_run: Path) -> tuple[Dataset, np.ndarray, CandidateLists, CoPurchase]:
+    dataset = Dataset.load(tiny_run / "prepare")
+    codes = np.load(tiny_run / "tokenize" / "codes.npy")
+    assert codes.shape[1] == LEVELS
+    assert codes.max() < SIZE
+    lists = CandidateLists.load(tiny_run / "prerank" / "test.parquet")
+    return dataset, codes, lists, count_copurchases(dataset, np.arange(dataset.users), neighbours=5)
+
+
+def make_student(items: int, layers: int = 2) -> Student:
+    torch.manual_seed(0)
+    sizes = {"levels": LEVELS, "level_size": SIZE, "dim": 16, "max_history": LONGEST, "layers": layers}
+    student = Student(StudentConfig(items=items, features=3 + len(EVIDENCE), **sizes)).eval()
+    for parameter in student.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    student.weights.copy_(torch.tensor([1.7, 0.6]))
+    return student
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_graph_scores_as_the_student(layers: int, shop: tuple, tmp_path: Path) -> None:
+    dataset, codes, lists, table = shop
+    student = make_student(len(codes), layers)
+    export_graph(student, table, codes, tmp_path / "model.onnx")
+    features = student_features(dataset, codes, lists, table, longest=LONGEST)
+    parity = measure_parity(student, tmp_path / "model.onnx", dataset, codes, lists, features, tolerance=1e-4)
+    assert parity.requests == len(lists)
+    assert parity.max_abs_difference < 1e-4
+    assert parity.identical_order > 0.99
+    assert parity.broken_order == 0
+
+
+@pytest.mark.parametrize(("events", "count"), [(0, 0), (0, 3), (1, 0), (1, 1), (LONGEST, 40)])
+def test_graph_takes_any_number_of_events_and_candidates(events: int, count: int, shop: tuple) -> None:
+    _, codes, _, table = shop
+    graph = student_graph(make_student(len(codes)), table, codes).SerializeToString()
+    session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    own = codes[np.arange(count)]
+    trie = CandidateTrie(np.ascontiguousarray(own), np.ones(count, dtype=np.bool_), SIZE)
+    feed = {"history": codes[len(codes) - events :].astype(np.int64), "mask": trie.mask()}
+    feed |= {f"nodes_{depth}": trie.nodes(depth) for depth in range(1, LEVELS)}
+    feed |= {"features": np.zeros((count, 3), np.float32), "candidates": own.astype(np.int64)}
+    logits, prior = session.run(None, feed)
+    assert logits.shape == (trie.node_count, SIZE)
+    assert prior.shape == (count,)
+    assert np.isfinite(logits).all()
+    assert np.isfinite(prior).all()
+
+
+def test_codes_of_no_item_have_a_finite_prior(shop: tuple) -> None:
+    _, codes, _, table = shop
+    held = {tuple(path) for path in codes.tolist()}
+    free = next(path for path in np.ndindex(SIZE, SIZE, SIZE) if path not in held)
+    session = ort.InferenceSession(
+        student_graph(make_student(len(codes)), table, codes).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    own = np.array([free, codes[3]], dtype=np.uint16)
+    trie = CandidateTrie(own, np.ones(2, dtype=np.bool_), SIZE)
+    feed = {"history": own[:1].astype(np.int64), "mask": trie.mask(), "features": np.zeros((2, 3), np.float32)}
+    feed |= {f"nodes_{depth}": trie.nodes(depth) for depth in range(1, LEVELS)}
+    assert np.isfinite(session.run(["prior"], {**feed, "candidates": own.astype(np.int64)})[0]).all()
+
+
+def test_graph_is_reproducible_and_holds_no_training(shop: tuple) -> None:
+    _, codes, _, table = shop
+    model = student_graph(make_student(len(codes)), table, codes)
+    again = student_graph(make_student(len(codes)), table, codes)
+    assert model.SerializeToString(deterministic=True) == again.SerializeToString(deterministic=True)
+    assert tuple(value.name for value in model.graph.input) == graph_names(LEVELS)[0]
+    assert tuple(value.name for value in model.graph.output) == graph_names(LEVELS)[1]
+    assert not {node.op_type for node in model.graph.node} & {"Dropout", "Identity", "If", "Loop"}
+    onnx.checker.check_model(model, full_check=True)

@@ -1,0 +1,71 @@
+"""Artefacts that the training stages read, made by hand so that the right answer is known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from gr2.artifact import Artifact, open_stage
+from gr2.catalog import Catalog
+from gr2.data.candidates import CandidateLists
+from gr2.data.dataset import Dataset
+from gr2.decoding import write_codebook
+
+ITEMS, USERS, GROUPS, SLATE = 60, 150, 6, 8
+
+
+@dataclass(frozen=True)
+class _Codes:
+    level_size: int = 8
+
+
+@pytest.fixture(scope="session")
+def tiny_parents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+    """Artefacts of `prepare`, `prerank` and `tokenize`.
+
+    Every user stays in one group of items, and a list is the target among items of other groups, in random order: what
+    was bought together tells the target, the incoming order does not.
+    """
+    rng = np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("tiny")
+    dataset = _dataset(rng)
+    codes = np.stack(np.unravel_index(rng.permutation(8**3)[:ITEMS], (8, 8, 8)), 1).astype(np.uint16)
+    ends = dataset.lengths.tolist()
+    places = {
+        "train": [(user, place) for user, end in enumerate(ends) for place in range(1, end - 2)],
+        "val": [(user, end - 2) for user, end in enumerate(ends)],
+        "test": [(user, end - 1) for user, end in enumerate(ends)],
+    }
+    with open_stage(folder / "prepare", "prepare", _Codes(), {}, 0) as work:
+        dataset.save(work.path)
+    with open_stage(folder / "prerank", "prerank", _Codes(), {}, 0) as work:
+        for split, pairs in places.items():
+            _lists(dataset, pairs, rng).save(work.path / f"{split}.parquet")
+    with open_stage(folder / "tokenize", "tokenize", _Codes(), {}, 0) as work:
+        np.save(work.path / "codes.npy", codes, allow_pickle=False)
+        write_codebook(str(work.path / "codebook.bin"), np.array(dataset.catalog.ids, dtype=np.int64), codes, 8)
+    return {name: Artifact.load(folder / name, name) for name in ("prepare", "prerank", "tokenize")}
+
+
+def _dataset(rng: np.random.Generator) -> Dataset:
+    ids: list[int | str] = [1000 + 3 * item for item in range(ITEMS)]
+    unknown = [None] * ITEMS
+    catalog = Catalog(ids, list(unknown), list(unknown), [[] for _ in ids], list(unknown), list(unknown))
+    events = [rng.permutation(ITEMS // GROUPS)[: rng.integers(4, 9)] * GROUPS + user % GROUPS for user in range(USERS)]
+    offsets = np.concatenate([[0], np.cumsum([len(each) for each in events])]).astype(np.int64)
+    items = np.concatenate(events).astype(np.int32)
+    times = np.full(len(items), np.nan)
+    return Dataset(catalog, list(range(USERS)), offsets, items, times, np.zeros(USERS, np.bool_))
+
+
+def _lists(dataset: Dataset, pairs: list[tuple[int, int]], rng: np.random.Generator) -> CandidateLists:
+    user, position = (np.array(column, dtype=np.int32) for column in zip(*pairs, strict=True))
+    target = dataset.items[dataset.offsets[user] + position]
+    rows = []
+    for who, item in zip(user.tolist(), target.tolist(), strict=True):
+        others = [other for other in rng.permutation(ITEMS).tolist() if other % GROUPS != who % GROUPS]
+        rows.append(rng.permutation([item, *others[: SLATE - 1]]))
+    scores = np.tile(-np.arange(SLATE, dtype=np.float32), (len(pairs), 1))
+    return CandidateLists(user, position, target, np.array(rows, dtype=np.int32), scores)

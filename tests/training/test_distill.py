@@ -1,0 +1,47 @@
+"""The stage `distill` on a tiny shop: what it writes, that it resumes and repeats, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from gr2.artifact import Artifact
+from gr2.training.distill import DistillConfig, load_copurchases, load_student, run
+
+TINY = DistillConfig(
+    dim=8, layers=1, max_history=6, neighbours=8, folds=3, epochs=2, batch=64, negatives=16, prior_epochs=2
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def test_stage_writes_a_student_that_knows_its_validation(tiny_parents: dict[str, Artifact], tmp_path: Path) -> None:
+    artifact = run(TINY, tiny_parents, tmp_path / "distill", 0)
+    student, table = load_student(artifact), load_copurchases(artifact)
+    assert student.config.items == len(table.popularity)
+    assert not student.training
+    metrics = artifact.metrics
+    assert metrics["validation_lists"] > 0
+    assert metrics["student"]["N@5"] > metrics["incoming"]["N@5"]
+    assert set(metrics["weights"]) == {"prior", "head"}
+
+
+def test_the_same_seed_gives_the_same_artefact(tiny_parents: dict[str, Artifact], tmp_path: Path) -> None:
+    first = run(TINY, tiny_parents, tmp_path / "a", 5)
+    torch.manual_seed(1234)
+    second = run(TINY, tiny_parents, tmp_path / "b", 5)
+    assert first.digest == second.digest
+    assert run(TINY, tiny_parents, tmp_path / "c", 6).digest != first.digest
+
+
+@pytest.mark.parametrize(
+    "bad", [{"folds": 1}, {"dim": 7}, {"epochs": -1}, {"learning_rate": 0.0}, {"warmup": 1.0}, {"slate": 0}]
+)
+def test_impossible_settings_are_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        DistillConfig(**bad)  # type: ignore[arg-type]
