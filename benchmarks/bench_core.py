@@ -16,7 +16,7 @@ REQUESTS = 1_000
 
 
 class Catalogue:
-    """A million items with random IDs, and requests for random items: a table that does not fit into the caches."""
+    """A million items with random IDs, and a thousand requests for random items: 25 MB of slots."""
 
     def __init__(self, folder: Path) -> None:
         generator = np.random.default_rng(0)
@@ -27,7 +27,7 @@ class Catalogue:
         write_codebook(self.path, self.ids, self.codes, LEVEL_SIZE)
 
     def cycle(self, lookup: Callable[[Any], Any], requests: list[Any]) -> Callable[[], Any]:
-        """A function that answers the next request at each call, so that no call finds its items in the cache."""
+        """A function that answers the next request at each call: its items are in the last-level cache at best."""
         for request, rows in list(zip(requests, self.rows, strict=True))[:20]:
             assert np.array_equal(lookup(request), self.codes[rows])
         position = 0
