@@ -64,8 +64,8 @@ def run_demo(
         ranking = client.rerank(example.history, example.candidates, scores=example.scores, timeout=10.0)
     console.print(slate_table(example.candidates, ranking, example.titles, target=example.target))
     console.print(
-        f"A user whom it helps: the target moves up for {example.better:,} of {example.slates:,}, down for "
-        f"{example.worse:,}. Answered from {address} in {ranking.timings.total_ns / 1e6:.2f} ms.\n"
+        f"One slate that the student improves: it moves the target up in {example.better:,} of {example.slates:,} and "
+        f"down in {example.worse:,}. Answered by {address} in {ranking.timings.total_ns / 1e6:.2f} ms.\n"
         f"Done in {time.monotonic() - began:.0f} s. Serve it yourself: gr2 serve --bundle {made['export'].path}"
     )
 

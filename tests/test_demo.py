@@ -11,7 +11,7 @@ from gr2.artifact import Artifact
 from gr2.demo import pick_example, run_demo, served
 from gr2.errors import Gr2Error
 
-SMALL = ("prerank.epochs=1", "distill.epochs=1", "distill.pretrain_epochs=1", "export.requests=20")
+SMALL = ("prerank.epochs=1", "distill.epochs=1", "distill.prior_epochs=1", "export.requests=20")
 
 
 def test_demo_shows_a_ranking_and_the_metrics(
