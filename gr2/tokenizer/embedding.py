@@ -6,7 +6,8 @@ import contextlib
 import hashlib
 import io
 import os
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -26,7 +27,7 @@ SHARD = 512
 
 
 class Embedder(Protocol):
-    """Anything that turns texts into vectors. Equal fingerprints promise equal vectors."""
+    """Anything that turns texts into vectors. Equal fingerprints promise equal vectors, up to rounding."""
 
     @property
     def fingerprint(self) -> str:
@@ -92,45 +93,47 @@ def cache_folder() -> Path:
 def embed(texts: list[str], embedder: Embedder, *, cache: Path) -> NDArray[np.float32]:
     """(N, D) float32: the vectors of `texts`, in their order; equal texts have equal vectors.
 
-    Each distinct text is computed once, in an order that does not depend on the order of `texts`, and kept below
-    `cache` in shards named by the hash of the model and the texts: a killed run goes on where it stopped.
-    Raises ConfigError if the cache cannot be written.
+    A text is computed once for a model: its vector is kept below `cache` by the hashes of both, so a changed catalogue
+    costs its new texts only, and a killed run goes on where it stopped. Missing texts are computed in an order that
+    does not depend on the order of `texts`. Raises ConfigError if the cache cannot be written.
     """
-    distinct = sorted({hashlib.sha256(text.encode()).digest(): text for text in texts}.items())
-    key = hashlib.sha256(embedder.fingerprint.encode() + b"".join(digest for digest, _ in distinct)).hexdigest()
-    folder = cache / "embeddings" / key[:32]
-    shards = [distinct[start : start + SHARD] for start in range(0, len(distinct), SHARD)]
-    paths = [folder / f"{number:06d}.npy" for number in range(len(shards))]
-    found = [_load_shard(path, len(shard)) for path, shard in zip(paths, shards, strict=True)]
-    missing = [number for number, vectors in enumerate(found) if vectors is None]
+    folder = cache / "embeddings" / hashlib.sha256(embedder.fingerprint.encode()).hexdigest()[:32]
+    keys = [hashlib.sha256(text.encode()).digest() for text in texts]
+    wanted = dict(zip(keys, texts, strict=True))
+    known = _load_known(folder, wanted)
+    missing = sorted(wanted.keys() - known.keys())
     if missing:
-        done = len(distinct) - sum(len(shards[number]) for number in missing)
-        with track(len(distinct), "embed items", unit="texts", start=done) as bar:
-            for number in missing:
-                vectors = embedder.encode([text for _, text in shards[number]])
-                _save_shard(paths[number], vectors)
-                found[number] = vectors
-                bar.advance(len(shards[number]))
-    table = np.concatenate([vectors for vectors in found if vectors is not None])
-    rows = {text: row for row, (_, text) in enumerate(distinct)}
-    return table[[rows[text] for text in texts]]
+        with track(len(wanted), "embed items", unit="texts", start=len(known)) as bar:
+            for start in range(0, len(missing), SHARD):
+                shard = missing[start : start + SHARD]
+                vectors = embedder.encode([wanted[key] for key in shard])
+                _save_shard(folder, shard, vectors)
+                known.update(zip(shard, vectors, strict=True))
+                bar.advance(len(shard))
+    return np.stack([known[key] for key in keys])
 
 
-def _load_shard(path: Path, count: int) -> NDArray[np.float32] | None:
-    """The shard's vectors; None where there are none, or a file that does not hold `count` of them."""
-    try:
-        vectors: NDArray[np.float32] = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None
-    sound = vectors.ndim == 2 and len(vectors) == count and vectors.dtype == np.float32
-    return vectors if sound else None
+def _load_known(folder: Path, wanted: Mapping[bytes, str]) -> dict[bytes, NDArray[np.float32]]:
+    """The vectors in the cache, by text hash, of the texts that are wanted; damaged files are passed over."""
+    known: dict[bytes, NDArray[np.float32]] = {}
+    for path in sorted(folder.glob("*.npz")):
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as shard:
+                keys = [key.tobytes() for key in shard["keys"]]
+                if not wanted.keys().isdisjoint(keys):
+                    pairs = zip(keys, shard["vectors"], strict=True)
+                    known.update((key, vector) for key, vector in pairs if key in wanted)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            continue
+    return known
 
 
-def _save_shard(path: Path, vectors: NDArray[np.float32]) -> None:
+def _save_shard(folder: Path, keys: list[bytes], vectors: NDArray[np.float32]) -> None:
     buffer = io.BytesIO()
-    np.save(buffer, vectors, allow_pickle=False)
+    np.savez(buffer, keys=np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(len(keys), -1), vectors=vectors)
+    path = folder / f"{hashlib.sha256(b''.join(keys)).hexdigest()[:32]}.npz"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         write_atomic(path, buffer.getvalue())
     except OSError as error:
         message = f"{path}: cannot keep embeddings: {error.strerror}; set GR2_CACHE to a folder that can be written"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -72,9 +73,9 @@ def _read_parquet(path: Path) -> tuple[list[ItemId], NDArray[np.float32]]:
 
 def _read_npz(path: Path) -> tuple[list[ItemId], NDArray[np.float32]]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             ids, vectors = arrays["item_id"], arrays["vector"]
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"cannot read the arrays item_id and vector: {error}", path=path) from error
     if ids.ndim != 1 or ids.dtype.kind not in "iuU":
         raise DataError(f"item_id must be (M,) integers or strings, got {ids.dtype} {ids.shape}", path=path)

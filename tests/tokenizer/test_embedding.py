@@ -127,11 +127,17 @@ def test_equal_texts_are_computed_once(tmp_path: Path) -> None:
     assert embedder.computed == 2
 
 
-def test_other_texts_and_other_models_do_not_share_vectors(tmp_path: Path) -> None:
-    embed(TEXTS, HashEmbedder(), cache=tmp_path)
+def test_changed_catalogue_costs_its_new_texts_only(tmp_path: Path) -> None:
+    vectors = embed(TEXTS, HashEmbedder(), cache=tmp_path)
     more = HashEmbedder()
-    embed([*TEXTS, "soap"], more, cache=tmp_path)
-    assert more.computed == 4
+    longer = embed(["soap", *TEXTS], more, cache=tmp_path)
+    np.testing.assert_array_equal(longer[1:], vectors)
+    assert more.computed == 1
+    np.testing.assert_array_equal(embed(["soap"], HashEmbedder(budget=0), cache=tmp_path), longer[:1])
+
+
+def test_another_model_does_not_share_vectors(tmp_path: Path) -> None:
+    embed(TEXTS, HashEmbedder(), cache=tmp_path)
     other = HashEmbedder()
     other.fingerprint = "another"
     embed(TEXTS, other, cache=tmp_path)
@@ -149,10 +155,10 @@ def test_killed_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest
     np.testing.assert_array_equal(vectors, HashEmbedder().encode(texts))
 
 
-@pytest.mark.parametrize("damage", [b"", b"\x93NUMPY\x01\x00garbage"])
+@pytest.mark.parametrize("damage", [b"", b"garbage", b"PK\x03\x04garbage"])
 def test_damaged_shard_is_computed_again(tmp_path: Path, damage: bytes) -> None:
     vectors = embed(TEXTS, HashEmbedder(), cache=tmp_path)
-    (shard,) = tmp_path.rglob("*.npy")
+    (shard,) = tmp_path.rglob("*.npz")
     shard.write_bytes(damage)
     again = HashEmbedder()
     np.testing.assert_array_equal(embed(TEXTS, again, cache=tmp_path), vectors)

@@ -94,12 +94,19 @@ def test_file_without_ids_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["v.parquet", "v.npz"])
-def test_unreadable_file_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(DataError, match=name):
+@pytest.mark.parametrize("content", [None, b"", b"garbage", b"PK\x03\x04garbage"])
+def test_unreadable_file_is_refused(tmp_path: Path, name: str, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"{name}: cannot read"):
         load_vectors(tmp_path / name, catalog([1]))
-    (tmp_path / name).write_bytes(b"garbage")
-    with pytest.raises(DataError, match=name):
-        load_vectors(tmp_path / name, catalog([1]))
+
+
+def test_single_array_under_the_wrong_name_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / "v.npz").open("wb") as file:
+        np.save(file, np.zeros((2, 3), dtype=np.float32))
+    with pytest.raises(DataError, match="cannot read the arrays item_id and vector"):
+        load_vectors(tmp_path / "v.npz", catalog([1, 2]))
 
 
 @pytest.mark.parametrize(
