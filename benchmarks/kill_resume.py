@@ -73,17 +73,19 @@ def run_all(folder: Path, users: int) -> dict[str, Any]:
     """The figures, from two runs over one tiny shop in `folder`."""
     _write_shop(folder, users)
     _finish(folder, "calm")
-    killed = [stage for stage in STAGES if _kill_inside(folder, "killed", stage, signal.SIGKILL) == -signal.SIGKILL]
-    # Everything but the last stage is done by now; Ctrl-C meets a stage that starts afresh.
-    interrupted = _kill_inside(folder, "interrupted", "distill", signal.SIGINT)
-    for run in ("killed", "interrupted"):
-        _finish(folder, run)
-    calm, *others = (_artifacts(folder / "runs" / run) for run in ("calm", "killed", "interrupted"))
+    endings, interrupted = {}, 0
+    # The run goes on after each signal until the next one meets it.
+    for stage in STAGES:
+        if stage == "distill":
+            interrupted = _end_inside(folder, "disturbed", stage, signal.SIGINT)
+        endings[stage] = _end_inside(folder, "disturbed", stage, signal.SIGKILL)
+    _finish(folder, "disturbed")
+    calm, disturbed = (_artifacts(folder / "runs" / run) for run in ("calm", "disturbed"))
     return {
-        "killed": killed,
+        "killed": [stage for stage, code in endings.items() if code == -signal.SIGKILL],
         "ctrl_c_exit": interrupted,
-        "metrics_equal": all(_metrics(other) == _metrics(calm) for other in others),
-        "files_equal": all([each.digest for each in other] == [each.digest for each in calm] for other in others),
+        "metrics_equal": _metrics(disturbed) == _metrics(calm),
+        "files_equal": [each.digest for each in disturbed] == [each.digest for each in calm],
     }
 
 
@@ -114,7 +116,7 @@ def _finish(folder: Path, run: str) -> None:
         raise RuntimeError(f"gr2 run ended with {process.returncode}:\n{said}")
 
 
-def _kill_inside(folder: Path, run: str, stage: str, number: signal.Signals) -> int:
+def _end_inside(folder: Path, run: str, stage: str, number: signal.Signals) -> int:
     """The exit code of a run that was sent the signal inside `stage`; the run's folder is left as the signal left it.
 
     A stage that was over before the signal came is run again: only a kill that left its workspace behind counts.
