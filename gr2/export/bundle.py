@@ -14,7 +14,8 @@ from gr2.bundle import FeatureSpec, ModelSpec, write_bundle
 from gr2.data.candidates import CandidateLists
 from gr2.data.dataset import Dataset
 from gr2.errors import BundleError
-from gr2.export.onnx import OPSET, export_graph, graph_names
+from gr2.export.builder import OPSET
+from gr2.export.onnx import export_graph, graph_names
 from gr2.export.parity import Parity, measure_parity
 from gr2.features import SCORE_FEATURES
 from gr2.models.evidence import EVIDENCE

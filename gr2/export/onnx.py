@@ -8,27 +8,22 @@ torch model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor, nn
+from onnx import TensorProto
+from torch import nn
 
 from gr2.artifact import write_atomic
+from gr2.export.builder import Builder, Shape
 from gr2.export.lookup import CodeTable, build_code_table
 from gr2.models.evidence import DECAY, EVIDENCE, CoPurchase
-from gr2.models.student import MASKED, Block, CodeSum, Head, Prior, Student, StudentConfig
-from gr2.version import __version__
+from gr2.models.student import MASKED, Block, CodeSum, Head, Prior, Student
 
-__all__ = ["OPSET", "export_graph", "graph_names", "student_graph"]
-
-OPSET = 20
-IR_VERSION = 9
+__all__ = ["export_graph", "graph_names", "student_graph"]
 
 
 def graph_names(levels: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -65,7 +60,18 @@ def student_graph(student: Student, table: CoPurchase, codes: NDArray[np.integer
     prior = graph.add("Mul", _prior(graph, student.prior, features), weights[0])
     head = graph.add("Mul", _head(graph, student.head, past, own, first), weights[1])
     graph.add("Squeeze", graph.add("Add", prior, head), graph.integers(1), output="prior")
-    return graph.model(config)
+    integer, real = TensorProto.INT64, TensorProto.FLOAT
+    shapes: dict[str, Shape] = {
+        "history": (integer, ("T", config.levels)),
+        **{f"nodes_{depth}": (integer, (f"n_{depth}",)) for depth in range(1, config.levels)},
+        "mask": (real, ("n", "n")),
+        "features": (real, ("K", config.features - len(EVIDENCE))),
+        "candidates": (integer, ("K", config.levels)),
+        "logits": (real, ("n", config.level_size)),
+        "prior": (real, ("K",)),
+    }
+    inputs, outputs = ({name: shapes[name] for name in names} for names in graph_names(config.levels))
+    return graph.model("student", inputs, outputs)
 
 
 def _path_logits(graph: Builder, student: Student, length: str, first: str) -> list[str]:
@@ -236,73 +242,3 @@ def _head(graph: Builder, head: Head, past: str, own: str, first: str) -> str:
     query = graph.add("Add", pooled, graph.gemm(hidden, head.down.weight, head.down.bias))
     query = graph.add("Add", _norm(graph, head.norm_query, query), graph.weight(head.bias.weight))
     return graph.add("MatMul", candidates, graph.add("Transpose", query, perm=(1, 0)))
-
-
-class Builder:
-    """Nodes and constants under consecutive names; equal constants are stored once."""
-
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: dict[tuple[str, tuple[int, ...], bytes], onnx.TensorProto] = {}
-
-    def add(self, operator: str, *inputs: str, output: str = "", **attributes: Any) -> str:
-        """The name of the operator's one output."""
-        place = len(self.nodes)
-        output = output or f"t{place}"
-        self.nodes.append(helper.make_node(operator, inputs, [output], name=f"{operator}_{place}", **attributes))
-        return output
-
-    def add_many(self, operator: str, count: int, *inputs: str, **attributes: Any) -> list[str]:
-        """The names of the operator's `count` outputs."""
-        place = len(self.nodes)
-        outputs = [f"t{place}_{number}" for number in range(count)]
-        self.nodes.append(helper.make_node(operator, inputs, outputs, name=f"{operator}_{place}", **attributes))
-        return outputs
-
-    def constant(self, array: NDArray[Any]) -> str:
-        """The name of a stored array."""
-        array = np.asarray(array, order="C")
-        key = (array.dtype.str, array.shape, array.tobytes())
-        if key not in self.constants:
-            self.constants[key] = numpy_helper.from_array(array, f"c{len(self.constants)}")
-        return str(self.constants[key].name)
-
-    def weight(self, tensor: Tensor) -> str:
-        """The name of a stored tensor."""
-        return self.constant(tensor.detach().numpy().astype(np.float32))
-
-    def integers(self, *values: int) -> str:
-        """The name of a stored (n,) int64 vector."""
-        return self.constant(np.array(values, dtype=np.int64))
-
-    def slice(self, x: str, start: str, end: str) -> str:
-        """Rows start..end of `x`."""
-        return self.add("Slice", x, start, end, self.integers(0))
-
-    def gemm(self, x: str, weight: Tensor, bias: Tensor) -> str:
-        """`x @ weight.T + bias` for two-dimensional `x`."""
-        return self.add("Gemm", x, self.weight(weight.T), self.weight(bias))
-
-    def model(self, config: StudentConfig) -> onnx.ModelProto:
-        """The checked model of all nodes that were added."""
-        integer, real = TensorProto.INT64, TensorProto.FLOAT
-        shapes: dict[str, tuple[int, Sequence[int | str]]] = {
-            "history": (integer, ("T", config.levels)),
-            **{f"nodes_{depth}": (integer, (f"n_{depth}",)) for depth in range(1, config.levels)},
-            "mask": (real, ("n", "n")),
-            "features": (real, ("K", config.features - len(EVIDENCE))),
-            "candidates": (integer, ("K", config.levels)),
-            "logits": (real, ("n", config.level_size)),
-            "prior": (real, ("K",)),
-        }
-        inputs, outputs = (
-            [helper.make_tensor_value_info(name, *shapes[name]) for name in names]
-            for names in graph_names(config.levels)
-        )
-        graph = helper.make_graph(self.nodes, "student", inputs, outputs, list(self.constants.values()))
-        opsets = [helper.make_opsetid("", OPSET)]
-        model = helper.make_model(
-            graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="gr2", producer_version=__version__
-        )
-        onnx.checker.check_model(model, full_check=True)
-        return model

@@ -73,7 +73,7 @@ class DistillConfig:
     neighbours: int = 64
     folds: int = 5
     slate: int = 10
-    prior_epochs: int = 12
+    prior_epochs: int = 20
     epochs: int = 8
     batch: int = 512
     negatives: int = 512

@@ -94,7 +94,7 @@ class GenerativeTrainer:
             {"params": matrices, "weight_decay": recipe.weight_decay},
             {"params": others, "weight_decay": 0.0},
         ]
-        self.optimiser = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98), fused=True)
+        self.optimiser = torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
         self.epoch = self.step = self.done = 0
         self.losses: list[dict[str, float]] = []
         self.total = {"path": 0.0, "head": 0.0}

@@ -1,0 +1,80 @@
+"""Writing an ONNX graph operator by operator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+from torch import Tensor
+
+from gr2.version import __version__
+
+__all__ = ["OPSET", "Builder", "Shape"]
+
+OPSET = 20
+IR_VERSION = 9
+
+Shape = tuple[int, Sequence[int | str]]  # an element type of onnx.TensorProto, and sizes or names of dimensions
+
+
+class Builder:
+    """Nodes and constants under consecutive names; equal constants are stored once."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[tuple[str, tuple[int, ...], bytes], onnx.TensorProto] = {}
+
+    def add(self, operator: str, *inputs: str, output: str = "", **attributes: Any) -> str:
+        """The name of the operator's one output."""
+        place = len(self.nodes)
+        output = output or f"t{place}"
+        self.nodes.append(helper.make_node(operator, inputs, [output], name=f"{operator}_{place}", **attributes))
+        return output
+
+    def add_many(self, operator: str, count: int, *inputs: str, **attributes: Any) -> list[str]:
+        """The names of the operator's `count` outputs."""
+        place = len(self.nodes)
+        outputs = [f"t{place}_{number}" for number in range(count)]
+        self.nodes.append(helper.make_node(operator, inputs, outputs, name=f"{operator}_{place}", **attributes))
+        return outputs
+
+    def constant(self, array: NDArray[Any]) -> str:
+        """The name of a stored array."""
+        array = np.asarray(array, order="C")
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self.constants:
+            self.constants[key] = numpy_helper.from_array(array, f"c{len(self.constants)}")
+        return str(self.constants[key].name)
+
+    def weight(self, tensor: Tensor) -> str:
+        """The name of a stored tensor."""
+        return self.constant(tensor.detach().numpy().astype(np.float32))
+
+    def integers(self, *values: int) -> str:
+        """The name of a stored (n,) int64 vector."""
+        return self.constant(np.array(values, dtype=np.int64))
+
+    def slice(self, x: str, start: str, end: str) -> str:
+        """Rows start..end of `x`."""
+        return self.add("Slice", x, start, end, self.integers(0))
+
+    def gemm(self, x: str, weight: Tensor, bias: Tensor) -> str:
+        """`x @ weight.T + bias` for two-dimensional `x`."""
+        return self.add("Gemm", x, self.weight(weight.T), self.weight(bias))
+
+    def model(self, name: str, inputs: Mapping[str, Shape], outputs: Mapping[str, Shape]) -> onnx.ModelProto:
+        """The checked model of all nodes that were added."""
+        first, last = (
+            [helper.make_tensor_value_info(each, *shape) for each, shape in side.items()] for side in (inputs, outputs)
+        )
+        graph = helper.make_graph(self.nodes, name, first, last, list(self.constants.values()))
+        opsets = [helper.make_opsetid("", OPSET)]
+        model = helper.make_model(
+            graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="gr2", producer_version=__version__
+        )
+        onnx.checker.check_model(model, full_check=True)
+        return model
