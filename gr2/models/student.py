@@ -25,6 +25,8 @@ from gr2.features import SCORE_FEATURES
 __all__ = ["MASKED", "Student", "StudentConfig", "attention_mask"]
 
 MASKED = -1e9  # finite: a row of padding must not turn into NaN
+# The head's own: it overfits sooner than the transformer.
+POOL_DROPOUT, QUERY_DROPOUT = 0.3, 0.5
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class StudentConfig:
     levels: int = 4
     level_size: int = 256
     dim: int = 64
-    layers: int = 2
+    layers: int = 1
     heads: int = 2
     max_history: int = 50
     prior_hidden: int = 32
@@ -158,8 +160,8 @@ class Head(nn.Module):
         width = items.shape[1]
         present = torch.arange(width) >= width - lengths[:, None]
         weighted = self.item(items, codes) * self.recency[len(self.recency) - width :].exp() * present[..., None]
-        pooled = F.dropout(self.norm_pool(weighted.sum(1) + self.begin), 0.3, self.training)
-        hidden = F.dropout(self.down(F.gelu(self.up(pooled))), 0.5, self.training)
+        pooled = F.dropout(self.norm_pool(weighted.sum(1) + self.begin), POOL_DROPOUT, self.training)
+        hidden = F.dropout(self.down(F.gelu(self.up(pooled))), QUERY_DROPOUT, self.training)
         query: Tensor = self.norm_query(pooled + hidden)
         return query
 

@@ -66,7 +66,7 @@ class DistillConfig:
     """
 
     dim: int = 64
-    layers: int = 2
+    layers: int = 1
     heads: int = 2
     max_history: int = 50
     dropout: float = 0.2
