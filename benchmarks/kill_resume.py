@@ -8,6 +8,7 @@ stages are equal (wall times aside), and whether all files are.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -29,6 +30,7 @@ __all__ = ["main", "run_all"]
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINTED = ("prerank", "distill")
+INTERRUPTED = 130
 ATTEMPTS = 10
 PATIENCE_SECONDS = 300.0
 CONFIG = """
@@ -66,7 +68,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         result = run_all(Path(folder), users)
     print(json.dumps(result))
-    sys.exit(0 if result["metrics_equal"] and result["killed"] == list(STAGES) and result["ctrl_c_exit"] == 130 else 1)
+    sys.exit(
+        0
+        if result["metrics_equal"] and result["killed"] == list(STAGES) and result["ctrl_c_exit"] == INTERRUPTED
+        else 1
+    )
 
 
 def run_all(folder: Path, users: int) -> dict[str, Any]:
@@ -126,17 +132,29 @@ def _end_inside(folder: Path, run: str, stage: str, number: signal.Signals) -> i
     # Some of the stage's work is on disk: a whole checkpoint where it writes any, the workspace's mark elsewhere.
     marker = "checkpoints/[!.]*" if stage in CHECKPOINTED else "fingerprint"
     for _ in range(ATTEMPTS):
+        before = _written(workspace, marker)
         with _start(folder, run) as process:
             deadline = time.monotonic() + PATIENCE_SECONDS
-            while not any(workspace.glob(marker)) and process.poll() is None and time.monotonic() < deadline:
+            while _written(workspace, marker) <= before and process.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.0005)
             process.send_signal(number)
-            process.communicate()
+            _, said = process.communicate()
         if workspace.exists() and not (workspace / "artifact.json").exists():
+            if process.returncode not in (-number, INTERRUPTED):
+                raise RuntimeError(f"{stage}: gr2 run ended with {process.returncode}:\n{said}")
             return process.returncode
         for path in (out / stage / "artifact.json", workspace / "artifact.json"):
             path.unlink(missing_ok=True)
     raise RuntimeError(f"{stage}: was over before the signal came, {ATTEMPTS} times")
+
+
+def _written(workspace: Path, marker: str) -> int:
+    """When the newest of the marker's files was written, in nanoseconds; 0 if there is none."""
+    times = [0]
+    for path in workspace.glob(marker):
+        with contextlib.suppress(FileNotFoundError):  # gone since the folder was read: the stage has ended
+            times.append(path.stat().st_mtime_ns)
+    return max(times)
 
 
 def _artifacts(out: Path) -> list[Artifact]:

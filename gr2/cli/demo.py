@@ -33,5 +33,5 @@ def demo(
     try:
         run_demo(out)
     except KeyboardInterrupt:
-        print(f"interrupted: what was done is kept in {out}; the same command goes on from there", file=sys.stderr)
+        print("interrupted: what was done is kept; the same command goes on from there", file=sys.stderr)
         raise typer.Exit(130) from None

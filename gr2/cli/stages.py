@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from gr2.pipeline import STAGES, Plan, execute, load_plan, show, summarize
+from gr2.pipeline import STAGES, execute, load_plan, show, summarize
 
-__all__ = ["register", "run_plan"]
+__all__ = ["register"]
 
 ABOUT = {
     "prepare": "Read items and interactions, keep the k-core, and order every user's events.",
@@ -51,15 +52,17 @@ def run(
         gr2 run configs/beauty.toml --set distill.epochs=3 --set run.out=runs/short
         gr2 run configs/beauty.toml --from export --force
     """
-    run_plan(load_plan(config, overrides=overrides or (), first=first, only=only or ()), force=force)
+    _run(config, overrides or (), first=first, only=only or (), force=force)
 
 
-def run_plan(plan: Plan, *, force: bool = False) -> None:
-    """Execute a plan, print what became of it on stdout, and write its `summary.json`."""
+def _run(
+    config: Path, overrides: Sequence[str], *, first: str | None = None, only: Sequence[str] = (), force: bool = False
+) -> None:
     try:
+        plan = load_plan(config, overrides=overrides, first=first, only=only)
         outcomes = execute(plan, force=force, say=_say)
     except KeyboardInterrupt:
-        _say(f"interrupted: what was done is kept in {plan.out}; the same command goes on from there")
+        _say("interrupted: what was done is kept; the same command goes on from there")
         raise typer.Exit(130) from None
     path = summarize(plan, outcomes)
     show(outcomes)
@@ -68,7 +71,7 @@ def run_plan(plan: Plan, *, force: bool = False) -> None:
 
 def _register_stage(app: typer.Typer, name: str) -> None:
     def command(config: Config, force: Force = False, overrides: Set = None) -> None:
-        run_plan(load_plan(config, overrides=overrides or (), only=[name]), force=force)
+        _run(config, overrides or (), only=[name], force=force)
 
     command.__doc__ = f"{ABOUT[name]}\n\n    gr2 {name} configs/beauty.toml"
     app.command(name, rich_help_panel="One stage alone")(command)
