@@ -13,14 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
-
-from rich.console import Console
+from typing import TYPE_CHECKING, Any
 
 from gr2 import config as configuration
 from gr2.artifact import Artifact, file_digest, is_current, write_json
 from gr2.errors import ArtifactError, ConfigError, MissingExtraError
-from gr2.report import evaluation_table, stages_table
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 __all__ = ["STAGES", "Outcome", "Plan", "RunConfig", "Stage", "Step", "execute", "load_plan", "show", "summarize"]
 
@@ -142,6 +142,10 @@ def summarize(plan: Plan, outcomes: Sequence[Outcome]) -> Path:
 
 def show(outcomes: Sequence[Outcome], console: Console | None = None) -> None:
     """Print what became of each stage and, if there is an evaluation, its table."""
+    from rich.console import Console
+
+    from gr2.report import evaluation_table, stages_table
+
     console = console or Console()
     rows = [
         (each.stage, each.status, each.seconds, each.artifact.metrics if each.artifact else {}) for each in outcomes
