@@ -48,10 +48,21 @@ def rerank(name: str, title: str) -> Record:
     tables = [quality_table(part, evaluation[part]) for part in ("all", "untied") if evaluation[part]]
     lists = f"{evaluation['target_in_slate']} of {evaluation['lists']} test lists hold the target in their top 10"
     shuffled = f"shuffling the slates changed {evaluation['shuffled']['slates_that_differ']} of the target's ranks"
-    stages = json.loads((ROOT / "runs" / name / "summary.json").read_text(encoding="utf-8"))["stages"]
-    seconds = ", ".join(f"{stage} {record['seconds']:.0f} s" for stage, record in stages.items() if record["seconds"])
-    notes = [lists, shuffled] + ([f"stages that ran: {seconds}"] if seconds else [])
+    stages = {stage: artifact(Path("runs") / name, stage) for stage in ("prerank", "distill")}
+    tables.append(parts_table(stages["distill"]))
+    spent = f"prerank {stages['prerank']['total_seconds']:.0f} s, distill {stages['distill']['train_seconds']:.0f} s"
+    notes = [lists, shuffled, f"wall time beside other work on the machine: {spent}"]
     return Record(f"spine.{name}", title, command, figures, tables, notes)
+
+
+def parts_table(distill: dict[str, Any]) -> dict[str, Any]:
+    """What each part of the student's score is worth on the validation lists, on which the parts' weights are fitted."""
+    rows = [
+        [part, *(f"{distill[part][name]:.4f}" for name in ("R@1", "N@5"))]
+        for part in ("incoming", "path", "prior", "head", "path+prior", "student")
+    ]
+    title = f"parts of the score on {distill['validation_lists']} validation lists, which also fit their weights"
+    return {"title": title, "columns": ["", "R@1", "N@5"], "rows": rows}
 
 
 def quality_table(part: str, values: dict[str, Any]) -> dict[str, Any]:
