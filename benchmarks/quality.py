@@ -50,13 +50,13 @@ def rerank(name: str, title: str) -> Record:
     shuffled = f"shuffling the slates changed {evaluation['shuffled']['slates_that_differ']} of the target's ranks"
     stages = {stage: artifact(Path("runs") / name, stage) for stage in ("prerank", "distill")}
     tables.append(parts_table(stages["distill"]))
-    spent = f"prerank {stages['prerank']['total_seconds']:.0f} s, distill {stages['distill']['train_seconds']:.0f} s"
+    spent = f"prerank {stages['prerank']['total_seconds']:.0f} s, distill {stages['distill']['total_seconds']:.0f} s"
     notes = [lists, shuffled, f"wall time beside other work on the machine: {spent}"]
     return Record(f"spine.{name}", title, command, figures, tables, notes)
 
 
 def parts_table(distill: dict[str, Any]) -> dict[str, Any]:
-    """What each part of the student's score is worth on the validation lists, on which the parts' weights are fitted."""
+    """What each part of the score is worth on the validation lists, which the weights of the parts are fitted to."""
     rows = [
         [part, *(f"{distill[part][name]:.4f}" for name in ("R@1", "N@5"))]
         for part in ("incoming", "path", "prior", "head", "path+prior", "student")
