@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results import ROOT, Figure, Record, store
+from gr2.metrics import METRICS
 
 __all__ = ["main"]
 
@@ -68,7 +69,7 @@ def parts_table(distill: dict[str, Any]) -> dict[str, Any]:
 def quality_table(part: str, values: dict[str, Any]) -> dict[str, Any]:
     """Both rankings and their difference as a table."""
     title = {"all": "all test users with the target in the slate", "untied": "untied targets only"}[part]
-    names = list(values["incoming"])
+    names = list(METRICS)
     rows = [[who, *(f"{values[who][name]:.4f}" for name in names)] for who in ("incoming", "student")]
     differences = [values["difference"][name] for name in names]
     rows.append(["difference", *("{mean:+.4f} [{low:+.4f}, {high:+.4f}]".format(**each) for each in differences)])
