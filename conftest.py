@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+import gr2
+
+# Processes that tests start must import the gr2 under test, and not the sources in the folder they start in.
+os.environ["PYTHONPATH"] = str(Path(gr2.__file__).parents[1])
+os.environ["PYTHONSAFEPATH"] = "1"
 
 MakeBundle = Callable[..., Path]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -109,7 +110,10 @@ def pick_example(prepare: Artifact, prerank: Artifact, evaluate: Artifact) -> Ex
 def served(bundle: Path) -> Iterator[str]:
     """The address of a `gr2 serve` process that serves `bundle` on a free port; it is gone when the block ends."""
     command = [sys.executable, "-m", "gr2.cli", "serve", "--bundle", str(bundle), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    # The server must be the gr2 that runs here, and not whatever sources the current folder may hold.
+    found = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(found)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
