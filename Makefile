@@ -2,7 +2,7 @@
 PYTHON ?= python
 DATA ?= ../shared/data
 
-.PHONY: help dev lint format test bench proto constraints results show-spine beauty games18 sasrec
+.PHONY: help dev lint format sanitize test bench proto constraints results show-spine beauty games18 sasrec
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -23,6 +23,9 @@ format: ## rewrite what the linters can mend
 	ruff check --fix .
 	ruff format .
 	clang-format -i $$(git ls-files '*.h' '*.cc')
+
+sanitize: ## the C++ tests under the address, undefined-behaviour and thread sanitizers
+	for preset in asan tsan; do cmake --preset $$preset && cmake --build --preset $$preset && ctest --preset $$preset || exit 1; done
 
 test: ## the test suite
 	$(PYTHON) -m pytest
