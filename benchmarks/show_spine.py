@@ -55,7 +55,7 @@ def node_client() -> Figure:
 
 
 def bench(tables: list[dict[str, Any]]) -> Figure:
-    """The benchmark suite, each benchmark asserting its answer; the whole request on Beauty's bundle if there is one."""
+    """The benchmark suite, each asserting its answer; requests go to Beauty's bundle if there is one."""
     what = "benchmarks: look-up, mini-trie, score, request in process, request over gRPC"
     bundle = ROOT / "runs" / "beauty" / "export"
     if bundle.is_dir():
