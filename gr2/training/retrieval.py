@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from gr2.data.candidates import PADDING, CandidateLists
 from gr2.data.dataset import Dataset
+from gr2.errors import Gr2Error
 from gr2.models.preranker import PreRanker
 from gr2.training.sequences import histories
 
@@ -76,7 +78,8 @@ def _scores(
 ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
     """Row numbers, (B,), and their scores over the catalogue, (B, V) float32, -inf for seen items.
 
-    The scores are valid until the next step: every batch is written to the same memory.
+    The scores are valid until the next step: every batch is written to the same memory. Raises Gr2Error if one is not
+    finite: a NaN is neither above nor below a target's score, so that a diverged model would seem to rank perfectly.
     """
     windows = histories(dataset, user, position, model.max_history)
     weight = model.item.weight.detach()
@@ -88,6 +91,11 @@ def _scores(
             rows = order[first : first + BATCH]
             query = model.last_query(*windows.batch(rows))
             scores = torch.mm(query, weight.t(), out=memory[: len(rows)])
+            if not all(math.isfinite(bound) for bound in torch.aminmax(scores)):
+                raise Gr2Error(
+                    "the pre-ranker's scores are not finite, so its training has diverged: lower [prerank] "
+                    "learning_rate, or raise warmup"
+                )
             seen = [dataset.history(int(user[row]), int(position[row])) for row in rows]
             owner = np.repeat(np.arange(len(rows)), [len(history) for history in seen])
             scores[torch.from_numpy(owner), torch.from_numpy(np.concatenate(seen).astype(np.int64))] = -torch.inf

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gr2.data.dataset import Dataset
-from gr2.errors import DataError
+from gr2.errors import DataError, Gr2Error
 from gr2.models.linear_cross_entropy import fast_logits_dtype
 from gr2.models.preranker import PreRanker
 from gr2.progress import track
@@ -83,7 +83,8 @@ def fit(
 
     With `validate` (higher is better) it keeps the best epoch and stops `patience` epochs after it; without, it keeps
     the last. `checkpoint` holds the state after the last finished epoch and is taken up again: every epoch's order
-    and dropout follow from (`seed`, epoch) alone, so that an interrupted training ends in the same weights.
+    and dropout follow from (`seed`, epoch) alone, so that an interrupted training ends in the same weights. Raises
+    DataError without anything to train on, Gr2Error if the loss is not finite.
     """
     windows = training_windows(dataset, users, recipe.max_history)
     if not len(windows):
@@ -107,6 +108,11 @@ def fit(
                 order = np.random.default_rng([*seed, progress.epoch])
                 loss = _train_epoch(model, optimizer, windows, recipe, progress.epoch, order)
                 progress.epoch += 1
+                if not math.isfinite(loss):
+                    raise Gr2Error(
+                        f"{description}: the loss of epoch {progress.epoch} is {loss}, so the training has diverged: "
+                        "lower [prerank] learning_rate, or raise warmup"
+                    )
                 value = float(progress.epoch) if validate is None else validate(model)
                 if value > progress.best_validation:
                     progress.best = copy.deepcopy(model.state_dict())
