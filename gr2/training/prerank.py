@@ -4,6 +4,8 @@ Lists for training positions must look like those for new events. A model that h
 targets, so a training list always comes from a model that trained on other users: users are divided into folds, and
 one model is trained without each. Validation and test lists come from the model trained on all users' training
 events, which end before either target.
+
+Lists of another ranker may take the place of ours in any split; no model is trained that no split needs.
 """
 
 from __future__ import annotations
@@ -21,8 +23,10 @@ from numpy.typing import NDArray
 from safetensors.torch import save as to_safetensors
 
 from gr2.artifact import Artifact, file_digest, open_stage, write_atomic
-from gr2.data.candidates import CandidateLists, import_lists
+from gr2.data.candidates import CandidateLists
 from gr2.data.dataset import Dataset
+from gr2.data.imported_lists import SPLITS, Split, import_lists
+from gr2.errors import DataError
 from gr2.models.preranker import PreRanker
 from gr2.training.retrieval import NOT_RANKED, catalogue_metrics, target_ranks, top_candidates
 from gr2.training.sasrec import Fitted, Recipe, fit
@@ -57,8 +61,13 @@ class PrerankConfig:
         folds: models that are trained for the training lists, each without one share of the users.
         list_size: candidates a list.
         threads: of torch; 0 leaves torch's own choice.
-        test_lists: a Parquet file with others' lists for the test targets, which take the place of ours; "" for none.
-        test_ranker: whose lists to take, if `test_lists` has a column `ranker`; "" for the only one.
+        train_lists: a Parquet file with another ranker's lists for training positions (see `import_lists`), which take
+            the place of ours; "" for none. They must come from a ranker that had not trained on their targets.
+        train_ranker: whose lists to take, if `train_lists` has a column `ranker`; "" for the only one.
+        val_lists: as `train_lists`, for the validation targets.
+        val_ranker: as `train_ranker`, for `val_lists`.
+        test_lists: as `train_lists`, for the test targets.
+        test_ranker: as `train_ranker`, for `test_lists`.
     """
 
     dim: int = 64
@@ -76,6 +85,10 @@ class PrerankConfig:
     folds: int = 3
     list_size: int = 50
     threads: int = 0
+    train_lists: str = ""
+    train_ranker: str = ""
+    val_lists: str = ""
+    val_ranker: str = ""
     test_lists: str = ""
     test_ranker: str = ""
 
@@ -93,13 +106,20 @@ class PrerankConfig:
             raise ValueError(f"dropout and warmup must be in [0, 1), got {self.dropout} and {self.warmup}")
         if self.learning_rate <= 0 or self.weight_decay < 0 or self.threads < 0:
             raise ValueError("learning_rate must be above 0, weight_decay and threads not below 0")
-        if self.test_ranker and not self.test_lists:
-            raise ValueError("test_ranker chooses from test_lists, which is not set")
+        for split in SPLITS:
+            path, ranker = self.imported(split)
+            if ranker and not path:
+                raise ValueError(f"{split}_ranker chooses from {split}_lists, which is not set")
+
+    def imported(self, split: Split) -> tuple[str, str]:
+        """The file whose lists take the place of ours in `split`, and the ranker to choose; "" for none."""
+        return getattr(self, f"{split}_lists"), getattr(self, f"{split}_ranker")
 
 
 def sources(config: PrerankConfig) -> dict[str, Path]:
     """The files outside the run that the stage reads."""
-    return {"file:test_lists": Path(config.test_lists)} if config.test_lists else {}
+    files = {f"file:{split}_lists": config.imported(split)[0] for split in SPLITS}
+    return {name: Path(file) for name, file in files.items() if file}
 
 
 def fold_of_users(users: int, folds: int, seed: int) -> NDArray[np.int64]:
@@ -110,32 +130,57 @@ def fold_of_users(users: int, folds: int, seed: int) -> NDArray[np.int64]:
 
 
 def run(config: PrerankConfig, inputs: Mapping[str, Artifact], out: Path, seed: int) -> Artifact:
-    """Train, then write train.parquet, val.parquet, test.parquet (CandidateLists) and preranker.safetensors."""
+    """Write train.parquet, val.parquet and test.parquet (CandidateLists), and preranker.safetensors if one is trained.
+
+    Raises DataError if imported lists do not fit, Gr2Error if the training diverges.
+    """
     dataset = Dataset.load(inputs["prepare"].path)
-    imported = (
-        import_lists(config.test_lists, dataset, ranker=config.test_ranker or None) if config.test_lists else None
-    )
+    lists = _imported(config, dataset)
     parents = {name: inputs[name].digest for name in INPUTS}
     parents |= {name: file_digest(path) for name, path in sources(config).items()}
     with open_stage(out, "prerank", config, parents, seed) as work, _threads(config.threads):
         began = time.monotonic()
-        full = _fit_full(dataset, config, seed, work.checkpoints)
-        write_atomic(work.path / "preranker.safetensors", to_safetensors(full.model.state_dict()))
-        everyone = np.arange(dataset.users)
-        val = top_candidates(full.model, dataset, everyone, dataset.lengths - 2, config.list_size)
-        test = top_candidates(full.model, dataset, everyone, dataset.lengths - 1, config.list_size)
         metrics = work.metrics
-        metrics |= {"epochs": full.epochs, "loss": full.loss, **_catalogue(full.model, dataset, everyone)}
-        train, metrics["folds"] = _cross_fit(dataset, config, seed, work.checkpoints, full.epochs)
-        if imported is not None:
-            test = imported.top(config.list_size)
-        lists = {"train": train, "val": val, "test": test}
-        for split, split_lists in lists.items():
-            split_lists.save(work.path / f"{split}.parquet")
-        metrics["lists"] = {split: _list_metrics(split_lists) for split, split_lists in lists.items()}
-        metrics["train_seconds"] = full.seconds
+        metrics |= {"models": 0, "imported": list(lists)}
+        if len(lists) < len(SPLITS):
+            full = _fit_full(dataset, config, seed, work.checkpoints)
+            write_atomic(work.path / "preranker.safetensors", to_safetensors(full.model.state_dict()))
+            everyone = np.arange(dataset.users)
+            for split, ahead in (("val", 2), ("test", 1)):
+                if split not in lists:
+                    position = dataset.lengths - ahead
+                    lists[split] = top_candidates(full.model, dataset, everyone, position, config.list_size)
+            metrics |= {"models": 1, "epochs": full.epochs, "loss": full.loss, "train_seconds": full.seconds}
+            metrics |= _catalogue(full.model, dataset, everyone)
+            if "train" not in lists:
+                lists["train"], metrics["folds"] = _cross_fit(dataset, config, seed, work.checkpoints, full.epochs)
+                metrics["models"] += config.folds
+        for split in SPLITS:
+            lists[split].save(work.path / f"{split}.parquet")
+        metrics["lists"] = {split: _list_metrics(lists[split]) for split in SPLITS}
         metrics["total_seconds"] = time.monotonic() - began
     return Artifact.load(out, "prerank")
+
+
+def _imported(config: PrerankConfig, dataset: Dataset) -> dict[str, CandidateLists]:
+    """The lists of every split that has a file, whose features go with those of the other splits."""
+    lists: dict[str, CandidateLists] = {}
+    for split in SPLITS:
+        path, ranker = config.imported(split)
+        if path:
+            imported = import_lists(path, dataset, split=split, ranker=ranker or None)
+            lists[split] = imported.top(config.list_size)
+    widths = {split: lists[split].feature_width if split in lists else 0 for split in SPLITS}
+    if len(set(widths.values())) > 1:
+        have = ", ".join(
+            f"{split}_lists {widths[split] or 'none'}" if split in lists else f"{split} none (gr2's own lists)"
+            for split in SPLITS
+        )
+        raise DataError(
+            "dense features must be in the lists of all three splits, as many a candidate, or in none, since what is "
+            f"not there in training cannot be learned; got {have}"
+        )
+    return lists
 
 
 def _fit_full(dataset: Dataset, config: PrerankConfig, seed: int, checkpoints: Path) -> Fitted:
@@ -198,10 +243,12 @@ def _catalogue(model: PreRanker, dataset: Dataset, users: NDArray[np.int64]) -> 
 
 
 def _list_metrics(lists: CandidateLists) -> dict[str, float]:
-    """The number of lists, the share that hold their target, and the metrics of the incoming order."""
+    """How many lists there are, how many lack their target, their features, and the incoming order's metrics."""
     label = lists.label()
     found = catalogue_metrics(np.where(label < 0, NOT_RANKED, label + 1))
-    return {"lists": len(lists), "with_target": float((label >= 0).mean()) if len(lists) else 0.0, **found}
+    share = float((label >= 0).mean()) if len(lists) else 0.0
+    counts = {"lists": len(lists), "without_target": int((label < 0).sum()), "features": lists.feature_width}
+    return {**counts, "with_target": share, **found}
 
 
 def _recipe(config: PrerankConfig) -> Recipe:

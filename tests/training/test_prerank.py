@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -20,7 +18,7 @@ from gr2.catalog import Catalog
 from gr2.config import build
 from gr2.data.candidates import CandidateLists
 from gr2.data.dataset import Dataset
-from gr2.errors import ArtifactError, ConfigError, DataError
+from gr2.errors import ArtifactError, ConfigError, DataError, Gr2Error
 from gr2.models.preranker import PreRanker
 from gr2.training import prerank
 from gr2.training.prerank import PrerankConfig
@@ -117,6 +115,8 @@ def test_metrics_of_lists_and_catalogue_agree(finished: Artifact) -> None:
         assert metrics["lists"][split]["R@1"] == pytest.approx(metrics[split]["R@1"])
         assert metrics["lists"][split]["with_target"] == pytest.approx(metrics[split]["R@5"])
     assert sum(fold["users"] for fold in metrics["folds"]) == USERS
+    assert metrics["models"] == 1 + CONFIG.folds
+    assert metrics["imported"] == []
     assert metrics["total_seconds"] > 0
 
 
@@ -344,19 +344,21 @@ def test_catalogue_metrics_by_hand() -> None:
     assert catalogue_metrics(np.array([], dtype=np.int64)) == {}
 
 
-def test_imported_test_lists_take_the_place_of_ours(dataset: Dataset, tmp_path: Path) -> None:
-    path = tmp_path / "lists.parquet"
-    candidates = [[f"item{number}" for number in range(8)], ["item3"]]
-    pq.write_table(pa.table({"ranker": ["x", "x"], "user_id": [1004, 1002], "candidates": candidates}), path)
-    config = replace(CONFIG, epochs=1, test_lists=str(path), test_ranker="x")
-    assert prerank.sources(config) == {"file:test_lists": path}
-    artifact = prerank.run(config, save_prepared(dataset, tmp_path), tmp_path / "prerank", 7)
-    test = CandidateLists.load(artifact.file("test.parquet"))
-    assert test.user.tolist() == [2, 4]
-    assert test.candidates.tolist() == [[3, -1, -1, -1, -1], [0, 1, 2, 3, 4]]
-    assert len(CandidateLists.load(artifact.file("val.parquet"))) == USERS
-    assert artifact.metrics["lists"]["test"]["lists"] == 2
-    assert "file:test_lists" in artifact.parents
+def test_a_diverged_training_is_an_error(dataset: Dataset, tmp_path: Path) -> None:
+    config = replace(CONFIG, learning_rate=1e30)
+    with pytest.raises(Gr2Error, match=r"diverged: lower \[prerank\] learning_rate"):
+        prerank.run(config, save_prepared(dataset, tmp_path), tmp_path / "prerank", 7)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_scores_that_are_not_finite_are_an_error(dataset: Dataset, value: float) -> None:
+    model = random_model(dataset)
+    with torch.no_grad():
+        model.item.weight[3] = value
+    user = np.arange(USERS)
+    for ask in (target_ranks, lambda *row: top_candidates(*row, 5)):
+        with pytest.raises(Gr2Error, match="scores are not finite"):
+            ask(model, dataset, user, dataset.lengths - 1)
 
 
 def test_nothing_to_train_on_is_an_error(dataset: Dataset, tmp_path: Path) -> None:
@@ -381,6 +383,7 @@ def test_nothing_to_train_on_is_an_error(dataset: Dataset, tmp_path: Path) -> No
         ({"dropout": 1.0}, r"in \[0, 1\)"),
         ({"precision": "float16"}, "must be one of 'auto', 'bfloat16', 'float32'"),
         ({"test_ranker": "sasrec"}, "test_lists, which is not set"),
+        ({"train_ranker": "sasrec"}, "train_lists, which is not set"),
     ],
 )
 def test_configurations_that_cannot_work_are_refused(table: dict[str, Any], message: str) -> None:
