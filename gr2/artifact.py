@@ -16,6 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gr2 import config as configuration
 from gr2.errors import ArtifactError
 from gr2.version import __version__
@@ -24,6 +27,10 @@ __all__ = ["Artifact", "Workspace", "file_digest", "is_current", "open_stage", "
 
 SCHEMA = 1
 MANIFEST = "artifact.json"
+KEYS = {
+    "stage": str, "digest": str, "fingerprint": str, "seed": int,
+    "config": dict, "parents": dict, "metrics": dict, "files": dict,
+}  # fmt: skip
 
 
 def file_digest(path: Path) -> str:
@@ -52,7 +59,10 @@ def write_json(path: Path, value: Any) -> None:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A finished stage: its folder and what `artifact.json` says of it. `digest` covers every file's hash."""
+    """A finished stage: its folder and what `artifact.json` says of it.
+
+    `files` maps each file to its hash, and `digest` covers them all.
+    """
 
     path: Path
     stage: str
@@ -62,10 +72,14 @@ class Artifact:
     config: dict[str, Any]
     parents: dict[str, str]
     metrics: dict[str, Any]
+    files: dict[str, str]
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], stage: str | None = None, *, verify: bool = False) -> Artifact:
-        """The artefact in folder `path`. With `verify`, every file is hashed again. Raises ArtifactError."""
+        """The artefact in folder `path`. With `verify`, every file is hashed again. Raises ArtifactError.
+
+        Without it, a file that is missing or of another length than it was written with is found all the same.
+        """
         folder = Path(path)
         try:
             record = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -75,21 +89,45 @@ class Artifact:
             raise ArtifactError(f"{folder / MANIFEST}: cannot be read: {error}") from error
         if not isinstance(record, dict) or record.get("schema") != SCHEMA:
             raise ArtifactError(f"{folder / MANIFEST}: schema {SCHEMA} expected; run the stage again")
+        for key, kind in KEYS.items():
+            if not isinstance(record.get(key), kind):
+                raise ArtifactError(f"{folder / MANIFEST}: damaged: no {key!r}; run the stage again")
         if stage is not None and record["stage"] != stage:
             raise ArtifactError(f"{folder}: expected an artefact of stage {stage!r}, found {record['stage']!r}")
-        if verify:
-            for name, digest in record["files"].items():
-                if not (folder / name).is_file() or file_digest(folder / name) != digest:
-                    raise ArtifactError(f"{folder / name}: missing or altered since the stage wrote it; run it again")
-        keys = ("stage", "digest", "fingerprint", "seed", "config", "parents", "metrics")
-        return cls(folder, **{key: record[key] for key in keys})
+        artifact = cls(folder, **{key: record[key] for key in KEYS})
+        artifact._check(record.get("bytes", {}), verify=verify)
+        return artifact
+
+    def _check(self, sizes: Mapping[str, int], *, verify: bool) -> None:
+        for name, digest in self.files.items():
+            path = self.path / name
+            try:
+                whole = path.is_file() and sizes.get(name) in (None, path.stat().st_size)
+                if whole and verify:
+                    whole = file_digest(path) == digest
+            except OSError as error:
+                raise ArtifactError(f"{path}: cannot be read: {error.strerror}") from error
+            if not whole:
+                raise self.damaged(name)
+
+    def damaged(self, name: str, reason: object = "missing, or altered since it was written") -> ArtifactError:
+        """The error that says what is wrong with a file and which stage writes it again."""
+        return ArtifactError(f"{self.path / name}: {reason}; run {self.stage} again (`gr2 run` does)")
 
     def file(self, name: str) -> Path:
         """The path of one of the artefact's files. Raises ArtifactError if it is not there."""
         path = self.path / name
         if not path.exists():
-            raise ArtifactError(f"{path}: missing from the {self.stage} artefact; run that stage again")
+            raise self.damaged(name, "missing")
         return path
+
+    def array(self, name: str) -> NDArray[Any]:
+        """The array in one of the artefact's `.npy` files. Raises ArtifactError if it is not there, or none."""
+        try:
+            array: NDArray[Any] = np.load(self.file(name), allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise self.damaged(name, f"not an array: {error}") from error
+        return array
 
 
 @dataclass
@@ -109,10 +147,10 @@ def fingerprint(stage: str, config: Any, parents: Mapping[str, str], seed: int) 
 
 
 def is_current(out: Path, stage: str, config: Any, parents: Mapping[str, str], seed: int) -> bool:
-    """True if `out` holds a finished artefact made from exactly these inputs."""
+    """True if `out` holds a finished artefact made from exactly these inputs, and none of its files has changed."""
     _recover(out)
     try:
-        return Artifact.load(out, stage).fingerprint == fingerprint(stage, config, parents, seed)
+        return Artifact.load(out, stage, verify=True).fingerprint == fingerprint(stage, config, parents, seed)
     except ArtifactError:
         return False
 
@@ -122,22 +160,28 @@ def open_stage(out: Path, stage: str, config: Any, parents: Mapping[str, str], s
     """A workspace for one stage; leaving the block without an exception commits it to the folder `out`.
 
     `parents` maps a name (another stage, or `file:NAME`) to the digest of what was read. A workspace left by a killed
-    run is taken up again if its fingerprint is the same, and cleared otherwise.
+    run is taken up again if its fingerprint is the same, and cleared otherwise; of one that is taken up, only the
+    whole files in `checkpoints` are kept.
     """
     partial = out.with_name(out.name + ".partial")
+    for path in (out, partial):
+        if path.exists() and not path.is_dir():
+            raise ArtifactError(f"{path}: is a file where the stage {stage} needs a folder; move it away")
+    _recover(out)
     identity = fingerprint(stage, config, parents, seed)
-    marker = partial / "fingerprint"
-    if not marker.is_file() or marker.read_text() != identity:
+    marker, checkpoints = partial / "fingerprint", partial / "checkpoints"
+    if marker.is_file() and marker.read_text() == identity:
+        _tidy(partial)
+    else:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         write_atomic(marker, identity.encode())
-    checkpoints = partial / "checkpoints"
     checkpoints.mkdir(exist_ok=True)
     work = Workspace(partial, checkpoints, seed)
     yield work
-    made = (
+    made = [
         path for path in partial.rglob("*") if path.is_file() and path != marker and checkpoints not in path.parents
-    )
+    ]
     files = {str(path.relative_to(partial)): file_digest(path) for path in sorted(made)}
     record = {
         "schema": SCHEMA,
@@ -149,10 +193,23 @@ def open_stage(out: Path, stage: str, config: Any, parents: Mapping[str, str], s
         "config": configuration.to_json(config),
         "parents": dict(parents),
         "files": files,
+        "bytes": {str(path.relative_to(partial)): path.stat().st_size for path in made},
         "metrics": work.metrics,
     }
     write_json(partial / MANIFEST, record)
     _recover(out)
+
+
+def _tidy(partial: Path) -> None:
+    """Remove what a killed run left half done: everything but the fingerprint and the checkpoints written whole."""
+    for path in partial.iterdir():
+        if path.name == "checkpoints":
+            for temporary in path.glob(".*"):
+                shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()
+        elif path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != "fingerprint":
+            path.unlink()
 
 
 def _recover(out: Path) -> None:

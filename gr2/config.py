@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import os
 import tomllib
 import types
@@ -41,7 +42,9 @@ def apply_overrides(tables: dict[str, Any], overrides: Sequence[str]) -> dict[st
             value: Any = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             value = text.strip()
-        result.setdefault(table, {})[key] = value
+        if not isinstance(result.setdefault(table, {}), dict):
+            raise ConfigError(f"[{table}] must be a table, got {type(result[table]).__name__}")
+        result[table][key] = value
     return result
 
 
@@ -99,7 +102,16 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
             raise ConfigError(f"{where} must be a list, got {value!r}")
         return tuple(_coerce(entry, arguments[0], where) for entry in value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = _finite(value, where)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise ConfigError(f"{where} must be {hint.__name__}, got {value!r}")
-    return value
+    return _finite(value, where) if hint is float else value
+
+
+def _finite(value: float, where: str) -> float:
+    try:
+        if math.isfinite(value):
+            return float(value)
+    except OverflowError:
+        pass
+    raise ConfigError(f"{where} must be a finite number, got {value!r}")

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["STAGES", "Outcome", "Plan", "RunConfig", "Stage", "Step", "execute", "load_plan", "show", "summarize"]
 
+SEEDS = 2**63
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -54,6 +56,12 @@ class RunConfig:
 
     out: str
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.out.strip():
+            raise ValueError("out must name a folder, got an empty text")
+        if not 0 <= self.seed < SEEDS:
+            raise ValueError(f"seed must be from 0 to 2^63 - 1, got {self.seed}")
 
 
 @dataclass(frozen=True)
@@ -104,7 +112,10 @@ def load_plan(path: Path, *, overrides: Sequence[str] = (), first: str | None = 
     tables = configuration.apply_overrides(configuration.load_toml(path), overrides)
     _known("table", list(tables), ["run", *STAGES])
     _known("stage", [*([first] if first else []), *only], list(STAGES))
-    run = configuration.build(RunConfig, {"out": f"runs/{path.stem}", **tables.get("run", {})}, "run")
+    table = tables.get("run", {})
+    run = configuration.build(
+        RunConfig, {"out": f"runs/{path.stem}", **table} if isinstance(table, dict) else table, "run"
+    )
     names = list(STAGES)[list(STAGES).index(first) if first else 0 :]
     selected = [STAGES[name] for name in names if not only or name in only]
     modules = {stage.name: _load(stage) for stage in selected}
@@ -124,7 +135,7 @@ def execute(plan: Plan, *, force: bool = False, say: Callable[[str], None] = pri
     outcomes: dict[str, Outcome] = {}
     with _lock(plan.out):
         for step in plan.steps:
-            outcomes[step.stage.name] = _advance(step, plan, force=force, say=say)
+            outcomes[step.stage.name] = _advance(step, plan, outcomes, force=force, say=say)
     return [outcomes.get(name) or _unselected(plan.out / name, name) for name in STAGES]
 
 
@@ -156,9 +167,14 @@ def show(outcomes: Sequence[Outcome], console: Console | None = None) -> None:
         console.print(evaluation_table(evaluation.metrics))
 
 
-def _advance(step: Step, plan: Plan, *, force: bool, say: Callable[[str], None]) -> Outcome:
+def _advance(
+    step: Step, plan: Plan, before: Mapping[str, Outcome], *, force: bool, say: Callable[[str], None]
+) -> Outcome:
     name, out = step.stage.name, plan.out / step.stage.name
-    inputs = {parent: Artifact.load(plan.out / parent, parent) for parent in step.module.INPUTS}
+    # What this run made or found up to date was hashed then; other parents are hashed here.
+    inputs = {
+        parent: Artifact.load(plan.out / parent, parent, verify=parent not in before) for parent in step.module.INPUTS
+    }
     _consistent(name, inputs)
     parents = step.parents(inputs)
     current = is_current(out, name, step.config, parents, plan.seed)
@@ -213,6 +229,8 @@ def _load(stage: Stage) -> ModuleType:
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
     """Hold the run's folder; the system lets go of it however the process ends."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"[run] out: {folder} is a file; give a folder")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a+") as file:
         try:

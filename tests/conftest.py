@@ -2,13 +2,58 @@
 
 from __future__ import annotations
 
+import builtins
+import io
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing catches it."""
+
+
+@pytest.fixture
+def kill_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object], int], bool]:
+    """Calls a function and ends it at its n-th change to the file system; says whether it got there.
+
+    No change is made after that, not even by a `finally`, as after a real kill.
+    """
+
+    def call(function: Callable[[], object], number: int) -> bool:
+        changes = 0
+
+        def counted(original: Callable[..., Any]) -> Callable[..., Any]:
+            def change(*arguments: Any, **options: Any) -> Any:
+                nonlocal changes
+                mode = arguments[1] if len(arguments) > 1 else options.get("mode", "r")
+                if original is not io.open or (isinstance(mode, str) and set(mode) & set("wax+")):
+                    changes += 1
+                    if changes >= number:
+                        raise Killed
+                return original(*arguments, **options)
+
+            return change
+
+        with monkeypatch.context() as patch:
+            for name in ("fsync", "mkdir", "remove", "rename", "replace", "rmdir", "unlink"):
+                patch.setattr(os, name, counted(getattr(os, name)))
+            opened = counted(io.open)
+            patch.setattr(io, "open", opened)
+            patch.setattr(builtins, "open", opened)
+            try:
+                function()
+            except Killed:
+                return True
+        return False
+
+    return call
 
 
 @pytest.fixture(scope="session")

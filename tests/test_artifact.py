@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import itertools
+import json
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,14 +90,75 @@ def test_altered_or_missing_file_is_found(tmp_path: Path) -> None:
     out = tmp_path / "s"
     make(out)
     (out / "a.txt").write_text("z")
-    with pytest.raises(ArtifactError, match=r"a\.txt: missing or altered"):
+    complaint = r"a\.txt: missing, or altered since it was written; run sample again"
+    with pytest.raises(ArtifactError, match=complaint):
         Artifact.load(out, verify=True)
-    (out / "a.txt").unlink()
-    with pytest.raises(ArtifactError, match=r"a\.txt: missing from the sample artefact"):
-        Artifact.load(out).file("a.txt")
+    for damage in ((out / "a.txt").unlink, lambda: (out / "a.txt").write_text("longer")):
+        damage()
+        with pytest.raises(ArtifactError, match=complaint):
+            Artifact.load(out)
+        assert not is_current(out, "sample", Sample(), {"parent": "d"}, 0)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": 99}', "\x00"])
+def test_an_array_that_is_none_names_the_stage_to_run(tmp_path: Path) -> None:
+    artifact = make(tmp_path / "s")
+    with pytest.raises(ArtifactError, match=r"a\.txt: not an array: .*; run sample again"):
+        artifact.array("a.txt")
+    with pytest.raises(ArtifactError, match=r"c\.npy: missing; run sample again"):
+        artifact.array("c.npy")
+
+
+def test_an_artefact_of_a_stage_that_recorded_no_sizes_loads(tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    make(out)
+    record = json.loads((out / "artifact.json").read_text())
+    assert record.pop("bytes") == {"a.txt": 1, "sub/b.txt": 1}
+    (out / "artifact.json").write_text(json.dumps(record))
+    assert Artifact.load(out, verify=True).files == record["files"]
+
+
+def test_a_kill_at_any_point_and_another_after_it_change_nothing(
+    tmp_path: Path, kill_at: Callable[[Callable[[], object], int], bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over a folder that holds an older artefact, which stands until the new one takes its place."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # a kill loses nothing that was written; this saves a minute
+    expected = make(tmp_path / "calm", config=Sample(4)).digest
+
+    def attempt() -> None:
+        if not is_current(out, "sample", Sample(4), {"parent": "d"}, 0):
+            with open_stage(out, "sample", Sample(4), {"parent": "d"}, 0) as work:
+                write_atomic(work.checkpoints / "step", b"1")
+                write_atomic(work.path / "a.txt", b"x")
+                (work.path / "sub").mkdir()
+                (work.path / "sub" / "b.txt").write_text("b")
+
+    for first in itertools.count(1):
+        for second in range(1, 40, 6):
+            out = tmp_path / f"{first}-{second}" / "s"
+            out.parent.mkdir()
+            make(out, "older")
+            killed = kill_at(attempt, first)
+            if out.exists():
+                Artifact.load(out, verify=True)
+            kill_at(attempt, second)
+            attempt()
+            assert Artifact.load(out, verify=True).digest == expected
+            assert [path.name for path in out.parent.iterdir()] == ["s"]
+            assert sorted(path.name for path in out.iterdir()) == ["a.txt", "artifact.json", "sub"]
+        if not killed:
+            break
+    assert first > 20
+
+
+@pytest.mark.parametrize("name", ["s", "s.partial"])
+def test_a_file_in_the_way_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ArtifactError, match=f"/{name}: is a file where the stage sample needs a folder"):
+        make(tmp_path / "s")
+    assert (tmp_path / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": 99}', '{"schema": 1}', "\x00"])
 def test_damaged_manifest_is_refused(tmp_path: Path, content: str) -> None:
     out = tmp_path / "s"
     make(out)

@@ -9,6 +9,8 @@ import pytest
 from gr2.config import apply_overrides, build, load_toml, to_json
 from gr2.errors import ConfigError
 
+NOT_FINITE = ("nan", "inf", "-inf")
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -47,6 +49,8 @@ def test_unknown_key_names_the_nearest_known_one() -> None:
         ({"path": "a", "sizes": 3}, "sizes must be a list, got 3"),
         ({"path": "a", "sizes": ["x"]}, "sizes must be int, got 'x'"),
         ({"path": "a", "epochs": 0}, "epochs must be at least 1, got 0"),
+        *(({"path": "a", "rate": float(wrong)}, f"rate must be a finite number, got {wrong}") for wrong in NOT_FINITE),
+        ({"path": "a", "rate": 10**400}, "rate must be a finite number, got 1000"),
         ({}, "needs the key 'path'"),
     ],
 )
@@ -71,6 +75,11 @@ def test_overrides_are_read_as_toml_and_else_as_text() -> None:
 def test_override_without_table_or_value_is_refused(override: str) -> None:
     with pytest.raises(ConfigError, match=r"expected table\.key=value"):
         apply_overrides({}, [override])
+
+
+def test_override_of_a_table_that_is_none_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"\[prepare\] must be a table, got int"):
+        apply_overrides({"prepare": 3}, ["prepare.items=x"])
 
 
 def test_file_that_is_missing_or_not_toml_is_refused(tmp_path: Path) -> None:

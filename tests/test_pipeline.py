@@ -94,6 +94,50 @@ def test_an_unknown_stage_names_the_nearest(config: Path) -> None:
         load_plan(config, first="destill")
 
 
+def test_a_stage_whose_files_were_damaged_runs_again_by_itself(config: Path) -> None:
+    assert lines_of(ONLY, config) == RAN
+    folder = config.parent / "run" / "prepare"
+    before = Artifact.load(folder).digest
+    (folder / "tied.npy").unlink()
+    assert lines_of(ONLY, config) == RAN
+    damaged = bytearray((folder / "items.npy").read_bytes())
+    damaged[-1] ^= 1
+    (folder / "items.npy").write_bytes(damaged)
+    assert lines_of(ONLY, config) == RAN
+    assert Artifact.load(folder, verify=True).digest == before
+
+
+def test_a_damaged_parent_names_the_stage_to_run(config: Path) -> None:
+    lines_of(ONLY, config)
+    array = config.parent / "run" / "prepare" / "items.npy"
+    array.write_bytes(array.read_bytes()[:-1] + b"x")
+    with pytest.raises(ArtifactError, match=r"items\.npy: missing, or altered .*; run prepare again"):
+        execute(load_plan(config, only=["tokenize"]))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 99999999999999999999])
+def test_a_seed_that_is_none_is_refused(config: Path, seed: int) -> None:
+    with pytest.raises(ConfigError, match=rf"\[run\] seed must be from 0 to 2\^63 - 1, got {seed}"):
+        load_plan(config, overrides=[f"run.seed={seed}"], only=["prepare"])
+
+
+def test_the_largest_seed_runs(config: Path) -> None:
+    assert lines_of({**ONLY, "overrides": [f"run.seed={2**63 - 1}"]}, config) == RAN
+
+
+def test_a_folder_that_is_none_is_refused(config: Path) -> None:
+    with pytest.raises(ConfigError, match=r"\[run\] out must name a folder"):
+        load_plan(config, overrides=['run.out=""'], only=["prepare"])
+    with pytest.raises(ConfigError, match=r"\[run\] out: .*shop\.toml is a file; give a folder"):
+        execute(load_plan(config, overrides=[f"run.out={config}"], only=["prepare"]))
+
+
+def test_a_run_table_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "shop.toml").write_text("run = 3\n")
+    with pytest.raises(ConfigError, match=r"\[run\] must be a table, got int"):
+        load_plan(tmp_path / "shop.toml")
+
+
 def test_a_missing_input_file_is_named(config: Path) -> None:
     (config.parent / "log.parquet").unlink()
     with pytest.raises(ConfigError, match=r"\[prepare\] no such file: .*log\.parquet"):
