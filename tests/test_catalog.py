@@ -40,5 +40,8 @@ def test_numbering_is_uncorrelated_with_the_id() -> None:
     assert not np.array_equal(order, hashed_order(list(range(2000)), 1))
 
 
-def test_take_selects_and_reorders() -> None:
-    assert catalog(["x", "y", "z"]).take(np.array([2, 0])).ids == ["z", "x"]
+def test_keys_are_what_a_codebook_takes() -> None:
+    assert catalog(["x", "y"]).keys() == ["x", "y"]
+    numbers = catalog([7, 3]).keys()
+    assert isinstance(numbers, np.ndarray)
+    assert (numbers.dtype, numbers.tolist()) == (np.int64, [7, 3])

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gr2.artifact import Artifact, open_stage
 from gr2.bundle import FeatureSpec, ModelSpec, write_bundle
+from gr2.catalog import Catalog
 from gr2.data.candidates import CandidateLists
 from gr2.data.dataset import Dataset
-from gr2.errors import BundleError
+from gr2.decoding import Codebook
+from gr2.errors import ArtifactError, BundleError
 from gr2.export.builder import OPSET
 from gr2.export.onnx import export_graph, graph_names
 from gr2.export.parity import Parity, measure_parity
@@ -46,11 +50,13 @@ def run(config: ExportConfig, inputs: Mapping[str, Artifact], out: Path, seed: i
     """Write the bundle; the artefact's folder is the bundle's. Raises BundleError if the graph is not the student."""
     parents = {name: inputs[name].digest for name in INPUTS}
     with open_stage(out, "export", config, parents, seed) as work:
+        shutil.rmtree(work.checkpoints / "bundle", ignore_errors=True)  # a killed run may have moved some of its files
         student = load_student(inputs["distill"])
         dataset = Dataset.load(inputs["prepare"].path)
         graph = work.checkpoints / "model.onnx"
         table = load_copurchases(inputs["distill"])
-        codes = np.load(inputs["tokenize"].file("codes.npy"), allow_pickle=False)
+        codes = inputs["tokenize"].array("codes.npy")
+        codebook = inputs["tokenize"].file("codebook.bin")
         export_graph(student, table, codes, graph)
         requests = _requests(
             CandidateLists.load(inputs["prerank"].file("test.parquet")), config.requests, seed & 0xFFFF_FFFF
@@ -59,7 +65,7 @@ def run(config: ExportConfig, inputs: Mapping[str, Artifact], out: Path, seed: i
             student,
             graph,
             dataset,
-            codes,
+            served_codes(codebook, dataset.catalog, codes),
             requests,
             student_features(dataset, codes, requests, table, longest=student.config.max_history),
             tolerance=config.tolerance,
@@ -73,7 +79,7 @@ def run(config: ExportConfig, inputs: Mapping[str, Artifact], out: Path, seed: i
         bundle = write_bundle(
             work.checkpoints / "bundle",
             graph=graph,
-            codebook=inputs["tokenize"].file("codebook.bin"),
+            codebook=codebook,
             catalog=dataset.catalog,
             model=model_spec(student),
             features=feature_spec(student),
@@ -85,6 +91,26 @@ def run(config: ExportConfig, inputs: Mapping[str, Artifact], out: Path, seed: i
             path.replace(work.path / path.name)
         work.metrics.update(version=bundle.version, parity=asdict(parity), **_sizes(work.path))
     return Artifact.load(out, "export")
+
+
+def served_codes(path: Path, catalog: Catalog, codes: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    """(N, L) uint16: the codes that the serving codebook at `path` has for the catalogue's items.
+
+    Raises ArtifactError if they are not `codes`, with which the student was trained.
+    """
+    try:
+        served, known = Codebook(path).lookup(catalog.keys())
+    except (OSError, ValueError, TypeError) as error:
+        raise ArtifactError(f"{path}: not the catalogue's codebook: {error}; run tokenize again") from error
+    if served.shape != codes.shape:
+        raise ArtifactError(f"{path}: codes {served.shape}, but {codes.shape} in codes.npy; run tokenize again")
+    different = int((~known | (served != codes).any(1)).sum())
+    if different:
+        raise ArtifactError(
+            f"{path}: {different:,} of {len(catalog):,} items have no codes here or others than in codes.npy, with "
+            "which the student was trained; run tokenize again"
+        )
+    return served
 
 
 def model_spec(student: Student) -> ModelSpec:

@@ -96,7 +96,7 @@ def run(config: TokenizeConfig, inputs: Mapping[str, Artifact], out: Path, seed:
         np.save(work.path / "codes.npy", codes, allow_pickle=False)
         np.save(work.path / "centroids.npy", codebook.centroids, allow_pickle=False)
         np.save(work.path / "standard.npy", standard, allow_pickle=False)
-        write_codebook(work.path / "codebook.bin", _keys(catalog), codes, config.level_size)
+        write_codebook(work.path / "codebook.bin", catalog.keys(), codes, config.level_size)
         categories = [catalog.categories[row] for row in order.tolist()]
         work.metrics |= {
             "items": len(catalog),
@@ -119,13 +119,6 @@ def _contents(config: TokenizeConfig, catalog: Catalog) -> tuple[list[bytes], ND
         config.model, max_tokens=config.max_tokens, batch_size=config.batch_size, device=config.device
     )
     return [text.encode() for text in texts], embed(texts, embedder, cache=cache_folder())
-
-
-def _keys(catalog: Catalog) -> NDArray[np.int64] | list[str]:
-    """The catalogue's IDs as the codebook wants them."""
-    if catalog.id_type == "string":
-        return [str(item) for item in catalog.ids]
-    return np.array(catalog.ids, dtype=np.int64)
 
 
 def _report(metrics: Mapping[str, object]) -> None:

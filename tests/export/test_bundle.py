@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +17,8 @@ from gr2.artifact import Artifact
 from gr2.bundle import Bundle
 from gr2.data.candidates import CandidateLists
 from gr2.data.dataset import Dataset
-from gr2.errors import BundleError
+from gr2.decoding import write_codebook
+from gr2.errors import ArtifactError, BundleError
 from gr2.export.bundle import INPUTS, ExportConfig, run
 from gr2.serving.engine import Engine
 from gr2.training import distill
@@ -58,6 +64,41 @@ def test_a_graph_beyond_the_tolerance_is_refused(inputs: dict[str, Artifact], tm
     with pytest.raises(BundleError, match="does not rank as the student"):
         run(ExportConfig(requests=10, tolerance=1e-12), inputs, tmp_path / "export", 0)
     assert not (tmp_path / "export").exists()
+
+
+def test_a_kill_at_any_point_leaves_nothing_in_the_way(
+    inputs: dict[str, Artifact],
+    tmp_path: Path,
+    kill_at: Callable[[Callable[[], object], int], bool],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    config = ExportConfig(requests=1)
+    expected = run(config, inputs, tmp_path / "calm", 0).digest
+    for number in itertools.count(1):
+        out = tmp_path / str(number) / "export"
+        killed = kill_at(lambda out=out: run(config, inputs, out, 0), number)  # type: ignore[misc]
+        assert run(config, inputs, out, 0).digest == expected
+        assert [path.name for path in out.parent.iterdir()] == ["export"]
+        Bundle.load(out)
+        if not killed:
+            break
+    assert number > 20
+
+
+def test_a_codebook_with_other_codes_than_the_student_learned_is_refused(
+    inputs: dict[str, Artifact], tmp_path: Path
+) -> None:
+    folder = tmp_path / "tokenize"
+    shutil.copytree(inputs["tokenize"].path, folder)
+    catalog, codes = Dataset.load(inputs["prepare"].path).catalog, np.load(folder / "codes.npy")
+    write_codebook(folder / "codebook.bin", catalog.keys(), codes[::-1].copy(), 8)
+    tampered = {**inputs, "tokenize": replace(inputs["tokenize"], path=folder)}
+    with pytest.raises(ArtifactError, match=r"codebook\.bin: \d+ of 60 items have no codes here or others"):
+        run(ExportConfig(requests=1), tampered, tmp_path / "export", 0)
+    (folder / "codebook.bin").write_bytes(b"not a codebook")
+    with pytest.raises(ArtifactError, match=r"codebook\.bin: not the catalogue's codebook: .*run tokenize again"):
+        run(ExportConfig(requests=1), tampered, tmp_path / "export", 0)
 
 
 @pytest.mark.parametrize("bad", [{"requests": 0}, {"tolerance": 0.0}])

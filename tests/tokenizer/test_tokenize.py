@@ -57,7 +57,8 @@ def test_texts_become_unique_ids_that_serving_can_look_up(tmp_path: Path, capsys
 def test_ids_follow_the_content_and_not_the_catalogues_order_or_ids(tmp_path: Path) -> None:
     catalog = shop(list(range(30)))
     order = np.random.default_rng(0).permutation(30)
-    renamed = Catalog(list(range(1000, 1030)), *list(vars(catalog.take(order)).values())[1:6])
+    titles, categories = ([column[row] for row in order.tolist()] for column in (catalog.title, catalog.categories))
+    renamed = Catalog(list(range(1000, 1030)), titles, [None] * 30, categories, [None] * 30, [None] * 30)
     config = TokenizeConfig(levels=3, level_size=16)
     codes = [
         np.load(run(config, prepared(tmp_path / name, items), tmp_path / name / "out", seed=0).file("codes.npy"))
