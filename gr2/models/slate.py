@@ -6,7 +6,6 @@ padded to the widest row of the batch, a row's nodes sorted by code path.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +15,7 @@ from gr2.data.candidates import PADDING, CandidateLists
 from gr2.data.dataset import Dataset
 from gr2.features import candidate_features
 
-__all__ = ["Slates", "Tries", "build_slates", "build_tries", "epoch_batches", "list_features", "pad_histories"]
+__all__ = ["Slates", "Tries", "build_slates", "build_tries", "list_features", "pad_histories"]
 
 MASKED = np.float32(-1e9)
 
@@ -41,8 +40,7 @@ class Slates:
 
     past (B, T) int64 item indices and history (B, T, L) int64 their codes, right-aligned, oldest first; lengths (B,)
     int64; tries; items (B, K) int64 and their codes (B, K, L); features (B, K, F) float32; valid (B, K) bool; label
-    (B,) int64 is the target's column. `listed` (B,) bool says whether the target was in the list: where it was not, it
-    takes a column of its own.
+    (B,) int64 is the target's column; a target that was not in the list takes one of its own.
     """
 
     past: NDArray[np.int64]
@@ -54,7 +52,6 @@ class Slates:
     features: NDArray[np.float32]
     valid: NDArray[np.bool_]
     label: NDArray[np.int64]
-    listed: NDArray[np.bool_]
 
 
 def build_tries(codes: NDArray[np.int64], level_size: int) -> Tries:
@@ -141,25 +138,4 @@ def build_slates(
     past, lengths = pad_histories(dataset, lists.user, lists.position, longest)
     own = codes.astype(np.int64)
     tries = build_tries(own[filled], level_size)
-    return Slates(past, own[past], lengths, tries, filled, own[filled], features, valid, label.astype(np.int64), listed)
-
-
-def epoch_batches(
-    lengths: Sequence[NDArray[np.integer]], sizes: Sequence[int], seed: int, epoch: int
-) -> list[tuple[int, NDArray[np.int64]]]:
-    """One epoch's batches as (source, rows): rows of similar history length together, in an order that only
-    (seed, epoch) decide. Source s has one length a row, and batches of `sizes[s]` rows.
-    """
-    rng = np.random.default_rng([seed, epoch])
-    batches: list[tuple[int, NDArray[np.int64]]] = []
-    for source, (own, size) in enumerate(zip(lengths, sizes, strict=True)):
-        order = rng.permutation(len(own))
-        for window in _chunks(order, size * 16):
-            ranked = window[np.argsort(own[window], kind="stable")]
-            batches += [(source, batch) for batch in _chunks(ranked, size)]
-    return [batches[place] for place in rng.permutation(len(batches))]
-
-
-def _chunks(order: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
-    for first in range(0, len(order), size):
-        yield order[first : first + size]
+    return Slates(past, own[past], lengths, tries, filled, own[filled], features, valid, label.astype(np.int64))

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 
@@ -31,12 +32,14 @@ from gr2.models.scoring import Parts, score_parts
 from gr2.models.slate import build_slates, list_features
 from gr2.models.student import Student, StudentConfig
 from gr2.training.generative import GenerativeTrainer, Recipe
+from gr2.training.optimisation import refuse_divergence, threads
 from gr2.training.prior import combine_parts, fit_prior
 
 __all__ = ["INPUTS", "DistillConfig", "load_copurchases", "load_student", "run", "student_features", "student_parts"]
 
 INPUTS = ("prepare", "prerank", "tokenize")
 WEIGHTS, SIZES = "student.safetensors", "student.json"
+COUNTS = ("neighbours", "counts", "popularity")
 SCORING_BATCH = 128
 
 
@@ -116,25 +119,20 @@ class DistillConfig:
 def run(config: DistillConfig, inputs: Mapping[str, Artifact], out: Path, seed: int) -> Artifact:
     """Train the student; the artefact holds `student.safetensors`, `student.json` (its sizes) and the co-purchases."""
     parents = {name: inputs[name].digest for name in INPUTS}
-    threads = torch.get_num_threads()
-    with open_stage(out, "distill", config, parents, seed) as work:
-        torch.set_num_threads(config.threads or threads)
-        try:
-            began = time.monotonic()
-            dataset = Dataset.load(inputs["prepare"].path)
-            codes = np.load(inputs["tokenize"].file("codes.npy"), allow_pickle=False)
-            level_size = int(inputs["tokenize"].config["level_size"])
-            train, val = (CandidateLists.load(inputs["prerank"].file(f"{split}.parquet")) for split in ("train", "val"))
-            student, table, metrics = distill(
-                config, dataset, codes, level_size, train, val, seed=seed, checkpoint=work.checkpoints / "student.pt"
-            )
-            write_atomic(work.path / WEIGHTS, to_safetensors(student.state_dict()))
-            write_json(work.path / SIZES, to_json(student.config))
-            for name in ("neighbours", "counts", "popularity"):
-                np.save(work.path / f"{name}.npy", getattr(table, name), allow_pickle=False)
-            work.metrics.update(metrics, total_seconds=time.monotonic() - began)
-        finally:
-            torch.set_num_threads(threads)
+    with open_stage(out, "distill", config, parents, seed) as work, threads(config.threads):
+        began = time.monotonic()
+        dataset = Dataset.load(inputs["prepare"].path)
+        codes = inputs["tokenize"].array("codes.npy")
+        level_size = int(inputs["tokenize"].config["level_size"])
+        train, val = (CandidateLists.load(inputs["prerank"].file(f"{split}.parquet")) for split in ("train", "val"))
+        student, table, metrics = distill(
+            config, dataset, codes, level_size, train, val, seed=seed, checkpoint=work.checkpoints / "student.pt"
+        )
+        write_atomic(work.path / WEIGHTS, to_safetensors(student.state_dict()))
+        write_json(work.path / SIZES, to_json(student.config))
+        for name in COUNTS:
+            np.save(work.path / f"{name}.npy", getattr(table, name), allow_pickle=False)
+        work.metrics.update(metrics, total_seconds=time.monotonic() - began)
     return Artifact.load(out, "distill")
 
 
@@ -209,7 +207,10 @@ def student_parts(
     lists: CandidateLists,
     features: NDArray[np.float32],
 ) -> Parts:
-    """The parts, each (R, K), of all candidates' scores; the student must be in evaluation mode."""
+    """The parts, each (R, K), of all candidates' scores; the student must be in evaluation mode.
+
+    Raises Gr2Error if one is not finite.
+    """
     config = student.config
     parts = Parts(*(np.zeros(lists.candidates.shape, dtype=np.float32) for _ in range(3)))
     order = np.argsort(lists.position, kind="stable")
@@ -220,7 +221,9 @@ def student_parts(
         )
         scored = score_parts(student, slates)
         for name in ("path", "prior", "head"):
-            getattr(parts, name)[rows] = getattr(scored, name)[:, : lists.width]
+            scores = getattr(scored, name)[:, : lists.width]
+            refuse_divergence("distill", f"a score of the student's {name}", *scores.min(1), *scores.max(1))
+            getattr(parts, name)[rows] = scores
     return parts
 
 
@@ -241,13 +244,18 @@ def _validation(
 
 
 def load_student(artifact: Artifact) -> Student:
-    """The student of a `distill` artefact, in evaluation mode."""
-    student = Student(StudentConfig(**json.loads(artifact.file(SIZES).read_text())))
-    student.load_state_dict(load_file(artifact.file(WEIGHTS)))
+    """The student of a `distill` artefact, in evaluation mode. Raises ArtifactError if a file is damaged."""
+    try:
+        student = Student(StudentConfig(**json.loads(artifact.file(SIZES).read_text(encoding="utf-8"))))
+    except (OSError, TypeError, ValueError) as error:
+        raise artifact.damaged(SIZES, f"not the sizes of a student: {error}") from error
+    try:
+        student.load_state_dict(load_file(artifact.file(WEIGHTS)))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise artifact.damaged(WEIGHTS, f"not the weights of this student: {error}") from error
     return student.eval()
 
 
 def load_copurchases(artifact: Artifact) -> CoPurchase:
     """The co-purchases of a `distill` artefact."""
-    names = ("neighbours", "counts", "popularity")
-    return CoPurchase(*(np.load(artifact.file(f"{name}.npy"), allow_pickle=False) for name in names))
+    return CoPurchase(*(artifact.array(f"{name}.npy") for name in COUNTS))

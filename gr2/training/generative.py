@@ -23,10 +23,12 @@ from torch.nn import functional as F
 from gr2.data.candidates import CandidateLists
 from gr2.data.dataset import Dataset
 from gr2.models.scoring import path_likelihood
-from gr2.models.slate import Slates, build_slates, epoch_batches
+from gr2.models.slate import Slates, build_slates
 from gr2.models.student import MASKED, Head, Student
 from gr2.progress import track
 from gr2.training.checkpoint import load_checkpoint, save_checkpoint
+from gr2.training.optimisation import adamw, refuse_divergence
+from gr2.training.sequences import epoch_batches
 
 __all__ = ["GenerativeTrainer", "Recipe", "head_loss", "training_positions"]
 
@@ -87,14 +89,7 @@ class GenerativeTrainer:
         self.positions = training_positions(dataset)
         self.lengths = np.minimum(self.positions.position, student.config.max_history)
         self.item_codes = torch.from_numpy(codes.astype(np.int64))
-        self.parameters = [*student.parameters()]
-        matrices = [parameter for parameter in self.parameters if parameter.ndim > 1]
-        others = [parameter for parameter in self.parameters if parameter.ndim <= 1]
-        groups = [
-            {"params": matrices, "weight_decay": recipe.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ]
-        self.optimiser = torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
+        self.optimiser = adamw(student, recipe.learning_rate, recipe.weight_decay)
         self.epoch = self.step = self.done = 0
         self.losses: list[dict[str, float]] = []
         self.total = {"path": 0.0, "head": 0.0}
@@ -102,9 +97,10 @@ class GenerativeTrainer:
         self._resume()
 
     def train(self) -> None:
-        """Train from where the state stands to the end of the schedule."""
+        """Train from where the state stands to the end of the schedule. Raises Gr2Error if a loss is not finite."""
         while self.epoch < self.recipe.epochs:
-            batches = [rows for _, rows in epoch_batches([self.lengths], [self.recipe.batch], self.seed, self.epoch)]
+            generator = np.random.default_rng([self.seed, self.epoch])
+            batches = list(epoch_batches(self.lengths, self.recipe.batch, generator))
             start = sum(len(rows) for rows in batches[: self.done])
             name = f"student, epoch {self.epoch + 1} of {self.recipe.epochs}"
             with track(len(self.positions), name, unit="positions", start=start) as bar:
@@ -130,12 +126,13 @@ class GenerativeTrainer:
         path = -path_likelihood(self.student, slates).mean()
         negatives = torch.randint(0, len(self.codes), (self.recipe.negatives,))
         head = head_loss(self.student.head, slates, self.item_codes, negatives)
+        shown = {"path": path.item(), "head": head.item()}
+        refuse_divergence("distill", f"the student's loss in epoch {self.epoch + 1}", *shown.values())
         self.optimiser.zero_grad()
         (path + head).backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
+        torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.recipe.clip)
         self.optimiser.step()
         self.step, self.done = self.step + 1, self.done + 1
-        shown = {"path": path.item(), "head": head.item()}
         for name, value in shown.items():
             self.total[name] += value * len(rows)
         report(len(rows), **shown)

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from gr2.errors import Gr2Error
 from gr2.features import SCORE_FEATURES
 from gr2.models.scoring import Parts
 from gr2.models.student import Prior
@@ -36,7 +37,8 @@ def fit_prior(
     """A prior that minimises the listwise loss -log softmax(prior)[label], the mean over R lists.
 
     features (R, K, F), valid (R, K), label (R,). It is trained on standardised columns, and the standardisation is then
-    folded into its weights. Without lists it is the untrained prior, which keeps the incoming order.
+    folded into its weights. Without lists it is the untrained prior, which keeps the incoming order. Raises Gr2Error if
+    the columns are too large to be fitted.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -65,6 +67,8 @@ def fit_prior(
                 optimiser.step()
                 schedule.step()
         _fold(prior, mean, scale)
+        if not all(bool(weights.isfinite().all()) for weights in prior.parameters()):
+            raise Gr2Error("the prior's weights are not finite: are the lists' scores and features too large?")
     return prior
 
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,11 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gr2.data.dataset import Dataset
-from gr2.errors import DataError, Gr2Error
+from gr2.errors import DataError
 from gr2.models.linear_cross_entropy import fast_logits_dtype
 from gr2.models.preranker import PreRanker
 from gr2.progress import track
 from gr2.training.checkpoint import load_checkpoint, save_checkpoint
+from gr2.training.optimisation import adamw, refuse_divergence
 from gr2.training.sequences import Windows, epoch_batches, training_windows
 
 __all__ = ["Fitted", "Recipe", "fit"]
@@ -93,7 +93,7 @@ def fit(
         torch.manual_seed(_torch_seed(*seed))
         shape = {"dim": recipe.dim, "layers": recipe.layers, "heads": recipe.heads}
         model = PreRanker(len(dataset.catalog), **shape, dropout=recipe.dropout, max_history=recipe.max_history)
-        optimizer = _optimizer(model, recipe)
+        optimizer = adamw(model, recipe.learning_rate, recipe.weight_decay)
         progress = _Progress()
         saved = load_checkpoint(checkpoint)
         if saved is not None:
@@ -108,11 +108,7 @@ def fit(
                 order = np.random.default_rng([*seed, progress.epoch])
                 loss = _train_epoch(model, optimizer, windows, recipe, progress.epoch, order)
                 progress.epoch += 1
-                if not math.isfinite(loss):
-                    raise Gr2Error(
-                        f"{description}: the loss of epoch {progress.epoch} is {loss}, so the training has diverged: "
-                        "lower [prerank] learning_rate, or raise warmup"
-                    )
+                refuse_divergence("prerank", f"{description}: the loss of epoch {progress.epoch}", loss)
                 value = float(progress.epoch) if validate is None else validate(model)
                 if value > progress.best_validation:
                     progress.best = copy.deepcopy(model.state_dict())
@@ -140,7 +136,7 @@ def _train_epoch(
     dtype = fast_logits_dtype() if recipe.precision == "auto" else getattr(torch, recipe.precision)
     steps = math.ceil(len(windows) / recipe.batch)
     total, targets = 0.0, 0
-    for step, rows in enumerate(epoch_batches(windows, recipe.batch, order), start=epoch * steps):
+    for step, rows in enumerate(epoch_batches(windows.length, recipe.batch, order), start=epoch * steps):
         rate = recipe.learning_rate * _schedule(step, steps * recipe.epochs, recipe.warmup)
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -159,16 +155,6 @@ def _schedule(step: int, steps: int, warmup: float) -> float:
     if step < rising:
         return (step + 1) / (rising + 1)
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - rising) / (steps - rising)))
-
-
-def _optimizer(model: PreRanker, recipe: Recipe) -> torch.optim.Optimizer:
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-    groups: list[dict[str, Any]] = [
-        {"params": matrices, "weight_decay": recipe.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
 
 
 def _torch_seed(*entropy: int) -> int:

@@ -59,13 +59,15 @@ def histories(dataset: Dataset, user: NDArray[np.integer], position: NDArray[np.
     return Windows(dataset.items, dataset.offsets[user] + position - length, length)
 
 
-def epoch_batches(windows: Windows, size: int, generator: np.random.Generator) -> Iterator[NDArray[np.int64]]:
-    """Row numbers of every batch of one epoch: each row once, `size` rows a batch, of similar length."""
-    order = generator.permutation(len(windows))
+def epoch_batches(
+    lengths: NDArray[np.integer], size: int, generator: np.random.Generator
+) -> Iterator[NDArray[np.int64]]:
+    """Row numbers of every batch of one epoch: each row once, `size` rows a batch, of similar `lengths` (R,)."""
+    order = generator.permutation(len(lengths))
     batches = []
     for first in range(0, len(order), size * SORTED_BATCHES):
         group = order[first : first + size * SORTED_BATCHES]
-        group = group[np.argsort(windows.length[group], kind="stable")]
+        group = group[np.argsort(lengths[group], kind="stable")]
         batches += [group[cut : cut + size] for cut in range(0, len(group), size)]
     for number in generator.permutation(len(batches)):
         yield batches[number]

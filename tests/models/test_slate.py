@@ -10,7 +10,7 @@ from gr2.catalog import Catalog
 from gr2.data.candidates import CandidateLists
 from gr2.data.dataset import Dataset
 from gr2.decoding import reference_trie
-from gr2.models.slate import build_slates, build_tries, epoch_batches, list_features, pad_histories
+from gr2.models.slate import build_slates, build_tries, list_features, pad_histories
 
 LEVEL_SIZE = 5
 
@@ -72,7 +72,6 @@ def test_target_outside_the_list_takes_a_column_of_its_own() -> None:
     dataset, lists = make_dataset(), make_lists()
     codes = np.random.default_rng(0).integers(0, LEVEL_SIZE, (10, 4)).astype(np.uint16)
     slates = build_slates(dataset, codes, lists, list_features(lists), level_size=LEVEL_SIZE, longest=50)
-    np.testing.assert_array_equal(slates.listed, [True, False])
     np.testing.assert_array_equal(slates.label, [1, 3])
     np.testing.assert_array_equal(slates.valid, [[True, True, True, False], [True, True, False, False]])
     np.testing.assert_array_equal(slates.codes[0], codes[[7, 5, 0, 5]])
@@ -88,15 +87,3 @@ def test_equal_scores_have_equal_features() -> None:
     assert features[0, 0, 2] == 0
     assert features[0, 1, 2] == 1
     assert not features[1, 2].any()
-
-
-def test_an_epoch_has_every_row_once_and_depends_on_seed_and_epoch_only() -> None:
-    lengths = [np.arange(100) % 7, np.arange(33) % 5]
-    batches = epoch_batches(lengths, (16, 8), 1, 2)
-    for source, own in enumerate(lengths):
-        rows = np.concatenate([rows for found, rows in batches if found == source])
-        np.testing.assert_array_equal(np.sort(rows), np.arange(len(own)))
-    again = epoch_batches(lengths, (16, 8), 1, 2)
-    assert [(s, r.tolist()) for s, r in batches] == [(s, r.tolist()) for s, r in again]
-    other = epoch_batches(lengths, (16, 8), 1, 3)
-    assert [(s, r.tolist()) for s, r in batches] != [(s, r.tolist()) for s, r in other]

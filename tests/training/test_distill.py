@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from gr2.artifact import Artifact
+from gr2.errors import ArtifactError, Gr2Error
 from gr2.training.distill import DistillConfig, load_copurchases, load_student, run
 
 TINY = DistillConfig(
@@ -18,6 +21,11 @@ TINY = DistillConfig(
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def tiny_student(tiny_parents: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return run(replace(TINY, epochs=0), tiny_parents, tmp_path_factory.mktemp("student") / "distill", 0)
 
 
 def test_stage_writes_a_student_that_knows_its_validation(tiny_parents: dict[str, Artifact], tmp_path: Path) -> None:
@@ -37,6 +45,30 @@ def test_the_same_seed_gives_the_same_artefact(tiny_parents: dict[str, Artifact]
     second = run(TINY, tiny_parents, tmp_path / "b", 5)
     assert first.digest == second.digest
     assert run(TINY, tiny_parents, tmp_path / "c", 6).digest != first.digest
+
+
+def test_training_that_diverges_ends_with_the_reason(tiny_parents: dict[str, Artifact], tmp_path: Path) -> None:
+    wild = replace(TINY, learning_rate=1e30, clip=1e30)
+    with pytest.raises(
+        Gr2Error, match=r"in epoch \d is (nan|inf), so the training has diverged: lower \[distill\] learn"
+    ):
+        run(wild, tiny_parents, tmp_path / "several", 0)
+    with pytest.raises(Gr2Error, match=r"a score of the student's \w+ is .*: lower \[distill\] learning_rate"):
+        run(replace(wild, epochs=1, batch=100_000), tiny_parents, tmp_path / "one step", 0)
+    assert not (tmp_path / "several").exists()
+
+
+@pytest.mark.parametrize("name", ["student.safetensors", "student.json", "counts.npy"])
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff" * 40])
+def test_a_damaged_student_names_its_file_and_stage(
+    tiny_student: Artifact, tmp_path: Path, name: str, content: bytes
+) -> None:
+    folder = tmp_path / "distill"
+    shutil.copytree(tiny_student.path, folder)
+    (folder / name).write_bytes(content)
+    damaged = replace(tiny_student, path=folder)
+    with pytest.raises(ArtifactError, match=rf"{name}: not .*; run distill again"):
+        load_copurchases(damaged) if name == "counts.npy" else load_student(damaged)
 
 
 @pytest.mark.parametrize(

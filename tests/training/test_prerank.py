@@ -290,7 +290,7 @@ def test_every_event_but_the_first_is_a_target_once(dataset: Dataset) -> None:
 
 def test_an_epoch_visits_every_window_once_in_a_new_order(dataset: Dataset) -> None:
     windows = training_windows(dataset, np.arange(USERS), 3)
-    epochs = [np.concatenate(list(epoch_batches(windows, 8, np.random.default_rng(seed)))) for seed in (0, 0, 1)]
+    epochs = [np.concatenate(list(epoch_batches(windows.length, 8, np.random.default_rng(seed)))) for seed in (0, 0, 1)]
     assert sorted(epochs[0].tolist()) == list(range(len(windows)))
     np.testing.assert_array_equal(epochs[0], epochs[1])
     assert not np.array_equal(epochs[0], epochs[2])

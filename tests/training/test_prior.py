@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
+from gr2.errors import Gr2Error
 from gr2.models.scoring import Parts
 from gr2.training.prior import LEAST_PATH, START, combine_parts, fit_prior
 
@@ -80,3 +81,11 @@ def test_a_path_that_misleads_keeps_the_least_weight() -> None:
     prior, head = combine_parts(parts, np.ones((200, 5), dtype=np.bool_), label)
     assert prior > 1 / LEAST_PATH / 10
     assert head == pytest.approx(START[2] / LEAST_PATH, rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:overflow|invalid value:RuntimeWarning")
+def test_features_that_no_prior_can_take_are_refused() -> None:
+    features, valid, label = make_features(300, np.random.default_rng(0))
+    features[:, :, 3] *= np.float32(1e36)
+    with pytest.raises(Gr2Error, match="the prior's weights are not finite"):
+        fit_prior(features, valid, label, hidden=8, epochs=1, seed=0)

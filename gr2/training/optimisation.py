@@ -1,0 +1,46 @@
+"""What the stages that train share: the optimiser, torch's threads, and the end of a training that diverges."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from gr2.errors import Gr2Error
+
+__all__ = ["adamw", "refuse_divergence", "threads"]
+
+
+def adamw(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
+    """AdamW with weight decay on matrices and embeddings only."""
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    groups: list[dict[str, Any]] = [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
+
+
+def refuse_divergence(stage: str, what: str, *values: float) -> None:
+    """Raise Gr2Error if a value is not finite; `what` says whose they are: no later step can mend such weights."""
+    for value in values:
+        if not math.isfinite(value):
+            raise Gr2Error(
+                f"{what} is {value}, so the training has diverged: lower [{stage}] learning_rate, or raise warmup"
+            )
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """The block runs with `count` threads of torch, 0 for as many as before it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
