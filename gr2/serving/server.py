@@ -8,53 +8,43 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from types import FrameType
-from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
 from gr2.bundle import Bundle
-from gr2.errors import Gr2Error
+from gr2.errors import ConfigError, Gr2Error
+from gr2.serving.calls import Admission, Patience
 from gr2.serving.engine import Engine
 from gr2.serving.servicer import SERVICE, Servicer
+from gr2.serving.standard import HealthService, ReflectionService
 
 __all__ = ["Server", "serve"]
 
 QUEUE = 64
+MOST_THREADS = 4096
 PAUSE, LONGEST_WAIT = 0.05, 0.5  # seconds
 SERVED = ("", SERVICE)
-
-
-class _Pool(ThreadPoolExecutor):
-    """A thread pool that knows how many calls it has taken, and how many of them are queued or running."""
-
-    def __init__(self, threads: int) -> None:
-        super().__init__(threads, thread_name_prefix="gr2-serve")
-        self.taken = self.pending = 0
-        self._lock = threading.Lock()
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        with self._lock:
-            self.taken += 1
-            self.pending += 1
-        future = super().submit(fn, *args, **kwargs)
-        future.add_done_callback(self._done)
-        return future
-
-    def _done(self, _: Future[Any]) -> None:
-        with self._lock:
-            self.pending -= 1
+# Against connections and callers that are gone or idle. The ages are in milliseconds.
+CONNECTION_LIMITS = (
+    ("grpc.max_connection_idle_ms", 600_000),
+    ("grpc.max_connection_age_ms", 3_600_000),
+    ("grpc.max_connection_age_grace_ms", 60_000),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+)
+# Bit 0 alone, no compression: a compressed message is inflated before its size is checked, 300 KB to 300 MB.
+UNCOMPRESSED = ("grpc.compression_enabled_algorithms_bitset", 1)
 
 
 class Server:
     """A server for one bundle.
 
-    `threads` handle requests, by default one more than there are cores; `queue` more may wait, and any beyond that are
-    refused with RESOURCE_EXHAUSTED at once. Port 0 takes a free port.
+    `threads` requests are at work at once, by default one more than there are cores; `queue` more may wait, and any
+    beyond that are refused with RESOURCE_EXHAUSTED at once. Health checks and reflection have threads of their own.
+    Port 0 takes a free port.
     """
 
     def __init__(
@@ -66,47 +56,57 @@ class Server:
         threads: int | None = None,
         queue: int = QUEUE,
     ) -> None:
-        """Load the bundle and take the port. Raises BundleError, or Gr2Error if the port cannot be taken."""
+        """Load the bundle and take the port.
+
+        Raises BundleError, ConfigError if a number is out of range, or Gr2Error if the port cannot be taken.
+        """
+        threads = len(os.sched_getaffinity(0)) + 1 if threads is None else threads
+        if not 1 <= threads <= MOST_THREADS or not 0 <= queue <= MOST_THREADS:
+            limits = f"threads must be in 1..{MOST_THREADS} and queue in 0..{MOST_THREADS}"
+            raise ConfigError(f"{limits}, got {threads} and {queue}")
         self.engine = Engine(bundle)
-        self._servicer = Servicer(self.engine)
-        self._health = health.HealthServicer()
-        threads = threads or len(os.sched_getaffinity(0)) + 1
-        self._pool = _Pool(threads)
+        self._patience = Patience()
+        self._admission = Admission(threads, queue)
+        self._servicer = Servicer(self.engine, self._admission, self._patience)
+        self._health = HealthService(SERVED, self._patience)
+        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        self._reflection = ReflectionService(names, self._patience)
         self._server = grpc.server(
-            self._pool,
-            maximum_concurrent_rpcs=threads + queue,
+            self._admission.pool,
+            handlers=(self._servicer, self._health.handler(), self._reflection.handler()),
             options=[
                 ("grpc.max_receive_message_length", self.engine.bundle.manifest.limits.max_request_bytes),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),
+                UNCOMPRESSED,
+                *CONNECTION_LIMITS,
             ],
         )
-        self._server.add_generic_rpc_handlers((self._servicer,))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
-        self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         host = f"[{host}]" if ":" in host and not host.startswith("[") else host
         try:
             self.port = self._server.add_insecure_port(f"{host}:{port}")
         except RuntimeError as error:
-            raise Gr2Error(f"cannot listen on {host}:{port}; is another program using the port?") from error
+            reason = "does another program use the port, or is the host not an address of this machine?"
+            raise Gr2Error(f"cannot listen on {host}:{port}; {reason}") from error
         self.address = f"{host}:{self.port}"
 
     def start(self) -> None:
         """Begin to answer; health turns to SERVING."""
+        self._patience.start()
         self._server.start()
-        self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        self._health.serve()
 
     def stop(self, grace: float) -> None:
         """Turn health to NOT_SERVING, answer what was accepted, and return; at most after about `grace` seconds.
 
         Calls that still arrive are answered until there is a pause, then refused with UNAVAILABLE until there is a
         pause: a call that reaches the transport while it shuts down would be CANCELLED, which clients do not retry.
-        Calls at work when `grace` ends are cancelled. Open health and reflection streams are not waited for.
+        Calls at work when `grace` ends are cancelled. Open health and reflection streams are not waited for, nor calls
+        that have sent no message.
         """
         start = time.monotonic()
-        self._health.enter_graceful_shutdown()
+        self._health.stop()
+        self._patience.hurry(LONGEST_WAIT)
         self._await_pause(min(LONGEST_WAIT, grace / 4))
         self._servicer.refusing = True
         self._await_pause(min(LONGEST_WAIT, grace / 4))
@@ -114,23 +114,21 @@ class Server:
         while not stopped.wait(PAUSE):
             if self._idle:
                 self._server.stop(None)
-        self._pool.shutdown()
+        for part in (self._admission, self._health, self._reflection):
+            part.shutdown()
+        self._patience.close()
 
     def _await_pause(self, limit: float) -> None:
         """Return once no call has arrived for PAUSE seconds and none is at work, or after `limit` seconds."""
         end = time.monotonic() + limit
         taken = -1
-        while (taken != self._pool.taken or not self._idle) and time.monotonic() < end:
-            taken = self._pool.taken
+        while (taken != self._admission.taken or not self._idle) and time.monotonic() < end:
+            taken = self._admission.taken
             time.sleep(min(PAUSE, limit))
 
     @property
     def _idle(self) -> bool:
-        return self._pool.pending == 0 and self._servicer.active == 0
-
-    def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
-        for name in SERVED:
-            self._health.set(name, status)
+        return self._admission.pending == 0 and self._servicer.active == 0
 
 
 def serve(
@@ -146,7 +144,7 @@ def serve(
 
     Once it answers, one line of JSON on standard output tells the address:
     `{"event": "ready", "address": "127.0.0.1:50051", "bundle": "VERSION"}`. A second signal ends the process at once.
-    Raises BundleError, or Gr2Error if the port cannot be taken.
+    Raises what `Server` raises.
     """
     server = Server(bundle, host=host, port=port, threads=threads, queue=queue)
     stop = threading.Event()
@@ -159,8 +157,9 @@ def serve(
     try:
         server.start()
         ready = {"event": "ready", "address": server.address, "bundle": server.engine.version}
-        sys.stdout.write(json.dumps(ready) + "\n")
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it is None where standard output is closed
+            sys.stdout.write(json.dumps(ready) + "\n")
+            sys.stdout.flush()
         stop.wait()
         server.stop(grace)
     finally:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Iterator
 from time import perf_counter_ns
 
 import grpc
@@ -14,6 +15,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from gr2.errors import Gr2Error, OverloadError, RequestError
+from gr2.serving.calls import Admission, Patience, in_pool, only_message
 from gr2.serving.engine import Answer, Engine
 from gr2.serving.ranking import Timings
 from gr2.serving.request import Ids, Slate
@@ -26,11 +28,12 @@ logger = logging.getLogger(__name__)
 SERVICE: str = reranker_pb2.DESCRIPTOR.services_by_name["Reranker"].full_name
 METHOD = f"/{SERVICE}/Rerank"
 
+MESSAGE_WAIT = 10.0  # seconds from a call's arrival to the end of its message
+
 # The first class that matches decides; anything else is a bug: INTERNAL, with the details in the server's log only.
 STATUS: tuple[tuple[type[Gr2Error], grpc.StatusCode], ...] = (
     (RequestError, grpc.StatusCode.INVALID_ARGUMENT),
     (OverloadError, grpc.StatusCode.RESOURCE_EXHAUSTED),
-    (Gr2Error, grpc.StatusCode.INTERNAL),
 )
 
 
@@ -41,37 +44,47 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
     UNAVAILABLE; those that arrived before are answered.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, admission: Admission, patience: Patience) -> None:
         self.engine = engine
+        self.admission = admission
+        self.patience = patience
         self.active = 0
         self.refusing = False
         self._lock = threading.Lock()
-        self._answer = grpc.unary_unary_rpc_method_handler(self.rerank)
-        self._refuse = grpc.unary_unary_rpc_method_handler(_refuse)
+        # As streams of one message, which look the same on the wire: grpc waits for a unary call's message before it
+        # calls the behavior, so that nothing of ours could end a call that never sends one.
+        self._answer = grpc.stream_unary_rpc_method_handler(self.rerank)
+        self._refuse = self._refusal(grpc.StatusCode.UNAVAILABLE, "the server is stopping")
+        full = OverloadError(f"{admission.bound} requests are at work or wait already")
+        self._overloaded = self._refusal(_status(full), str(full))
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         """The handler of a call that has just arrived; None for another service's."""
         if handler_call_details.method != METHOD:
             return None
-        return self._refuse if self.refusing else self._answer
+        if self.refusing:
+            return self._refuse
+        return self._overloaded if self.admission.full else self._answer
 
-    def rerank(self, data: bytes, context: grpc.ServicerContext) -> bytes:
+    def rerank(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         """One call: the serialised response, or a status from the table."""
         with self._lock:
             self.active += 1
         if not context.add_callback(self._finished):
             self._finished()
             context.abort(grpc.StatusCode.CANCELLED, "the caller has gone")
-        left = context.time_remaining()
-        if left is not None and left <= 0:
-            context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed while the request waited")
+        data = only_message(messages, context, self.patience, MESSAGE_WAIT)
+        if not self.admission.acquire(context):
+            context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the call ended while the request waited")
         try:
             return self.answer(data)
-        except Gr2Error as error:
+        except Exception as error:
             code, details = _status(error), str(error)
-        except Exception:
-            logger.exception("a request failed")
-            code, details = grpc.StatusCode.INTERNAL, "internal error; the server's log has the details"
+            if code is grpc.StatusCode.INTERNAL:
+                logger.exception("a request failed")
+                details = "internal error; the server's log has the details"
+        finally:
+            self.admission.release()
         context.abort(code, details)
         raise AssertionError("abort raises")
 
@@ -97,17 +110,20 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
         _set_timings(response.timings, Timings.between(answer.stamps, perf_counter_ns()))
         return response.SerializeToString()
 
+    def _refusal(self, code: grpc.StatusCode, details: str) -> grpc.RpcMethodHandler:
+        def refuse(_: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+            context.abort(code, details)
+            raise AssertionError("abort raises")
+
+        return grpc.stream_unary_rpc_method_handler(in_pool(self.admission.refusals, refuse))
+
     def _finished(self) -> None:
         with self._lock:
             self.active -= 1
 
 
-def _refuse(_: bytes, context: grpc.ServicerContext) -> None:
-    context.abort(grpc.StatusCode.UNAVAILABLE, "the server is stopping")
-
-
-def _status(error: Gr2Error) -> grpc.StatusCode:
-    return next(code for kind, code in STATUS if isinstance(error, kind))
+def _status(error: Exception) -> grpc.StatusCode:
+    return next((code for kind, code in STATUS if isinstance(error, kind)), grpc.StatusCode.INTERNAL)
 
 
 def _ids(message: reranker_pb2.ItemIds) -> Ids:

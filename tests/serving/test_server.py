@@ -22,7 +22,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from gr2.client import Client
-from gr2.errors import BundleError, Gr2Error, OverloadError
+from gr2.errors import BundleError, ConfigError, Gr2Error, OverloadError
 from gr2.serving.server import Server
 from gr2.serving.servicer import Servicer
 from gr2.v1 import reranker_pb2, reranker_pb2_grpc
@@ -148,6 +148,42 @@ def test_unexpected_failure_is_internal_without_details(
     server.stop(5)
 
 
+def test_failure_of_the_model_is_internal_and_logged(
+    make_bundle: MakeBundle, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> bytes:
+        raise Gr2Error("the model's output cannot be ranked")
+
+    monkeypatch.setattr(Servicer, "answer", fail)
+    server = Server(make_bundle(), port=0)
+    server.start()
+    with Client(server.address) as client, pytest.raises(Gr2Error, match="INTERNAL: internal error") as caught:
+        client.rerank([], KNOWN[:3], timeout=10)
+    assert "ranked" not in str(caught.value)
+    assert "cannot be ranked" in caplog.text
+    server.stop(5)
+
+
+def test_compressed_request_is_refused(server: Server) -> None:
+    request = reranker_pb2.RerankRequest(candidates=reranker_pb2.ItemIds(ints=[7] * 100_000))
+    with grpc.insecure_channel(server.address, compression=grpc.Compression.Gzip) as channel:
+        with pytest.raises(grpc.RpcError) as caught:
+            reranker_pb2_grpc.RerankerStub(channel).Rerank(request, timeout=10)
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_serving_without_standard_output(make_bundle: MakeBundle) -> None:
+    script = f"exec {sys.executable} -c 'import sys; sys.stderr.write(str(sys.stdout)); {SERVE}' {make_bundle()} >&-"
+    process = subprocess.Popen(["bash", "-c", script], stderr=subprocess.PIPE, text=True)
+    try:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(4)
+    finally:
+        process.terminate()
+        assert process.communicate(timeout=30)[1] == "None"
+    assert process.returncode == 0
+
+
 def test_work_beyond_the_queue_is_refused(make_bundle: MakeBundle) -> None:
     server = Server(make_bundle(items=3000, level_size=256), port=0, threads=1, queue=1)
     server.start()
@@ -165,7 +201,7 @@ def test_work_beyond_the_queue_is_refused(make_bundle: MakeBundle) -> None:
         with ThreadPoolExecutor(16) as pool:
             results = list(pool.map(call, range(16)))
     server.stop(5)
-    assert set(results) == {"answered", f"{server.address}: overloaded: Concurrent RPC limit exceeded!"}
+    assert set(results) == {"answered", f"{server.address}: overloaded: 2 requests are at work or wait already"}
 
 
 def test_request_whose_deadline_passed_in_the_queue_costs_no_work(
@@ -196,8 +232,18 @@ def test_request_whose_deadline_passed_in_the_queue_costs_no_work(
 
 
 def test_port_in_use_is_a_clear_error(server: Server, make_bundle: MakeBundle) -> None:
+    with pytest.raises(
+        Gr2Error, match=r"cannot listen on 198\.51\.100\.7:0; .* the host not an address of this machine"
+    ):
+        Server(make_bundle(), host="198.51.100.7", port=0)
     with pytest.raises(Gr2Error, match=rf"cannot listen on 127\.0\.0\.1:{server.port}"):
         Server(make_bundle(), port=server.port)
+
+
+@pytest.mark.parametrize("sizes", [{"threads": -3}, {"threads": 0}, {"queue": -1}, {"threads": 10**6}])
+def test_impossible_number_of_threads_is_a_clear_error(make_bundle: MakeBundle, sizes: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match=r"threads must be in 1\.\.4096 and queue in 0\.\.4096, got"):
+        Server(make_bundle(), port=0, **sizes)
 
 
 def test_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:

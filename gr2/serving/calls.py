@@ -1,0 +1,156 @@
+"""What keeps one caller from holding up the others: pools apart, a bound on the work, and an end to silence."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import grpc
+
+__all__ = ["Admission", "CallPool", "Patience", "in_pool", "messages_of", "only_message"]
+
+REFUSAL_THREADS = 2
+POLL = 0.05  # seconds between two looks at whether a waiting call is still wanted
+SWEEP = 0.25  # seconds between two looks at silent calls
+
+T = TypeVar("T")
+Behavior = TypeVar("Behavior", bound=Callable[..., Any])
+
+
+class CallPool(ThreadPoolExecutor):
+    """A thread pool that knows how many calls it has taken, and how many of them are queued or running."""
+
+    def __init__(self, threads: int, name: str) -> None:
+        super().__init__(threads, thread_name_prefix=f"gr2-{name}")
+        self.taken = self.pending = 0
+        self._lock = threading.Lock()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Run a call, counted until it is done."""
+        with self._lock:
+            self.taken += 1
+            self.pending += 1
+        future = super().submit(fn, *args, **kwargs)
+        future.add_done_callback(self._done)
+        return future
+
+    def _done(self, _: Future[Any]) -> None:
+        with self._lock:
+            self.pending -= 1
+
+
+def in_pool(pool: CallPool, behavior: Behavior) -> Behavior:
+    """`behavior`, a function of its own, marked for grpc's synchronous server to run in `pool`."""
+    behavior.experimental_thread_pool = pool  # type: ignore[attr-defined]
+    return behavior
+
+
+class Admission:
+    """At most `threads` requests at work, at most `queue` more waiting, and a refusal for any beyond that.
+
+    Each admitted call has a thread in `pool` from its arrival on, so that one that ends while it waits gives its place
+    back at once. Refusals run in a pool of their own, which no admitted call can fill.
+    """
+
+    def __init__(self, threads: int, queue: int) -> None:
+        self.bound = threads + queue
+        self.pool = CallPool(self.bound, "rerank")
+        self.refusals = CallPool(REFUSAL_THREADS, "refuse")
+        self._free = threading.Semaphore(threads)
+
+    @property
+    def full(self) -> bool:
+        """Whether a call that arrives now must be refused."""
+        return self.pool.pending >= self.bound
+
+    @property
+    def taken(self) -> int:
+        """Calls that have arrived, refused ones included."""
+        return self.pool.taken + self.refusals.taken
+
+    @property
+    def pending(self) -> int:
+        """Calls that have arrived and are not done."""
+        return self.pool.pending + self.refusals.pending
+
+    def acquire(self, context: grpc.ServicerContext) -> bool:
+        """True once the call may work, and `release` must follow; False if it was cancelled or expired before."""
+        while not self._free.acquire(timeout=POLL):
+            if not context.is_active():
+                return False
+        if context.is_active():
+            return True
+        self._free.release()
+        return False
+
+    def release(self) -> None:
+        """Let the next call work."""
+        self._free.release()
+
+    def shutdown(self) -> None:
+        """End the threads once their calls are done."""
+        self.pool.shutdown()
+        self.refusals.shutdown()
+
+
+class Patience:
+    """Cancels calls that keep a thread waiting for a message. grpc waits without an end, inside the thread."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[grpc.ServicerContext, tuple[float, float]] = {}
+        self._cap = float("inf")
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._sweep, name="gr2-patience", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._thread.start()
+
+    @contextmanager
+    def waiting(self, context: grpc.ServicerContext, seconds: float) -> Iterator[None]:
+        """Cancels the call if the block takes longer than `seconds`."""
+        self._waiting[context] = time.monotonic(), seconds
+        try:
+            yield
+        finally:
+            del self._waiting[context]
+
+    def hurry(self, seconds: float) -> None:
+        """From now on, no call may wait longer than `seconds`."""
+        self._cap = seconds
+
+    def close(self) -> None:
+        """End the thread."""
+        self._closed.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _sweep(self) -> None:
+        while not self._closed.wait(SWEEP):
+            now = time.monotonic()
+            for context, (since, seconds) in list(self._waiting.items()):
+                if now - since > min(seconds, self._cap):
+                    context.cancel()
+
+
+def messages_of(messages: Iterator[T], context: grpc.ServicerContext, patience: Patience, limit: float) -> Iterator[T]:
+    """The messages of a stream; one that stays silent for `limit` seconds is cancelled."""
+    while True:
+        with patience.waiting(context, limit):
+            try:
+                message = next(messages)
+            except StopIteration:
+                return
+        yield message
+
+
+def only_message(messages: Iterator[T], context: grpc.ServicerContext, patience: Patience, limit: float) -> T:
+    """The message of a call that has one. Aborts the call if it ends without a message or is silent for `limit` s."""
+    for message in messages_of(messages, context, patience, limit):
+        return message
+    context.abort(grpc.StatusCode.UNIMPLEMENTED, "exactly one request message is needed, uncompressed")
+    raise AssertionError("abort raises")
