@@ -47,6 +47,18 @@ inline py::metaclass plain_metaclass() {
   return py::metaclass(reinterpret_cast<PyObject*>(&PyType_Type));
 }
 
+// Makes allocation construct, so that no object without a C++ value is ever seen: pybind11 leaves that to __init__,
+// which may fail or never be called. The __init__ that Python calls next finds the value and does nothing, and a
+// __new__ called by name, which is the base's, is refused.
+inline void construct_in_new(const py::handle& type) {
+  static const newfunc allocate = reinterpret_cast<PyTypeObject*>(type.ptr())->tp_new;
+  reinterpret_cast<PyTypeObject*>(type.ptr())->tp_new = [](PyTypeObject* cls, PyObject* args, PyObject* kwargs) {
+    PyObject* self = allocate(cls, args, kwargs);
+    if (self != nullptr && cls->tp_init(self, args, kwargs) != 0) Py_CLEAR(self);
+    return self;
+  };
+}
+
 void bind_candidate_trie(py::module_& module);
 void bind_codebook(py::module_& module);
 

@@ -89,9 +89,9 @@ py::tuple score(const CandidateTrie& trie, const py::object& logits, const py::o
 }  // namespace
 
 void bind_candidate_trie(py::module_& module) {
-  py::class_<CandidateTrie>(module, "CandidateTrie", py::is_final(), plain_metaclass(),
-                            "The trie of one request's candidates; its inner nodes are numbered breadth-first.")
-      .def(py::init(&build), py::arg("codes"), py::arg("known"), py::arg("level_size"))
+  py::class_<CandidateTrie> type(module, "CandidateTrie", py::is_final(), plain_metaclass(),
+                                 "The trie of one request's candidates; its inner nodes are numbered breadth-first.");
+  type.def(py::init(&build), py::arg("codes"), py::arg("known"), py::arg("level_size"))
       .def_property_readonly("size", &CandidateTrie::size, "Number of candidates, K.")
       .def_property_readonly("node_count", &CandidateTrie::node_count, "Number of inner nodes with the root, n.")
       .def("nodes", &nodes, py::arg("depth"), "(n_d,) int64: the codes of the inner nodes at depth 1 to L - 1.")
@@ -100,6 +100,7 @@ void bind_candidate_trie(py::module_& module) {
       .def("score", &score, py::arg("logits"), py::arg("prior") = py::none(), py::kw_only(),
            py::arg("normalization") = "raw",
            "Order (K,) int32, best first, and scores (K,) float32 by candidate, from logits (n, V) at the nodes.");
+  construct_in_new(type);
 }
 
 }  // namespace gr2::bindings

@@ -3,6 +3,7 @@
 #include <pybind11/stl/filesystem.h>
 
 #include <filesystem>
+#include <limits>
 #include <memory>
 #include <string_view>
 #include <vector>
@@ -49,6 +50,9 @@ void write(const std::filesystem::path& path, const py::object& item_ids, const 
            py::ssize_t level_size) {
   const auto table = require_array<std::uint16_t>(codes, "codes", "uint16 (n, L)", 2);
   const std::uint32_t size = require_level_size(level_size);
+  if (table.shape(1) > std::numeric_limits<std::uint32_t>::max()) {
+    throw py::value_error("codes must have 1 to 8 levels, got " + std::to_string(table.shape(1)));
+  }
   const auto levels = static_cast<std::uint32_t>(table.shape(1));
   const auto check_rows = [&](std::size_t rows) {
     if (static_cast<std::size_t>(table.shape(0)) != rows) {
@@ -102,9 +106,9 @@ py::tuple lookup(const Codebook& codebook, const py::object& ids) {
 void bind_codebook(py::module_& module) {
   module.def("write_codebook", &write, py::arg("path"), py::arg("item_ids"), py::arg("codes"), py::arg("level_size"),
              "Write a codebook file atomically; its bytes depend on the set of items, not on their order.");
-  py::class_<Codebook>(module, "Codebook", py::is_final(), plain_metaclass(),
-                       "The map from item IDs to codes, in a file mapped read-only and shared between processes.")
-      .def(py::init([](const std::filesystem::path& path) {
+  py::class_<Codebook> type(module, "Codebook", py::is_final(), plain_metaclass(),
+                            "The map from item IDs to codes, in a file mapped read-only and shared between processes.");
+  type.def(py::init([](const std::filesystem::path& path) {
              const py::gil_scoped_release release;
              return std::make_unique<Codebook>(path.string());
            }),
@@ -118,6 +122,7 @@ void bind_codebook(py::module_& module) {
       .def_property_readonly("fingerprint", &Codebook::fingerprint, "32 hex digits that identify the items and codes.")
       .def("__len__", &Codebook::size)
       .def("lookup", &lookup, py::arg("ids"), "Codes (n, L) uint16, 0 for unknown items, and known (n,) bool.");
+  construct_in_new(type);
 }
 
 }  // namespace gr2::bindings

@@ -46,7 +46,8 @@ void sync(int fd, const std::string& path) {
 }  // namespace
 
 MappedFile::MappedFile(const std::string& path) {
-  const FileDescriptor file(path, O_RDONLY | O_CLOEXEC);
+  // Opening a pipe without a writer would block; the flag means nothing to a regular file.
+  const FileDescriptor file(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   struct stat status{};
   if (::fstat(file.get(), &status) != 0) throw FileError(errno, path);
   if (S_ISDIR(status.st_mode)) throw FileError(EISDIR, path);

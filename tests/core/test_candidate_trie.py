@@ -204,6 +204,13 @@ class TestScore:
         assert not wrong
 
 
+class TestUnconstructed:
+    @pytest.mark.parametrize("new", [CandidateTrie.__new__, object.__new__])
+    def test_new_alone_makes_no_object(self, new):
+        with pytest.raises(TypeError):
+            new(CandidateTrie)
+
+
 class TestArguments:
     @pytest.mark.parametrize(
         ("codes", "known", "level_size", "error", "message"),

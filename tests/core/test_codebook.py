@@ -1,3 +1,4 @@
+import copy
 import os
 import subprocess
 import sys
@@ -205,6 +206,7 @@ class TestWrite:
             (np.arange(2), np.array([[0, 1], [2, 4]], np.uint16), 4, ValueError, "codes row 1 level 1 is 4"),
             (np.arange(2), np.zeros((3, 4), np.uint16), 256, ValueError, r"n = 2, got uint16 \(3, 4\)"),
             (np.arange(2), np.zeros((2, 9), np.uint16), 256, ValueError, "1 to 8 levels, got 9"),
+            (np.arange(0), np.empty((0, 2**32 + 4), np.uint16), 256, ValueError, "1 to 8 levels, got 4294967300"),
             (np.arange(2), np.zeros((2, 0), np.uint16), 256, ValueError, "1 to 8 levels, got 0"),
             (np.arange(2), np.zeros((2, 4), np.uint16), 0, ValueError, "level_size must be 1 to 65536, got 0"),
             (np.arange(2), np.zeros((2, 4), np.uint16), 65537, ValueError, "got 65537"),
@@ -272,6 +274,31 @@ class TestDamage:
             Codebook(tmp_path / "nothing")
         with pytest.raises(IsADirectoryError):
             Codebook(tmp_path)
+
+    def test_a_pipe_is_an_os_error_and_is_not_waited_for(self, tmp_path):
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(OSError, match="pipe"):
+            Codebook(tmp_path / "pipe")
+
+
+class TestUnconstructed:
+    """No way leads to an object without a codebook."""
+
+    @pytest.mark.parametrize("new", [Codebook.__new__, object.__new__])
+    def test_new_alone_makes_no_object(self, new):
+        with pytest.raises(TypeError):
+            new(Codebook)
+
+    def test_copies_are_refused(self, small):
+        with pytest.raises(TypeError):
+            copy.copy(Codebook(small[0]))
+
+    def test_a_second_init_changes_nothing(self, small, tmp_path):
+        codebook = Codebook(small[0])
+        assert len(codebook) == 40
+        write_codebook(tmp_path / "other", np.arange(3), np.zeros((3, 4), np.uint16), 4)
+        codebook.__init__(tmp_path / "other")
+        assert len(codebook) == 40
 
 
 class TestArguments:
