@@ -8,21 +8,33 @@ two bundles with one version answer alike, and an edited manifest is refused.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
-from gr2 import config as configuration
 from gr2.artifact import file_digest, write_json
 from gr2.catalog import Catalog
 from gr2.decoding import Codebook
-from gr2.errors import BundleError, ConfigError
-from gr2.features import SCORE_FEATURES
+from gr2.errors import BundleError
+from gr2.manifest import (
+    FILES,
+    MAX_REQUEST_BYTES,
+    CodebookSpec,
+    FeatureSpec,
+    Limits,
+    Manifest,
+    ModelSpec,
+    graph_inputs,
+    graph_outputs,
+)
 
 __all__ = [
     "Bundle",
@@ -37,168 +49,9 @@ __all__ = [
     "write_bundle",
 ]
 
-SCHEMA = 1
 MANIFEST = "manifest.json"
-MODEL, CODEBOOK, ITEMS = "model.onnx", "codebook.bin", "items.parquet"
-FILES = (CODEBOOK, ITEMS, MODEL)
-MAX_CANDIDATES = 1024
-PROSE = ("parity", "quality", "created_by")
-
-T = TypeVar("T")
-
-
-def graph_inputs(levels: int, *, candidates: bool = False) -> dict[str, tuple[str, int]]:
-    """Name to (element type, rank) of the model graph's inputs, in order.
-
-    A model whose prior looks at the candidates' codes takes them too, (K, L), 0 for unknown items.
-    """
-    nodes = {f"nodes_{depth}": ("int64", 1) for depth in range(1, levels)}
-    inputs = {"history": ("int64", 2), **nodes, "mask": ("float32", 2), "features": ("float32", 2)}
-    return {**inputs, "candidates": ("int64", 2)} if candidates else inputs
-
-
-def graph_outputs() -> dict[str, tuple[str, int]]:
-    """Name to (element type, rank) of the model graph's outputs, in order."""
-    return {"logits": ("float32", 2), "prior": ("float32", 1)}
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """What the engine must know of `model.onnx`.
-
-    `max_history` is how many items the model attends to. `inputs` defaults to `graph_inputs` without candidates.
-    """
-
-    levels: int
-    level_size: int
-    max_history: int
-    dim: int
-    layers: int
-    onnx_opset: int
-    mode: Literal["score"] = "score"
-    normalization: Literal["raw", "local"] = "raw"
-    graph: Literal["model.onnx"] = "model.onnx"
-    inputs: tuple[str, ...] = ()
-    outputs: tuple[str, ...] = tuple(graph_outputs())
-
-    @property
-    def takes_candidates(self) -> bool:
-        """Whether the graph takes the candidates' codes."""
-        return "candidates" in self.inputs
-
-    def __post_init__(self) -> None:
-        for name in ("levels", "level_size", "max_history", "dim", "layers", "onnx_opset"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        names = tuple(graph_inputs(self.levels))
-        if not self.inputs:
-            object.__setattr__(self, "inputs", names)
-        if self.inputs not in (names, tuple(graph_inputs(self.levels, candidates=True))):
-            raise ValueError(f"inputs must be {', '.join(names)}, got {', '.join(self.inputs)}")
-        if self.outputs != tuple(graph_outputs()):
-            raise ValueError(f"outputs must be {', '.join(graph_outputs())}, got {', '.join(self.outputs)}")
-
-
-@dataclass(frozen=True)
-class CodebookSpec:
-    """Which `codebook.bin` belongs to the model."""
-
-    fingerprint: str
-    items: int
-    id_type: Literal["int64", "string"]
-
-
-@dataclass(frozen=True)
-class FeatureSpec:
-    """The dense features a request may carry: `width` floats a candidate, named in order.
-
-    `scores` says that the model uses the pre-ranker's scores.
-    """
-
-    width: int = 0
-    names: tuple[str, ...] = ()
-    scores: bool = True
-
-    def __post_init__(self) -> None:
-        if self.width < 0 or len(self.names) != self.width:
-            raise ValueError(f"width must be the number of names, got width {self.width} and {len(self.names)} names")
-
-    @property
-    def columns(self) -> int:
-        """Width of the model's `features` input: what scores say of a candidate, then the dense features."""
-        return len(SCORE_FEATURES) + self.width
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one request may ask for. `max_history` is a limit on the request; the model reads the newest of it."""
-
-    max_candidates: int = MAX_CANDIDATES
-    max_history: int = 1024
-    max_request_bytes: int = 1 << 20
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.max_candidates <= MAX_CANDIDATES:
-            raise ValueError(f"max_candidates must be in 1..{MAX_CANDIDATES}, got {self.max_candidates}")
-        if self.max_history < 1 or self.max_request_bytes < 1:
-            raise ValueError("max_history and max_request_bytes must be at least 1")
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """`manifest.json`, checked. `files` maps a name to its `sha256` and `bytes`."""
-
-    files: dict[str, dict[str, Any]]
-    model: ModelSpec
-    codebook: CodebookSpec
-    features: FeatureSpec
-    limits: Limits
-    parity: dict[str, Any] = field(default_factory=dict)
-    quality: dict[str, Any] = field(default_factory=dict)
-    created_by: dict[str, Any] = field(default_factory=dict)
-
-    def record(self) -> dict[str, Any]:
-        """The manifest as JSON-ready values, `schema` and `version` included."""
-        content = {"schema": SCHEMA, **json.loads(json.dumps(dataclasses.asdict(self), allow_nan=False))}
-        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-        return {**content, "version": digest[:12]}
-
-    @classmethod
-    def parse(cls, record: object) -> Manifest:
-        """The manifest in a decoded JSON value. Raises BundleError that names the wrong key."""
-        if not isinstance(record, dict) or record.get("schema") != SCHEMA:
-            found = record.get("schema") if isinstance(record, dict) else type(record).__name__
-            raise BundleError(f"schema {SCHEMA} expected, found {found!r}; export the bundle again")
-        names = {item.name for item in dataclasses.fields(cls)} | {"schema", "version"}
-        if set(record) != names:
-            raise BundleError(f"keys missing or unknown: {', '.join(sorted(set(record) ^ names))}")
-        files = record["files"]
-        if not isinstance(files, dict) or tuple(sorted(files)) != FILES:
-            raise BundleError(f"files must be {', '.join(FILES)}")
-        for name, entry in files.items():
-            if not isinstance(entry, dict) or set(entry) != {"sha256", "bytes"}:
-                raise BundleError(f"files: {name} needs sha256 and bytes")
-        for name in PROSE:
-            if not isinstance(record[name], dict):
-                raise BundleError(f"{name} must be an object")
-        manifest = cls(
-            files,
-            _section(ModelSpec, record, "model"),
-            _section(CodebookSpec, record, "codebook"),
-            _section(FeatureSpec, record, "features"),
-            _section(Limits, record, "limits"),
-            **{name: record[name] for name in PROSE},
-        )
-        if manifest.record()["version"] != record["version"]:
-            raise BundleError("the manifest was edited after the export: its version does not match its content")
-        return manifest
-
-
-def _section(cls: type[T], record: dict[str, Any], name: str) -> T:
-    try:
-        return configuration.build(cls, record[name], name)
-    except ConfigError as error:
-        raise BundleError(str(error)) from error
+CODEBOOK, ITEMS, MODEL = FILES
+MANIFEST_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -215,10 +68,13 @@ class Bundle:
         folder = Path(path)
         source = folder / MANIFEST
         try:
-            record = json.loads(source.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise BundleError(f"{folder}: not a bundle: no {MANIFEST}") from error
-        except (OSError, ValueError) as error:
+            with _open(source) as file:
+                record = json.loads(file.read(MANIFEST_BYTES).decode(), parse_constant=_no_number)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            old = _aside(folder, "old")
+            hint = f"; a write was interrupted, {old} is the older one" if old.is_dir() else ""
+            raise BundleError(f"{folder}: not a bundle: no {MANIFEST}{hint}") from error
+        except (OSError, ValueError, RecursionError) as error:
             raise BundleError(f"{source}: cannot be read: {error}") from error
         try:
             manifest = Manifest.parse(record)
@@ -227,6 +83,18 @@ class Bundle:
         for name, entry in manifest.files.items():
             _check_file(folder / name, entry)
         return cls(folder, record["version"], manifest)
+
+    def read_graph(self) -> bytes:
+        """The ONNX graph, the very bytes that the manifest's hash covers. Raises BundleError."""
+        entry = self.manifest.files[MODEL]
+        try:
+            with _open(self.graph) as file:
+                _check_size(self.graph, file, entry)
+                data = file.read()
+        except OSError as error:
+            raise BundleError(f"{self.graph}: cannot be read: {error.strerror}") from error
+        _check_digest(self.graph, hashlib.sha256(data).hexdigest(), entry)
+        return data
 
     @property
     def graph(self) -> Path:
@@ -249,13 +117,36 @@ class Bundle:
         return Catalog.load(self.path / ITEMS)
 
 
+def _open(path: Path) -> BufferedReader:
+    """A regular file, open for reading. Raises OSError for anything else: a pipe may block, a device may never end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no JSON number")
+
+
 def _check_file(path: Path, entry: Mapping[str, Any]) -> None:
     try:
-        size, digest = path.stat().st_size, file_digest(path)
+        with _open(path) as file:
+            _check_size(path, file, entry)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise BundleError(f"{path}: cannot be read: {error.strerror}") from error
+    _check_digest(path, digest, entry)
+
+
+def _check_size(path: Path, file: BufferedReader, entry: Mapping[str, Any]) -> None:
+    size = os.fstat(file.fileno()).st_size
     if size != entry["bytes"]:
         raise BundleError(f"{path}: {size} bytes, expected {entry['bytes']}: copy or export the bundle again")
+
+
+def _check_digest(path: Path, digest: str, entry: Mapping[str, Any]) -> None:
     if digest != entry["sha256"]:
         raise BundleError(f"{path}: altered since the export (SHA-256 differs): copy or export the bundle again")
 
@@ -277,7 +168,8 @@ def default_limits(catalog: Catalog, features: FeatureSpec) -> Limits:
     longest = max((len(str(item).encode()) for item in catalog.ids), default=0)
     request = (limits.max_candidates + limits.max_history) * (longest + 10)
     request += limits.max_candidates * 4 * (1 + features.width)
-    return dataclasses.replace(limits, max_request_bytes=max(limits.max_request_bytes, 2 * request))
+    size = max(limits.max_request_bytes, 2 * request)
+    return dataclasses.replace(limits, max_request_bytes=min(size, MAX_REQUEST_BYTES))
 
 
 def write_bundle(
@@ -301,8 +193,11 @@ def write_bundle(
     out = Path(folder)
     if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise BundleError(f"{out}: exists and is not a bundle; give another folder")
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial, old = _aside(out, "partial"), _aside(out, "old")
+    if old.is_dir() and not out.exists():
+        old.rename(out)
+    for left in (partial, old):
+        shutil.rmtree(left, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         shutil.copyfile(graph, partial / MODEL)
@@ -334,9 +229,18 @@ def write_bundle(
     return dataclasses.replace(bundle, path=out)
 
 
+def _aside(out: Path, name: str) -> Path:
+    """The folder beside `out` that holds a bundle for a moment while `out` is replaced."""
+    out = out.absolute()
+    return out.with_name(f".{out.name}.{name}")
+
+
 def _replace(partial: Path, out: Path) -> None:
-    """Move a finished folder to `out`; an older one there is removed once the new one is in place."""
-    old = out.with_name(f".{out.name}.{os.getpid()}.old")
+    """Move a finished folder to `out`; an older one there is removed once the new one is in place.
+
+    A kill between the two renames leaves the older one aside; the next write takes it back first.
+    """
+    old = _aside(out, "old")
     if out.exists():
         out.rename(old)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -82,6 +83,25 @@ def test_missing_file_is_refused(bundle: Path, name: str) -> None:
         Bundle.load(bundle)
 
 
+@pytest.mark.parametrize("name", [*FILES, "manifest.json"])
+def test_pipe_or_device_in_place_of_a_file_is_refused(bundle: Path, name: str) -> None:
+    (bundle / name).unlink()
+    os.mkfifo(bundle / name)
+    with pytest.raises(BundleError, match=f"{name}: cannot be read: .*not a regular file"):
+        Bundle.load(bundle)
+    (bundle / name).unlink()
+    (bundle / name).symlink_to("/dev/zero")
+    with pytest.raises(BundleError, match=f"{name}: cannot be read: .*not a regular file"):
+        Bundle.load(bundle)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_symbolic_link_to_a_file_is_followed(bundle: Path, name: str) -> None:
+    (bundle / name).rename(bundle / "elsewhere")
+    (bundle / name).symlink_to("elsewhere")
+    Bundle.load(bundle)
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_truncated_file_is_refused(bundle: Path, name: str) -> None:
     (bundle / name).write_bytes((bundle / name).read_bytes()[:-1])
@@ -106,7 +126,7 @@ def test_folder_without_manifest_is_no_bundle(tmp_path: Path) -> None:
         Bundle.load(tmp_path / "absent")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", '"schema"', "\x00"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", '"schema"', "\x00", "[" * 10**6])
 def test_manifest_that_is_no_object_is_refused(bundle: Path, text: str) -> None:
     (bundle / "manifest.json").write_text(text)
     with pytest.raises(BundleError, match=r"manifest\.json: "):
@@ -122,7 +142,14 @@ def test_manifest_that_is_no_object_is_refused(bundle: Path, text: str) -> None:
         (("files", "../../etc/passwd"), {}, "files must be"),
         (("files", "model.onnx"), "abc", "model.onnx needs sha256 and bytes"),
         (("model",), 3, r"\[model\] must be a table"),
-        (("model", "levels"), 0, "levels must be at least 1"),
+        (("model", "levels"), 0, r"levels must be in 1\.\.8, got 0"),
+        (("model", "levels"), 10**9, r"levels must be in 1\.\.8"),
+        (("model", "level_size"), 2**16 + 1, r"level_size must be in 1\.\.65536"),
+        (("model", "max_history"), 10**12, r"max_history must be in 1\.\.4096"),
+        (("limits", "max_history"), 10**12, r"max_history must be in 1\.\.65536"),
+        (("limits", "max_request_bytes"), 2**31, r"max_request_bytes must be in 1\.\.1073741824"),
+        (("quality",), {"ndcg": float("nan")}, "NaN is no JSON number"),
+        (("parity",), {"difference": float("-inf")}, "-Infinity is no JSON number"),
         (("model", "levels"), "4", r"\[model\] levels must be int"),
         (("model", "levels"), 5, "inputs must be history, nodes_1"),
         (("model", "level_sise"), 5, "did you mean 'level_size'"),
@@ -131,7 +158,7 @@ def test_manifest_that_is_no_object_is_refused(bundle: Path, text: str) -> None:
         (("features", "width"), 3, "width 3 and 0 names"),
         (("limits", "max_candidates"), 4096, r"max_candidates must be in 1\.\.1024"),
         (("limits", "max_candidates"), "many", "max_candidates must be int"),
-        (("limits", "max_history"), 0, "at least 1"),
+        (("limits", "max_history"), 0, r"in 1\.\.65536, got 0"),
         (("limits", "max_history"), 99, "edited after the export"),
         (("model", "max_history"), 21, "edited after the export"),
         (("created_by",), {"gr2": "9"}, "edited after the export"),
@@ -190,6 +217,42 @@ def test_failed_write_leaves_the_older_bundle(bundle: Path, make_bundle: MakeBun
     assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
 
 
+class Killed(BaseException):
+    """Stands for SIGKILL."""
+
+
+@pytest.fixture
+def killed_between_the_renames(bundle: Path, make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder whose bundle was moved aside when the process that replaced it was killed."""
+    rename = Path.rename
+
+    def once(path: Path, target: Path) -> Path:
+        if target == bundle:
+            raise Killed
+        return rename(path, target)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Path, "rename", once)
+        rewrite(make_bundle(), bundle, quality={"ndcg": 1.0})
+    assert not bundle.exists()
+    return bundle
+
+
+def test_interrupted_write_is_named(killed_between_the_renames: Path) -> None:
+    with pytest.raises(BundleError, match=r"a write was interrupted, .*\.bundle\.old is the older one"):
+        Bundle.load(killed_between_the_renames)
+
+
+def test_write_after_an_interrupted_one(killed_between_the_renames: Path, make_bundle: MakeBundle) -> None:
+    bundle = killed_between_the_renames
+    with pytest.raises(ValueError, match="JSON"):
+        rewrite(make_bundle(), bundle, quality={"ndcg": float("nan")})
+    assert Bundle.load(bundle).manifest.quality == {}
+    new = rewrite(make_bundle(), bundle, quality={"ndcg": 1.0})
+    assert Bundle.load(bundle) == new
+    assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
+
+
 def test_write_bundle_never_replaces_another_folder(make_bundle: MakeBundle, tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.txt").write_text("dear")
@@ -205,6 +268,12 @@ def test_message_limit_leaves_room_for_the_largest_request() -> None:
     limits = default_limits(catalog, features)
     assert limits.max_request_bytes >= 2048 * 500 + 1024 * 64 * 4
     assert default_limits(Catalog([1], blank, blank, [[]], blank, blank), FeatureSpec()) == Limits()
+
+
+def test_message_limit_stays_below_what_grpc_can_take() -> None:
+    blank: list[Any] = [None]
+    limits = default_limits(Catalog(["x" * 10**6], blank, blank, [[]], blank, blank), FeatureSpec())
+    assert limits.max_request_bytes == 2**30
 
 
 def test_graph_without_inner_levels_has_no_node_inputs() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from time import perf_counter_ns
 from typing import Any
@@ -24,6 +26,7 @@ __all__ = ["Answer", "Engine"]
 
 # A request with more trie nodes gives its memory back once it is done. 1,024 candidates take 450 ms that way and leave
 # 150 MB resident; keeping the memory takes 260 ms and 300 MB for good, and an allocator that keeps none takes 660 ms.
+# One such request runs at a time, since each takes hundreds of MB while it does.
 LARGE = 1024
 
 
@@ -58,6 +61,7 @@ class Engine:
         self._outputs = list(graph_outputs())
         self._shrinking = ort.RunOptions()
         self._shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        self._one_large = threading.Lock()
         self._warm_up()
 
     @property
@@ -115,24 +119,34 @@ class Engine:
             stamps = (start, parsed, looked_up, looked_up, looked_up, perf_counter_ns())
             return Answer(order[: slate.top_n], scores, known, unknown_history, stamps)
         trie = CandidateTrie(codes, known, self._model.level_size)
-        dense = slate.features
-        if dense is None and self._features.width:
-            dense = np.zeros((len(known), self._features.width), dtype=np.float32)
-        used = slate.scores if self._features.scores else None
-        feed = self._feed(past, trie, candidate_features(len(known), scores=used, dense=dense), codes)
-        built = perf_counter_ns()
         large = trie.node_count > LARGE
-        logits, prior = self._session.run(self._outputs, feed, self._shrinking if large else None)
-        modelled = perf_counter_ns()
+        # The wait of a large request for another counts as its trie's time.
+        with self._one_large if large else nullcontext():
+            feed = self._feed(past, trie, self._dense(slate), codes)
+            built = perf_counter_ns()
+            logits, prior = self._session.run(self._outputs, feed, self._shrinking if large else None)
+            modelled = perf_counter_ns()
+            order, scores = self._score(trie, logits, prior, slate)
+        scores[~known] = 0.0
+        stamps = (start, parsed, looked_up, built, modelled, perf_counter_ns())
+        return Answer(order[: slate.top_n], scores, known, unknown_history, stamps)
+
+    def _dense(self, slate: Slate) -> NDArray[np.float32]:
+        """The model's `features` input."""
+        count, dense = len(slate.candidates), slate.features
+        if dense is None and self._features.width:
+            dense = np.zeros((count, self._features.width), dtype=np.float32)
+        return candidate_features(count, scores=slate.scores if self._features.scores else None, dense=dense)
+
+    def _score(
+        self, trie: CandidateTrie, logits: NDArray[np.float32], prior: NDArray[np.float32], slate: Slate
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         try:
-            order, scores = trie.score(logits, prior, normalization=self._model.normalization)
+            return trie.score(logits, prior, normalization=self._model.normalization)
         except ValueError as error:
             if slate.features is not None and not np.isfinite(prior).all():
                 raise RequestError("features", "too large: the model's score is not finite") from error
             raise Gr2Error(f"bundle {self.version}: the model's output cannot be ranked: {error}") from error
-        scores[~known] = 0.0
-        stamps = (start, parsed, looked_up, built, modelled, perf_counter_ns())
-        return Answer(order[: slate.top_n], scores, known, unknown_history, stamps)
 
     def _lookup(self, field: str, ids: NDArray[np.int64] | list[str]) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
         try:
@@ -177,8 +191,11 @@ def _open_session(bundle: Bundle, threads: int) -> ort.InferenceSession:
     options.enable_mem_pattern = False
     for pool in ("intra", "inter"):
         options.add_session_config_entry(f"session.{pool}_op.allow_spinning", "0")
+    # The hash covers the graph's own bytes only: external data is sought where nothing can be.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
+    graph = bundle.read_graph()
     try:
-        session = ort.InferenceSession(str(bundle.graph), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise BundleError(f"{bundle.graph}: onnxruntime cannot load it: {error}") from error
     manifest = bundle.manifest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -177,6 +178,37 @@ def test_largest_request_is_answered(make_bundle: MakeBundle) -> None:
     assert sorted(item.index for item in ranking.items) == list(range(1024))
 
 
+class Watched:
+    """A session that notes how many runs of a large trie were under way at once."""
+
+    def __init__(self, session: ort.InferenceSession) -> None:
+        self.session, self.lock = session, threading.Lock()
+        self.running = self.most = self.large = 0
+
+    def run(self, outputs: Any, feed: Any, options: Any) -> Any:
+        large = len(feed["mask"]) > 1024
+        with self.lock:
+            self.large += large
+            self.running += large
+            self.most = max(self.most, self.running)
+        try:
+            return self.session.run(outputs, feed, options)
+        finally:
+            with self.lock:
+                self.running -= large
+
+
+def test_one_large_request_runs_at_a_time(make_bundle: MakeBundle) -> None:
+    engine = Engine(make_bundle(items=3000, level_size=256))
+    watched = Watched(engine._session)
+    engine._session = watched
+    candidates = [1000 + 7 * item for item in range(1024)]
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: engine.rerank([], candidates).items, range(4)))
+    assert (watched.large, watched.most) == (4, 1)
+    assert all(answer == answers[0] for answer in answers)
+
+
 def test_reply_says_bundle_request_and_time(engine: Engine) -> None:
     ranking = engine.rerank(KNOWN[:3], KNOWN[:50], request_id="r-1")
     timings = ranking.timings
@@ -256,6 +288,30 @@ def test_graph_of_another_feature_width_is_refused(make_bundle: MakeBundle, tmp_
 def test_file_that_is_no_graph_is_refused(make_bundle: MakeBundle, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"model\.onnx: onnxruntime cannot load it"):
         Engine(with_graph(Bundle.load(make_bundle()), b"not a graph", tmp_path))
+
+
+def test_graph_with_data_in_another_file_is_refused(
+    make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    source = Bundle.load(make_bundle())
+    model = onnx.load(str(source.graph))
+    onnx.save(model, tmp_path / "model.onnx", save_as_external_data=True, location="weights", size_threshold=0)
+    bundle = with_graph(source, (tmp_path / "model.onnx").read_bytes(), tmp_path)
+    weights = (tmp_path / "weights").read_bytes()
+    (bundle / "weights").write_bytes(weights)
+    monkeypatch.chdir(bundle)
+    with pytest.raises(BundleError, match=r"model\.onnx: onnxruntime cannot load it: .*[Ee]xternal"):
+        Engine(bundle)
+
+
+def test_graph_exchanged_after_the_check_is_refused(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    bundle = Bundle.load(shutil.copytree(make_bundle(), tmp_path / "bundle"))
+    data = bytearray(bundle.graph.read_bytes())
+    data[-1] ^= 1
+    bundle.graph.write_bytes(data)
+    with pytest.raises(BundleError, match=r"model\.onnx: altered since the export"):
+        Engine(bundle)
 
 
 def test_serving_never_imports_torch() -> None:
