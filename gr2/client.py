@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from gr2.errors import Gr2Error, OverloadError, RequestError
 from gr2.serving.ranking import CandidateStatus, RankedItem, Ranking, Timings
-from gr2.serving.request import float_array, split_ids
+from gr2.serving.request import float_array, split_ids, text, whole_number
 from gr2.v1 import reranker_pb2
 
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ class Client:
                     return
             except grpc.RpcError as error:
                 reason = _details(error)
+            except ValueError as error:
+                raise Gr2Error(f"{self.address}: {error}") from error
             time.sleep(min(0.02, max(0.0, deadline - time.monotonic())))
         raise Gr2Error(f"{self.address}: no server ready after {timeout:g} s ({reason})")
 
@@ -86,6 +88,8 @@ class Client:
             response = self._rerank(request, timeout=timeout)
         except grpc.RpcError as error:
             raise self._translate(error, timeout) from error
+        except ValueError as error:
+            raise Gr2Error(f"{self.address}: {error}") from error
         return _ranking(response)
 
     def _translate(self, error: grpc.RpcError, timeout: float) -> Gr2Error:
@@ -113,20 +117,32 @@ def _request(
     top_n: int,
     request_id: str,
 ) -> reranker_pb2.RerankRequest:
-    request = reranker_pb2.RerankRequest(
-        scores=None if scores is None else float_array("scores", scores).ravel().tolist(),
-        features=None if features is None else float_array("features", features).ravel().tolist(),
-    )
-    for field, values in (("history", history), ("candidates", candidates)):
-        ints, strings = split_ids(field, values)
+    request = reranker_pb2.RerankRequest()
+    ids = {"history": split_ids("history", history), "candidates": split_ids("candidates", candidates)}
+    request.scores.extend(_flat("scores", scores, None))
+    ints, strings = ids["candidates"]
+    request.features.extend(_flat("features", features, len(ints) + len(strings)))
+    for field, (ints, strings) in ids.items():
         with _naming(field):
             getattr(request, field).ints.extend(ints)
             getattr(request, field).strings.extend(strings)
     with _naming("top_n"):
-        request.top_n = top_n
+        request.top_n = whole_number("top_n", top_n)
     with _naming("request_id"):
-        request.request_id = request_id
+        request.request_id = text("request_id", request_id)
     return request
+
+
+def _flat(field: str, values: ArrayLike | None, rows: int | None) -> list[float]:
+    """The numbers in the order of the wire, where their shape is lost: of one dimension, or of two with `rows` rows."""
+    if values is None:
+        return []
+    array = float_array(field, values)
+    if rows is None and array.ndim != 1:
+        raise RequestError(field, f"must be a list of numbers, got shape {array.shape}")
+    if array.ndim not in (1, 2) or (array.ndim == 2 and array.size and len(array) != rows):
+        raise RequestError(field, f"must be one row a candidate ({rows}) or flat, got shape {array.shape}")
+    return array.ravel().tolist()
 
 
 @contextmanager

@@ -104,6 +104,16 @@ def test_servers_refusal_is_a_request_error(client: Client, arguments: dict[str,
         ({"history": ["\ud800"]}, "history"),
         ({"scores": ["x"]}, "scores"),
         ({"features": "x"}, "features"),
+        ({"scores": [["1"]]}, "scores"),
+        ({"scores": [[1.0]]}, "scores"),
+        ({"scores": 1.0}, "scores"),
+        ({"candidates": KNOWN[:3], "features": np.ones((2, 3))}, "features"),
+        ({"features": np.ones((1, 2, 1))}, "features"),
+        ({"candidates": "abc"}, "candidates"),
+        ({"history": None}, "history"),
+        ({"top_n": 2.5}, "top_n"),
+        ({"top_n": None}, "top_n"),
+        ({"request_id": None}, "request_id"),
         ({"top_n": -1}, "top_n"),
         ({"request_id": 5}, "request_id"),
     ],
@@ -117,6 +127,15 @@ def test_value_that_cannot_be_sent_is_a_request_error(client: Client, arguments:
 def test_oversized_request_is_a_request_error(client: Client) -> None:
     with pytest.raises(RequestError, match="larger than max"):
         client.rerank([], range(10**6), timeout=10)  # type: ignore[arg-type]
+
+
+def test_closed_client_says_so(server: Server) -> None:
+    client = Client(server.address)
+    client.close()
+    with pytest.raises(Gr2Error, match=f"{server.address}: .*closed"):
+        client.rerank([], KNOWN[:3])
+    with pytest.raises(Gr2Error, match=f"{server.address}: .*closed"):
+        client.wait_ready(1)
 
 
 def test_missed_deadline_names_it() -> None:

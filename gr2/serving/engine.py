@@ -20,7 +20,7 @@ from gr2.decoding import CandidateTrie
 from gr2.errors import BundleError, Gr2Error, RequestError
 from gr2.features import candidate_features
 from gr2.serving.ranking import CandidateStatus, RankedItem, Ranking, Timings
-from gr2.serving.request import RequestRules, Slate, float_array, split_ids
+from gr2.serving.request import RequestRules, Slate, float_array, split_ids, text, whole_number
 
 __all__ = ["Answer", "Engine"]
 
@@ -91,8 +91,8 @@ class Engine:
             split_ids("candidates", candidates),
             scores=None if scores is None else float_array("scores", scores),
             features=None if features is None else float_array("features", features),
-            top_n=top_n,
-            request_id=request_id,
+            top_n=whole_number("top_n", top_n),
+            request_id=text("request_id", request_id),
         )
         answer = self.rank(slate, start)
         values, known, ids = answer.scores.tolist(), answer.known.tolist(), slate.candidates

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import numbers
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from gr2.bundle import Manifest
     from gr2.catalog import ItemId
 
-__all__ = ["Ids", "RequestRules", "Slate", "float_array", "split_ids"]
+__all__ = ["Ids", "RequestRules", "Slate", "float_array", "split_ids", "text", "whole_number"]
 
 Ids = tuple[list[int], list[str]]
 """Item IDs as they travel: integers and strings apart; at least one of the two is empty in a valid request."""
@@ -40,8 +41,8 @@ class Slate:
 
 
 def split_ids(field: str, values: Sequence[ItemId] | NDArray[Any]) -> Ids:
-    """`values` as IDs of one kind. Raises RequestError for anything but integers or strings."""
-    items: list[Any] = values.tolist() if isinstance(values, np.ndarray) else list(values)
+    """`values` as IDs of one kind. Raises RequestError for anything but a list of integers or of strings."""
+    items = _listed(field, values)
     kinds = set(map(type, items))
     if kinds <= {int}:
         return items, []
@@ -55,13 +56,45 @@ def split_ids(field: str, values: Sequence[ItemId] | NDArray[Any]) -> Ids:
     return ints, strings
 
 
+def _listed(field: str, values: object) -> list[Any]:
+    if isinstance(values, np.ndarray):
+        if values.ndim != 1:
+            raise RequestError(field, f"must be a list of item IDs, got an array of shape {values.shape}")
+        return list(values.tolist())
+    # A string would be taken apart into characters; a set or a mapping has no order to rely on.
+    if isinstance(values, str | bytes | bytearray | Mapping | Set) or not isinstance(values, Iterable):
+        raise RequestError(field, f"must be a list of item IDs, got {type(values).__name__}")
+    return list(values)
+
+
 def float_array(field: str, values: ArrayLike) -> NDArray[np.float32]:
-    """`values` as float32 of the same shape. Raises RequestError if they are not numbers."""
+    """`values` as float32 of the same shape. Raises RequestError if they are not numbers; text is none."""
     try:
+        array = np.asarray(values)
+        if array.dtype.kind not in "biuf" and not (array.dtype == object and _all_real(array)):
+            raise TypeError(f"got {array.dtype}")
         with np.errstate(over="ignore"):
-            return np.asarray(values, dtype=np.float32)
-    except (TypeError, ValueError) as error:
+            return array.astype(np.float32, copy=False)
+    except (TypeError, ValueError, OverflowError) as error:
         raise RequestError(field, f"must be numbers: {error}") from error
+
+
+def _all_real(array: NDArray[Any]) -> bool:
+    return all(isinstance(value, numbers.Real) for value in array.flat)
+
+
+def whole_number(field: str, value: object) -> int:
+    """`value` as an int. Raises RequestError if it is none."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise RequestError(field, f"must be an integer, got {value!r}")
+    return int(value)
+
+
+def text(field: str, value: object) -> str:
+    """`value` if it is a str. Raises RequestError if it is none."""
+    if not isinstance(value, str):
+        raise RequestError(field, f"must be a string, got {value!r}")
+    return value
 
 
 class RequestRules:

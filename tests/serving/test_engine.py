@@ -225,6 +225,15 @@ def test_broken_rule_is_a_request_error(engine: Engine) -> None:
         engine.rerank([], [1007], features=[[1.0]])
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [{"top_n": 2.5}, {"top_n": None}, {"top_n": "1"}, {"top_n": True}, {"request_id": None}, {"request_id": 5}],
+)
+def test_argument_of_another_type_is_a_request_error(engine: Engine, arguments: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match=f"{next(iter(arguments))}: must be"):
+        engine.rerank([], KNOWN[:3], **arguments)
+
+
 def test_invalid_unicode_is_a_request_error(make_bundle: MakeBundle) -> None:
     engine = Engine(make_bundle("string"))
     with pytest.raises(RequestError, match="candidates: item IDs must be valid Unicode"):

@@ -98,6 +98,13 @@ def test_other_types_are_no_ids(rules: RequestRules, item: Any) -> None:
     assert "item IDs must be all int or all str" in refusal(rules, [1, item])
 
 
+@pytest.mark.parametrize("field", ["history", "candidates"])
+@pytest.mark.parametrize("values", ["abc", b"abc", None, 5, {1, 2}, {1: 2}, np.int64(3), np.ones((2, 2), int)])
+def test_what_is_no_list_is_refused_whole(field: str, values: Any) -> None:
+    with pytest.raises(RequestError, match=f"{field}: must be a list of item IDs, got"):
+        split_ids(field, values)
+
+
 @pytest.mark.parametrize("item", [2**63, -(2**63) - 1])
 def test_id_beyond_int64_is_refused(rules: RequestRules, item: int) -> None:
     assert refusal(rules, [item]) == "candidates: item IDs must fit into int64"
@@ -149,10 +156,16 @@ def test_number_beyond_float32_is_not_finite(rules: RequestRules) -> None:
     assert "must be finite float32" in refusal(rules, scores=float_array("scores", [1.0, 1e300, 2.0]))
 
 
-@pytest.mark.parametrize("values", ["abc", ["x"], [[1], [2, 3]], [None, object()]])
+@pytest.mark.parametrize("values", ["abc", ["x"], ["1", "2"], [b"1"], [1, "2"], [1j], [[1], [2, 3]], [None, object()]])
 def test_values_that_are_no_numbers_are_refused(values: Any) -> None:
     with pytest.raises(RequestError, match="scores: must be numbers"):
         float_array("scores", values)
+
+
+def test_numbers_of_any_kind_are_taken() -> None:
+    assert float_array("scores", [True, 2, 3.5, np.float64(1)]).tolist() == [1, 2, 3.5, 1]
+    assert float_array("scores", [10**30, 0.5]).tolist() == floats(1e30, 0.5).tolist()
+    assert float_array("scores", []).tolist() == []
 
 
 def test_request_id_is_limited_in_bytes(rules: RequestRules) -> None:
