@@ -35,7 +35,7 @@ main()
 
 def gr2(*arguments: str, code: str | None = None, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     start = ["-c", code] if code else ["-m", "gr2.cli"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1]), "COLUMNS": "100"}
+    environment = {**os.environ, "COLUMNS": "100"}
     return subprocess.run(
         [sys.executable, *start, *arguments],
         capture_output=True, text=True, check=False, cwd=cwd, env=environment, stdin=subprocess.DEVNULL,
@@ -90,6 +90,35 @@ def test_an_error_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     assert answer.returncode == 2
     assert answer.stderr == "gr2: error: none.toml: cannot read the configuration: No such file or directory\n"
     assert answer.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "shop.toml", "--set", "run.out=/proc/none/run"], "/proc/none"),
+        (["data", "synthetic", "shop.toml"], "shop.toml: File exists"),
+        (["run", "shop.toml", "--set", "run.out=shop.toml"], "[run] out: shop.toml is a file; give a folder"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_one_line_and_exit_code_2(
+    tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    (tmp_path / "shop.toml").write_text('[prepare]\ninteractions = "none.parquet"\n')
+    answer = gr2(*arguments, cwd=tmp_path)
+    assert answer.returncode == 2
+    assert answer.stderr.startswith(f"gr2: error: {message}")
+    assert answer.stderr.count("\n") == 1
+
+
+def test_a_full_disk_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    limited = (
+        "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\nfrom gr2.cli import main\nmain()\n"
+    )
+    answer = gr2("data", "synthetic", "shop", code=limited, cwd=tmp_path)
+    assert answer.returncode == 2
+    assert "File too large" in answer.stderr
+    assert (answer.stderr.startswith("gr2: error: "), answer.stderr.count("\n")) == (True, 1)
+    assert list((tmp_path / "shop").iterdir()) == []
 
 
 def test_wrong_usage_is_exit_code_2(tmp_path: Path) -> None:

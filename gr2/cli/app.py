@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -53,7 +53,15 @@ def main() -> None:
     try:
         app(prog_name="gr2")
     except Gr2Error as error:
-        sys.stderr.write(f"gr2: error: {error}\n")
-        sys.exit(2)
+        _fail(str(error))
+    except OSError as error:
+        # A full disk, a folder that cannot be written, a file that went away.
+        reason = error.strerror or str(error).partition("\n")[0] or type(error).__name__
+        _fail(reason if error.filename is None else f"{error.filename}: {reason}")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _fail(message: str) -> NoReturn:
+    sys.stderr.write(f"gr2: error: {message}\n")
+    sys.exit(2)
