@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from gr2 import config as configuration
 from gr2.artifact import Artifact, file_digest, is_current, write_json
 from gr2.errors import ArtifactError, ConfigError, MissingExtraError
+from gr2.interrupts import interrupts_wait
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -219,7 +220,8 @@ def _known(kind: str, names: Sequence[str], known: Sequence[str]) -> None:
 
 def _load(stage: Stage) -> ModuleType:
     try:
-        return importlib.import_module(stage.module)
+        with interrupts_wait():
+            return importlib.import_module(stage.module)
     except ImportError as error:
         if stage.extra is None or (error.name or "").partition(".")[0] == "gr2":
             raise

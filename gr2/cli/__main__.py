@@ -1,5 +1,5 @@
 """`python -m gr2.cli`: the same as `gr2`."""
 
-from gr2.cli.app import main
+from gr2.cli import main
 
 main()

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from gr2.interrupts import interrupts_wait
+
 __all__ = ["register"]
 
 
@@ -28,9 +30,9 @@ def demo(
         gr2 demo
         gr2 demo --out /data/gr2-demo
     """
-    from gr2.demo import run_demo
-
     try:
+        with interrupts_wait():
+            from gr2.demo import run_demo
         run_demo(out)
     except KeyboardInterrupt:
         print("interrupted: what was done is kept; the same command goes on from there", file=sys.stderr)

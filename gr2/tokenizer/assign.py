@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gr2.errors import ConfigError, MissingExtraError
+from gr2.interrupts import interrupts_wait
 from gr2.tokenizer.residual_kmeans import Codebook, nearest_codes, squared_distances
 
 __all__ = ["Assignment", "assign_codes"]
@@ -68,7 +69,8 @@ def _groups(prefixes: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
 def _match(costs: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows and columns of the cheapest one-to-one matching of (n, V) costs; min(n, V) pairs."""
     try:
-        from scipy.optimize import linear_sum_assignment
+        with interrupts_wait():
+            from scipy.optimize import linear_sum_assignment
     except ImportError as error:
         raise MissingExtraError("assigning semantic IDs", "train", error) from error
     rows, columns = linear_sum_assignment(costs)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from gr2.artifact import file_digest, write_atomic
 from gr2.errors import ConfigError, MissingExtraError
+from gr2.interrupts import interrupts_wait
 from gr2.progress import track
 
 if TYPE_CHECKING:
@@ -150,8 +151,9 @@ def _default_model() -> Path:
 
 def _load(folder: Path, device: str) -> SentenceTransformer:
     try:
-        from safetensors import SafetensorError
-        from sentence_transformers import SentenceTransformer
+        with interrupts_wait():
+            from safetensors import SafetensorError
+            from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise MissingExtraError("embedding item texts", "train", error) from error
     try:
