@@ -26,7 +26,7 @@ def parse_request(text: str, source: str) -> Request:
     """The request in a JSON text. Raises DataError if it is no JSON object, ConfigError if a key or value is wrong."""
     try:
         record = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"not valid JSON: {error}", path=source) from error
     if not isinstance(record, dict):
         raise DataError(f"expected a JSON object, got {type(record).__name__}", path=source)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,10 +15,13 @@ from gr2.cli.request import Request, parse_request
 from gr2.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from gr2.bundle import Bundle
     from gr2.catalog import ItemId
     from gr2.serving.ranking import Ranking
 
 __all__ = ["register"]
+
+LONGEST_TIMEOUT = 3600
 
 
 def register(app: typer.Typer) -> None:
@@ -55,14 +59,17 @@ def rerank(
     """
     if address is None and bundle is None:
         raise ConfigError("nobody to ask: give --address HOST:PORT of a running server, or --bundle DIR")
+    if not 0 < timeout <= LONGEST_TIMEOUT:
+        raise ConfigError(f"--timeout must be above 0 and at most {LONGEST_TIMEOUT} seconds, got {timeout:g}")
     source = str(request or "standard input")
     try:
         text = request.read_text(encoding="utf-8") if request else sys.stdin.read()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read the request: {error}", path=source) from error
     asked = parse_request(text, source)
-    titles = _titles(items or (bundle / "items.parquet" if bundle else None))
-    ranking = _ask(asked, address, bundle, timeout)
+    loaded = _load(bundle)
+    titles = _titles(items or (loaded.path / "items.parquet" if loaded else None))
+    ranking = _ask(asked, address, loaded, timeout)
     if as_json:
         print(json.dumps(_to_json(ranking, titles), ensure_ascii=False, indent=2))
         return
@@ -70,10 +77,26 @@ def rerank(
 
     from gr2.report import ranking_table
 
-    Console().print(ranking_table(ranking, titles))
+    shown = [dataclasses.replace(item, item_id=_plain(str(item.item_id))) for item in ranking.items]
+    named: dict[ItemId, str] = {_plain(str(item)): _plain(title) for item, title in titles.items()}
+    version = _plain(ranking.bundle_version)
+    Console().print(ranking_table(dataclasses.replace(ranking, items=shown, bundle_version=version), named))
 
 
-def _ask(request: Request, address: str | None, bundle: Path | None, timeout: float) -> Ranking:
+def _plain(text: str) -> str:
+    """`text` with a space for each character that would command the terminal."""
+    return "".join(" " if unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") else letter for letter in text)
+
+
+def _load(path: Path | None) -> Bundle | None:
+    if path is None:
+        return None
+    from gr2.bundle import Bundle
+
+    return Bundle.load(path)
+
+
+def _ask(request: Request, address: str | None, bundle: Bundle | None, timeout: float) -> Ranking:
     options: dict[str, Any] = {"scores": request.scores, "features": request.features, "top_n": request.top_n}
     if address is not None:
         from gr2.client import Client
