@@ -1,4 +1,4 @@
-"""`gr2 rerank` with input that nobody meant well: errors that say what is wrong, and nothing for the terminal to obey."""
+"""`gr2 rerank` with input that nobody meant well: clear errors, and nothing for the terminal to obey."""
 
 from __future__ import annotations
 
