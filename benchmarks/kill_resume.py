@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+import gr2
 from gr2.artifact import Artifact
 from gr2.catalog import Catalog
 from gr2.data.synthetic import write_synthetic
@@ -28,7 +29,6 @@ from gr2.pipeline import STAGES
 
 __all__ = ["main", "run_all"]
 
-ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINTED = ("prerank", "distill")
 INTERRUPTED = 130
 ATTEMPTS = 10
@@ -68,11 +68,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         result = run_all(Path(folder), users)
     print(json.dumps(result))
-    sys.exit(
-        0
-        if result["metrics_equal"] and result["killed"] == list(STAGES) and result["ctrl_c_exit"] == INTERRUPTED
-        else 1
-    )
+    equal = result["metrics_equal"] and result["files_equal"]
+    sys.exit(0 if equal and result["killed"] == list(STAGES) and result["ctrl_c_exit"] == INTERRUPTED else 1)
 
 
 def run_all(folder: Path, users: int) -> dict[str, Any]:
@@ -104,11 +101,12 @@ def _write_shop(folder: Path, users: int) -> None:
 
 
 def _start(folder: Path, run: str) -> subprocess.Popen[str]:
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    # The runs must be of the gr2 imported here, and not of the sources in the folder they start in.
+    found = [str(Path(gr2.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.Popen(
         [sys.executable, "-m", "gr2.cli", "run", "shop.toml", "--set", f"run.out=runs/{run}"],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(found), "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"},
         text=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

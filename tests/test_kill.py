@@ -9,15 +9,14 @@ from pathlib import Path
 
 from gr2.pipeline import STAGES
 
-ROOT = Path(__file__).resolve().parents[1]
+PROGRAM = Path(__file__).resolve().parents[1] / "benchmarks" / "kill_resume.py"
 
 
 def test_a_run_killed_inside_every_stage_ends_with_the_same_metrics() -> None:
-    answer = subprocess.run(
-        [sys.executable, "-m", "benchmarks.kill_resume"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    answer = subprocess.run([sys.executable, str(PROGRAM)], capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr + answer.stdout
     record = json.loads(answer.stdout)
     assert record["killed"] == list(STAGES)
     assert record["metrics_equal"]
+    assert record["files_equal"]
     assert record["ctrl_c_exit"] == 130
