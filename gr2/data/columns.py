@@ -42,6 +42,11 @@ class Ids:
         except pa.ArrowInvalid:
             return False
 
+    def not_integral(self) -> int:
+        """The first row, from 0, whose value is not an integer in its usual spelling; there must be one."""
+        wrong = [place for place, value in enumerate(self.values) if not _is_integer(value)]
+        return int(np.argmax(np.isin(self.codes, wrong)))
+
 
 @dataclass(frozen=True)
 class TableFile:
@@ -85,14 +90,15 @@ class TableFile:
     def numbers(self, name: str, *, dates: bool = False) -> NDArray[np.float64]:
         """(N,) float64, NaN where missing. With `dates`, date-times are taken too, as Unix seconds (UTC if no zone).
 
-        Raises DataError at a value that is not a number, is NaN or infinite, or is an integer beyond 2^53.
+        Date-times are kept to the microsecond. Raises DataError at a value that is not a number, is NaN or infinite,
+        or is an integer beyond 2^53.
         """
         column = self._column(name)
         wanted = "a number or an ISO 8601 date-time" if dates else "a number"
         if is_text(column.type):
             column = self._parse_text(column, name, wanted, dates)
-        if pa.types.is_temporal(column.type) and dates and not pa.types.is_time(column.type):
-            column = pc.divide(column.cast(pa.timestamp("us")).cast(pa.int64()).cast(pa.float64()), 1e6)
+        if dates and (pa.types.is_timestamp(column.type) or pa.types.is_date(column.type)):
+            column = self._seconds(column, name)
         if pa.types.is_null(column.type):
             return np.full(len(column), np.nan)
         if not (
@@ -123,6 +129,16 @@ class TableFile:
         column = self.data.column(name)
         return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
+    def _seconds(self, column: Any, name: str) -> Any:
+        # A nanosecond's rest does not fit; of coarser units, nothing is lost but what overflows.
+        zone = getattr(column.type, "tz", None)
+        safe = not (pa.types.is_timestamp(column.type) and column.type.unit == "ns")
+        try:
+            whole = column.cast(pa.timestamp("us", zone), safe=safe).cast(pa.int64())
+        except pa.ArrowInvalid as error:
+            raise self.error(f"is out of range: {error}", None, name) from error
+        return pc.divide(whole.cast(pa.float64()), 1e6)
+
     def _parse_text(self, column: Any, name: str, wanted: str, dates: bool) -> Any:
         column = self.text(name) if not pa.types.is_null(column.type) else column
         kinds = [pa.float64(), *([pa.timestamp("us", "UTC"), pa.timestamp("us")] if dates else [])]
@@ -131,10 +147,18 @@ class TableFile:
                 return column.cast(kind)
             except pa.ArrowInvalid:
                 continue
+        first, spelled = next((row, value) for row, value in enumerate(column) if value.as_py() is not None)
+        own = [kind for kind in kinds if _casts(spelled, kind)]
         for row, value in enumerate(column):
-            if value.as_py() is not None and not any(_casts(value, kind) for kind in kinds):
+            if value.as_py() is None:
+                continue
+            if not any(_casts(value, kind) for kind in kinds):
                 raise self.error(f"must be {wanted}, got {value.as_py()!r}", row, name)
-        raise self.error(f"must be {wanted}, and the same of them in every row", None, name)
+            own = [kind for kind in own if _casts(value, kind)]
+            if not own:
+                message = f"must be spelled as in row {first + 1} ({spelled.as_py()!r}), got {value.as_py()!r}"
+                raise self.error(message, row, name)
+        raise self.error(f"must be {wanted}", None, name)
 
 
 def is_text(kind: Any) -> bool:
@@ -151,6 +175,13 @@ def _numpy(column: Any) -> NDArray[Any]:
 
 def _first(mask: Any) -> int:
     return int(np.argmax(_numpy(mask)))
+
+
+def _is_integer(value: Any) -> bool:
+    try:
+        return bool(str(value.cast(pa.int64()).as_py()) == value.as_py())
+    except pa.ArrowInvalid:
+        return False
 
 
 def _casts(value: Any, kind: Any) -> bool:

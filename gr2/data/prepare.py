@@ -20,6 +20,7 @@ from gr2.data.dataset import Dataset
 from gr2.data.interactions import Interactions, chronological_order, k_core, read_interactions
 from gr2.data.items import ItemTable, read_items
 from gr2.errors import DataError
+from gr2.progress import track
 
 __all__ = ["INPUTS", "PrepareConfig", "prepare", "run", "sources"]
 
@@ -80,10 +81,15 @@ def run(config: PrepareConfig, inputs: Mapping[str, Artifact], out: Path, seed: 
 def prepare(config: PrepareConfig, *, seed: int) -> tuple[Dataset, dict[str, Any]]:
     """The data set and the stage's metrics, with nothing written."""
     start = time.perf_counter()
-    log = read_interactions(Path(config.interactions))
-    table = None if config.items is None else read_items(Path(config.items))
-    table, items = _match_items(log, table, config)
-    order = chronological_order(log, ties=config.ties, seed=seed)
+    with track(4, "prepare", unit="phases") as bar:
+        log = read_interactions(Path(config.interactions))
+        bar.advance(done="events read")
+        table = None if config.items is None else read_items(Path(config.items))
+        bar.advance(done="items read")
+        table, items = _match_items(log, table, config)
+        bar.advance(done="items checked")
+        order = chronological_order(log, ties=config.ties, seed=seed)
+        bar.advance(done="events ordered")
     read_seconds = time.perf_counter() - start
 
     users = log.users.codes
@@ -97,6 +103,9 @@ def prepare(config: PrepareConfig, *, seed: int) -> tuple[Dataset, dict[str, Any
         )
         raise DataError(message, path=config.interactions)
     order = order[keep[order]]
+
+    if len(np.unique(items[order])) < 2:
+        raise DataError("all events are of one item, so there is nothing to rank", path=config.interactions)
 
     kept_users = np.flatnonzero(np.bincount(users[order]))
     kept_items = np.flatnonzero(np.bincount(items[order])) if config.core else np.arange(before["items"])
@@ -141,11 +150,13 @@ def _match_items(
         raise log.file.error(message, None, "item_id")
     integral = items.is_integral() and table.ids.is_integral()
     kind = next(iter(kinds - {"text"}), "int64" if integral else "string")
-    try:
-        items, known = items.as_kind(kind), table.ids.as_kind(kind)
-    except pa.ArrowInvalid as error:
-        message = f"the item IDs of this file and {config.items} are not all integers: {error}"
-        raise log.file.error(message, None, "item_id") from error
+    sides = ((items, config.interactions, config.items), (table.ids, config.items, config.interactions))
+    for ids, path, other in sides:
+        if kind == "int64" and not ids.is_integral():
+            row = ids.not_integral()
+            message = f"the item IDs in {other} are integers, got {ids.values[ids.codes[row]].as_py()!r}"
+            raise DataError(message, path=path, row=row + 1, column="item_id")
+    items, known = items.as_kind(kind), table.ids.as_kind(kind)
     rows = _inverse(known.codes, len(known.values))
     found = pc.index_in(items.values, value_set=known.values).to_numpy(zero_copy_only=False)
     unknown = np.isnan(found) if found.dtype.kind == "f" else np.zeros(len(found), np.bool_)

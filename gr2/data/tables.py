@@ -6,7 +6,7 @@ import csv
 import difflib
 import io
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +62,9 @@ def read_csv(
 ) -> TableFile:
     """Like `read_table`, for delimited text under any name; with `header`, the file has no header of its own."""
     present = _header(path, delimiter) if header is None else list(header)
-    _require(path, present, required)
-    chosen = [name for name in dict.fromkeys((*required, *text, *numeric)) if name in present]
+    wanted = dict.fromkeys((*required, *text, *numeric))
+    _require(path, present, required, wanted)
+    chosen = [name for name in wanted if name in present]
     reading = pacsv.ReadOptions(block_size=BLOCK_BYTES, column_names=header)
     parsing = pacsv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
     # Number types are guessed from the first block; where a later one does not fit, the columns are read as text.
@@ -87,10 +88,11 @@ def _filled(file: TableFile) -> TableFile:
     return file
 
 
-def _require(path: Path, present: Sequence[str], required: Sequence[str]) -> None:
-    for name in required:
+def _require(path: Path, present: Sequence[str], required: Sequence[str], wanted: Iterable[str]) -> None:
+    for name in wanted:
         if present.count(name) > 1:
             raise DataError("appears more than once in the header", path=path, column=name)
+    for name in required:
         if name not in present:
             others = [other for other in present if other not in required]
             near = difflib.get_close_matches(name, others, n=1, cutoff=0.4)
@@ -102,7 +104,7 @@ def _read_parquet(path: Path, wanted: Mapping[str, None], required: Sequence[str
     try:
         with pq.ParquetFile(path) as file:
             present = file.schema_arrow.names
-            _require(path, present, required)
+            _require(path, present, required, wanted)
             return file.read(columns=[name for name in wanted if name in present])
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"is not a readable Parquet file: {error}", path=path) from error
@@ -122,20 +124,48 @@ def _header(path: Path, delimiter: str) -> list[str]:
 
 
 def _read_json(path: Path, wanted: Mapping[str, None], required: Sequence[str], numeric: Sequence[str]) -> Any:
+    # Types are those in the first records; where a later one does not fit, they are looked for in all records.
+    for sample in (JSON_SAMPLE, None):
+        present, kinds = _json_columns(path, wanted, sample)
+        if not present:
+            raise DataError("has no rows", path=path)
+        _require(path, list(present), required, wanted)
+        schema, expected = _json_schema(kinds, required, numeric)
+        options = pajson.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+        try:
+            with pa.input_stream(path) as stream:
+                table = pajson.read_json(stream, pajson.ReadOptions(block_size=BLOCK_BYTES), options)
+            break
+        except (OSError, pa.ArrowException) as error:
+            cause = error
+    else:
+        raise json_error(path, expected, cause) from cause
+    return table.drop_columns(
+        [name for name in wanted if name not in present and table.column(name).null_count == len(table)]
+    )
+
+
+def _json_columns(
+    path: Path, wanted: Mapping[str, None], sample: int | None
+) -> tuple[dict[str, None], dict[str, type]]:
+    """The columns of the first `sample` records, and the type of each wanted column's first value there."""
     kinds: dict[str, type] = {}
     present: dict[str, None] = {}
     try:
-        for _, record in itertools.islice(json_records(path), JSON_SAMPLE):
+        for _, record in itertools.islice(json_records(path), sample):
             present.update(dict.fromkeys(record))
             for name in wanted:
                 if record.get(name) is not None:
                     kinds.setdefault(name, type(record[name]))
     except (OSError, EOFError) as error:
         raise DataError(f"cannot be read: {error}", path=path) from error
-    if not present:
-        raise DataError("has no rows", path=path)
-    _require(path, list(present), required)
-    kinds.update({name: type(None) for name in wanted if name in present and name not in kinds})
+    return present, {name: kinds.get(name, type(None)) for name in wanted}
+
+
+def _json_schema(
+    kinds: Mapping[str, type], required: Sequence[str], numeric: Sequence[str]
+) -> tuple[Any, dict[str, tuple[type, ...]]]:
+    """The Arrow schema to read with, and the Python types of its values."""
     types = {str: pa.string(), int: pa.int64(), list: pa.list_(pa.string())}
     schema: dict[str, Any] = {}
     expected: dict[str, tuple[type, ...]] = {}
@@ -145,10 +175,4 @@ def _read_json(path: Path, wanted: Mapping[str, None], required: Sequence[str], 
         else:
             known = kind in types and not (kind is list and name in required)
             schema[name], expected[name] = (types[kind], (kind,)) if known else (pa.string(), (str,))
-    options = pajson.ParseOptions(explicit_schema=pa.schema(list(schema.items())), unexpected_field_behavior="ignore")
-    try:
-        with pa.input_stream(path) as stream:
-            reading = pajson.ReadOptions(block_size=BLOCK_BYTES)
-            return pajson.read_json(stream, read_options=reading, parse_options=options)
-    except (OSError, pa.ArrowException) as error:
-        raise json_error(path, expected, error) from error
+    return pa.schema(list(schema.items())), expected

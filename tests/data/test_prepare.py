@@ -252,8 +252,34 @@ def test_csv_ids_that_are_no_integers_do_not_match_integers(tmp_path: Path) -> N
     (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\nu,1,1\nu,x,2\nu,2,3\n")
     pq.write_table(pa.table({"item_id": [1, 2]}), tmp_path / "items.parquet")
     config = PrepareConfig(interactions=str(tmp_path / "log.csv"), items=str(tmp_path / "items.parquet"), core=0)
-    with pytest.raises(DataError, match=r"column 'item_id': .*not all integers.*'x'"):
+    with pytest.raises(DataError, match=r"column 'item_id': .*are integers, got 'x'"):
         prepare(config, seed=0)
+
+
+@pytest.mark.parametrize("wrong", ["interactions", "items"])
+def test_a_padded_id_is_not_the_integer_that_it_looks_like(tmp_path: Path, wrong: str) -> None:
+    texts = {name: tmp_path / f"{name}.csv" for name in ("interactions", "items")}
+    texts["interactions"].write_text("user_id,item_id,timestamp\nu,7,1\nu,8,2\nu,007,3\n")
+    texts["items"].write_text("item_id\n7\n8\n007\n")
+    other = "items" if wrong == "interactions" else "interactions"
+    paths = write(tmp_path, {"user_id": ["u"] * 3, "item_id": [7, 8, 7], "timestamp": [1, 2, 3]}, {"item_id": [7, 8]})
+    config = PrepareConfig(**{wrong: str(texts[wrong]), other: paths[other]}, core=0)
+    with pytest.raises(
+        DataError, match=rf"{wrong}\.csv, row 3, column 'item_id': .* in .*{other}\.parquet are integers, got '007'"
+    ):
+        prepare(config, seed=0)
+
+
+def test_one_item_is_nothing_to_rank(tmp_path: Path) -> None:
+    paths = write(tmp_path, {**LOG, "item_id": ["a"] * 3}, {"item_id": ["a", "b"]})
+    with pytest.raises(DataError, match="all events are of one item"):
+        prepare(PrepareConfig(**paths, core=0), seed=0)
+
+
+def test_long_inputs_show_their_phases(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = write(tmp_path, {**LOG, "item_id": ["a", "b", "c"]}, {"item_id": ["a", "b", "c"]})
+    prepare(PrepareConfig(**paths, core=0), seed=0)
+    assert "prepare: 4/4 phases" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("missing", ["interactions", "items"])

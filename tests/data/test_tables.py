@@ -62,6 +62,7 @@ def test_every_format_gives_the_same_columns(tmp_path: Path, name: str) -> None:
         ("t.csv", b"user_id,item_id\nu,i\nv,\xff\n", "row 2, column 'item_id': is not valid UTF-8"),
         ("t.csv", "user_id,item_id\nu,i\n".encode("utf-16"), "cannot be read as UTF-8 CSV"),
         ("t.csv", b"user_id,item_id,user_id\nu,i,v\n", "column 'user_id': appears more than once"),
+        ("t.csv", b"user_id,item_id,timestamp,timestamp\nu,i,1,2\n", "column 'timestamp': appears more than once"),
         ("t.csv.gz", b"", "is empty"),
         ("t.jsonl", b"", "has no rows"),
         ("t.jsonl", b"\n\n", "has no rows"),
@@ -83,6 +84,26 @@ def test_files_that_are_not_what_their_name_says_are_refused(
     with pytest.raises(DataError, match=complaint) as caught:
         read(path)
     assert str(caught.value).startswith(str(path))
+
+
+def test_a_parquet_column_that_appears_twice_is_refused(tmp_path: Path) -> None:
+    columns = [pa.array(["u"]), pa.array(["i"]), pa.array([1]), pa.array([2])]
+    pq.write_table(pa.table(columns, ["user_id", "item_id", "timestamp", "timestamp"]), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="column 'timestamp': appears more than once"):
+        read(tmp_path / "t.parquet")
+
+
+@pytest.mark.parametrize(("late", "expected"), [(7.5, 7.5), ("1970-01-02", 86400.0)])
+def test_a_column_that_a_long_json_file_has_late_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: object, expected: float
+) -> None:
+    monkeypatch.setattr("gr2.data.tables.JSON_SAMPLE", 3)
+    record = {"user_id": "u", "item_id": "i"}
+    path = tmp_path / "t.jsonl"
+    write(path, "\n".join(json.dumps(each) for each in [record] * 5))
+    assert "timestamp" not in read(path)
+    write(path, "\n".join(json.dumps(each) for each in [*[record] * 5, {**record, "timestamp": late}]))
+    np.testing.assert_array_equal(read(path).numbers("timestamp", dates=True), [np.nan] * 5 + [expected])
 
 
 def test_a_damaged_gzip_file_is_refused(tmp_path: Path) -> None:
@@ -171,6 +192,13 @@ def test_text_ids_are_integers_only_in_their_usual_spelling(tmp_path: Path, spel
         (pa.array([1, 2**60]), "row 2, column 'user_id': is too large"),
         (pa.array(["1", "soon"]), "row 2, column 'user_id': must be a number.*'soon'"),
         (pa.array([False]), "must be a number.*got bool"),
+        (pa.array([1], pa.duration("s")), r"must be a number.*got duration\[s\]"),
+        (pa.array([2**60], pa.timestamp("ms")), "column 'user_id': is out of range"),
+        (
+            pa.array([None, "2024-01-01", "2024-01-02", "2024-01-02T00:00:00Z"]),
+            "row 4, column 'user_id': must be spelled as in row 2 .*'2024-01-01'.*, got '2024-01-02T00:00:00Z'",
+        ),
+        (pa.array(["5", "2024-01-01"]), "row 2, column 'user_id': must be spelled as in row 1 .*'5'"),
     ],
 )
 def test_bad_numbers_are_refused_with_their_row(tmp_path: Path, column: pa.Array, complaint: str) -> None:
@@ -188,6 +216,7 @@ def test_bad_numbers_are_refused_with_their_row(tmp_path: Path, column: pa.Array
         pa.array(["1970-01-02T00:00:00", None]),
         pa.array(["1970-01-02T01:00:00+01:00", None]),
         pa.array([86400 * 10**9, None], pa.timestamp("ns")),
+        pa.array([86400 * 10**9 + 999, None], pa.timestamp("ns", "UTC")),
         pa.array([86400, None], pa.timestamp("s", "Europe/Rome")),
         pa.array([1, None], pa.date32()),
     ],
