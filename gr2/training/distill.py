@@ -26,6 +26,7 @@ from gr2.artifact import Artifact, open_stage, write_atomic, write_json
 from gr2.config import to_json
 from gr2.data.candidates import PADDING, CandidateLists
 from gr2.data.dataset import Dataset
+from gr2.errors import DataError
 from gr2.metrics import metric_values, paired_bootstrap, rank_of_target, ranking_metrics
 from gr2.models.evidence import CoPurchase, count_copurchases, cross_fitted_evidence, list_evidence
 from gr2.models.scoring import Parts, score_parts
@@ -150,6 +151,9 @@ def distill(
     """The trained student in evaluation mode, the co-purchases of all users, and the metrics."""
     entropy = seed & 0xFFFF_FFFF
     longest = config.max_history
+    for split, lists in (("training", train), ("validation", val)):
+        if not lists.width:
+            raise DataError(f"no {split} list has a candidate: the users have had all {len(dataset.catalog):,} items")
     train, val = train.top(config.slate).with_target(), val.top(config.slate).with_target()
     counted = cross_fitted_evidence(
         dataset, codes, train, neighbours=config.neighbours, longest=longest, folds=config.folds, seed=entropy

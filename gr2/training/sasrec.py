@@ -88,7 +88,10 @@ def fit(
     """
     windows = training_windows(dataset, users, recipe.max_history)
     if not len(windows):
-        raise DataError("no user has two training events, so there is nothing to train the pre-ranker on")
+        raise DataError(
+            f"{description}: none of the {len(users):,} users that it trains on (of {dataset.users:,}) has two events "
+            "in the training split, which takes four in all; more users or longer histories are needed"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_torch_seed(*seed))
         shape = {"dim": recipe.dim, "layers": recipe.layers, "heads": recipe.heads}

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from gr2.artifact import Artifact
-from gr2.errors import ArtifactError, Gr2Error
+from gr2.data.candidates import CandidateLists
+from gr2.errors import ArtifactError, DataError, Gr2Error
 from gr2.training.distill import DistillConfig, load_copurchases, load_student, run
 
 TINY = DistillConfig(
@@ -56,6 +57,20 @@ def test_training_that_diverges_ends_with_the_reason(tiny_parents: dict[str, Art
     with pytest.raises(Gr2Error, match=r"a score of the student's \w+ is .*: lower \[distill\] learning_rate"):
         run(replace(wild, epochs=1, batch=100_000), tiny_parents, tmp_path / "one step", 0)
     assert not (tmp_path / "several").exists()
+
+
+@pytest.mark.parametrize(("split", "name"), [("train", "training"), ("val", "validation")])
+def test_lists_without_any_candidate_are_an_error(
+    tiny_parents: dict[str, Artifact], tmp_path: Path, split: str, name: str
+) -> None:
+    folder = tmp_path / "prerank"
+    shutil.copytree(tiny_parents["prerank"].path, folder)
+    lists = CandidateLists.load(folder / f"{split}.parquet")
+    empty = replace(lists, candidates=lists.candidates[:, :0], scores=lists.scores[:, :0])
+    empty.save(folder / f"{split}.parquet")
+    parents = {**tiny_parents, "prerank": replace(tiny_parents["prerank"], path=folder)}
+    with pytest.raises(DataError, match=f"no {name} list has a candidate"):
+        run(TINY, parents, tmp_path / "distill", 0)
 
 
 @pytest.mark.parametrize("name", ["student.safetensors", "student.json", "counts.npy"])

@@ -370,7 +370,7 @@ def test_nothing_to_train_on_is_an_error(dataset: Dataset, tmp_path: Path) -> No
         dataset.timestamps[:3],
         dataset.tied[:1],
     )
-    with pytest.raises(DataError, match="nothing to train"):
+    with pytest.raises(DataError, match="none of the 1 users that it trains on"):
         fit(short, np.arange(1), RECIPE, seed=(1,), checkpoint=tmp_path / "one.pt", description="one")
 
 
