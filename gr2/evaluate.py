@@ -24,6 +24,7 @@ from gr2.serving.engine import Engine
 __all__ = ["INPUTS", "EvaluateConfig", "compare", "engine_ranks", "run"]
 
 INPUTS = ("prepare", "prerank", "export")
+FITTED = "The weights of the student's parts were fitted on these lists: its figures are those of data it has seen."
 
 
 @dataclass(frozen=True)
@@ -63,18 +64,23 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Artifact], out: Path, seed:
         spent = time.perf_counter() - began
         order = np.random.default_rng(seed).permuted(np.tile(np.arange(slates.width), (len(slates), 1)), axis=1)
         shuffled = engine_ranks(engine, dataset, slates, use_scores=config.use_scores, order=order)
-        untied = ~dataset.tied[slates.user] if config.split == "test" else np.ones(len(slates), dtype=np.bool_)
+        columns = {"user": slates.user, "incoming": incoming, "student": student}
         work.metrics |= {
+            "split": config.split,
             "lists": len(lists),
             "target_in_candidates": len(lists.with_target()),
             "target_in_slate": len(slates),
             "slate": config.slate,
             "all": compare(incoming, student, seed, resamples=config.resamples),
-            "untied": compare(incoming[untied], student[untied], seed, resamples=config.resamples),
             "shuffled": {"student": ranking_metrics(shuffled), "slates_that_differ": int((shuffled != student).sum())},
             "request_seconds": spent / len(slates),
         }
-        columns = {"user": slates.user, "incoming": incoming, "student": student, "untied": untied}
+        if config.split == "test":  # which targets are tied is known of the last events only
+            untied = ~dataset.tied[slates.user]
+            work.metrics["untied"] = compare(incoming[untied], student[untied], seed, resamples=config.resamples)
+            columns["untied"] = untied
+        else:
+            work.metrics["note"] = FITTED
         pq.write_table(pa.table(columns), work.path / "ranks.parquet")
     return Artifact.load(out, "evaluate")
 

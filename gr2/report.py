@@ -30,10 +30,11 @@ def stages_table(rows: Sequence[tuple[str, str, float, Mapping[str, Any]]]) -> T
 
 
 def evaluation_table(metrics: Mapping[str, Any]) -> Table:
-    """Both rankings' metrics on all and on untied targets, and the difference with its interval."""
+    """Both rankings' metrics on all and, of test lists, on untied targets; the difference with its interval."""
     slate = metrics["slate"]
+    split = {"val": "validation"}.get(metrics.get("split", "test"), "test")
     table = _table(
-        f"The top {slate} of each test list, re-ranked",
+        f"The top {slate} of each {split} list, re-ranked",
         ("targets", "metric"),
         ("incoming", "student", "difference", "95 % interval"),
     )
@@ -42,8 +43,10 @@ def evaluation_table(metrics: Mapping[str, Any]) -> Table:
         f"{metrics['target_in_candidates']:,} anywhere. Shuffling the input changes the target's rank "
         f"in {metrics['shuffled']['slates_that_differ']:,}."
     )
+    if "note" in metrics:
+        table.caption += f" {metrics['note']}"
     for group in ("all", "untied"):
-        figures = metrics[group]
+        figures = metrics.get(group)
         if figures is None:
             continue
         for name in METRICS:

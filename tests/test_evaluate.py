@@ -103,8 +103,14 @@ def test_validation_split_can_be_evaluated_without_scores(
     inputs: dict[str, Artifact], tmp_path: Path, evaluation: Artifact
 ) -> None:
     config = EvaluateConfig(split="val", use_scores=False, resamples=100)
-    metrics = run(config, inputs, tmp_path / "evaluate", 0).metrics
-    assert metrics["untied"]["slates"] == metrics["all"]["slates"]
+    artifact = run(config, inputs, tmp_path / "evaluate", 0)
+    metrics = artifact.metrics
+    assert "untied" not in metrics
+    assert pq.read_table(artifact.file("ranks.parquet")).column_names == ["user", "incoming", "student"]
+    table = evaluation_table(metrics)
+    assert table.row_count == len(METRICS)
+    assert table.title == "The top 10 of each validation list, re-ranked"
+    assert "were fitted on these lists" in str(table.caption)
     assert metrics["all"]["student"] != evaluation.metrics["all"]["student"]
 
 
