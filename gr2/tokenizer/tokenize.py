@@ -15,7 +15,7 @@ from gr2.artifact import Artifact, file_digest, open_stage
 from gr2.catalog import Catalog
 from gr2.decoding import write_codebook
 from gr2.tokenizer.assign import assign_codes
-from gr2.tokenizer.embedding import SentenceEmbedder, cache_folder, embed, model_files
+from gr2.tokenizer.embedding import SentenceEmbedder, cache_folder, default_model, embed, model_files
 from gr2.tokenizer.order import content_order
 from gr2.tokenizer.quality import code_metrics
 from gr2.tokenizer.residual_kmeans import fit_residual_kmeans, standardise
@@ -67,9 +67,8 @@ def sources(config: TokenizeConfig) -> dict[str, Path]:
     """The files outside the run that the stage reads, by the name they have among its parents."""
     if config.vectors is not None:
         return {"file:vectors": Path(config.vectors)}
-    if config.model is not None:
-        return {f"file:model/{name}": path for name, path in sorted(model_files(Path(config.model)).items())}
-    return {}
+    folder = default_model() if config.model is None else Path(config.model)
+    return {f"file:model/{name}": path for name, path in sorted(model_files(folder).items())}
 
 
 def run(config: TokenizeConfig, inputs: Mapping[str, Artifact], out: Path, seed: int) -> Artifact:

@@ -11,6 +11,7 @@ from gr2.artifact import Artifact, file_digest, open_stage
 from gr2.catalog import Catalog, ItemId
 from gr2.decoding import Codebook
 from gr2.errors import ConfigError
+from gr2.tokenizer.embedding import default_model
 from gr2.tokenizer.tokenize import TokenizeConfig, run, sources
 
 KINDS = ["soap", "comb", "perfume", "nail polish", "shampoo", "lipstick"]
@@ -103,7 +104,9 @@ def test_items_without_any_text_are_reported(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_sources_name_every_file_read(tmp_path: Path) -> None:
-    assert sources(TokenizeConfig()) == {}
+    default = sources(TokenizeConfig())
+    assert {"file:model/modules.json", "file:model/model.safetensors"} <= default.keys()
+    assert all(path.is_relative_to(default_model()) for path in default.values())
     assert sources(TokenizeConfig(vectors="own.npz")) == {"file:vectors": Path("own.npz")}
     (tmp_path / "config.json").write_text("{}")
     assert sources(TokenizeConfig(model=str(tmp_path))) == {"file:model/config.json": tmp_path / "config.json"}
