@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gr2.errors import ConfigError, MissingExtraError
 from gr2.tokenizer.residual_kmeans import Codebook, nearest_codes, squared_distances
 
-__all__ = ["Assignment", "LastLevel", "assign_codes"]
+__all__ = ["Assignment", "LastLevel", "assign_codes", "extend_codes"]
 
 LastLevel = Literal["assign", "random", "nearest"]
 
@@ -75,6 +75,45 @@ def assign_codes(
         else:
             _match_last(codes, prefix_residuals, codebook)
     return Assignment(codes.astype(np.uint16), _errors(vectors, codes, codebook), nearest, overflow)
+
+
+def extend_codes(vectors: NDArray[np.float32], taken: NDArray[np.uint16], codebook: Codebook) -> Assignment:
+    """Semantic IDs of new items, standardised `vectors` (M, D) float32, beside the IDs `taken` (N, L) uint16.
+
+    Each takes its nearest prefix. Of the prefix's last codes that are free, the new items take different ones, of least
+    total squared distance; items that find none move to the nearest prefix with room. Ties go by row. Raises
+    ConfigError if there are more items than IDs.
+    """
+    levels, size = codebook.levels, codebook.level_size
+    if len(vectors) + len(taken) > size**levels:
+        items = len(vectors) + len(taken)
+        raise ConfigError(f"{items:,} items, but {levels} levels of {size} codes make {size**levels:,} IDs")
+    last, used = codebook.centroids[-1], dict[tuple[int, ...], set[int]]()
+    for *prefix, code in taken.tolist():
+        used.setdefault(tuple(prefix), set()).add(code)
+    codes, residuals = np.empty((len(vectors), levels), dtype=np.int64), vectors.copy()
+    for level in range(levels):
+        codes[:, level], _ = nearest_codes(residuals, codebook.centroids[level])
+        if level < levels - 1:
+            residuals -= codebook.centroids[level, codes[:, level]]
+    nearest, overflow = codes.astype(np.uint16), []
+    for rows in _groups(codes[:, :-1], least=1):
+        busy = used.setdefault(tuple(codes[rows[0], :-1].tolist()), set())
+        free = np.setdiff1d(np.arange(size), list(busy))
+        kept, columns = _match(squared_distances(residuals[rows], last[free]))
+        codes[rows[kept], -1] = free[columns]
+        busy.update(free[columns].tolist())
+        overflow += np.setdiff1d(rows, rows[kept]).tolist()
+    for row in sorted(overflow):
+        for found, residual in _prefixes(vectors[row], codebook, 0, levels - 1):
+            busy = used.setdefault(found, set())
+            if len(busy) < size:
+                free = np.setdiff1d(np.arange(size), list(busy))
+                code = int(free[squared_distances(residual[None], last[free])[0].argmin()])
+                codes[row] = (*found, code)
+                busy.add(code)
+                break
+    return Assignment(codes.astype(np.uint16), _errors(vectors, codes, codebook), nearest, len(overflow))
 
 
 def _match_last(codes: NDArray[np.int64], residuals: NDArray[np.float32], codebook: Codebook) -> None:

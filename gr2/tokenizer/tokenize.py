@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,10 @@ from gr2.tokenizer.settings import RqvaeSettings
 from gr2.tokenizer.text import item_texts
 from gr2.tokenizer.vectors import load_vectors
 
-__all__ = ["INPUTS", "TokenizeConfig", "run", "sources"]
+if TYPE_CHECKING:
+    from gr2.tokenizer.rqvae import Rqvae
+
+__all__ = ["INPUTS", "TokenizeConfig", "codebook_keys", "decoded_errors", "item_vectors", "run", "sources"]
 
 INPUTS: tuple[str, ...] = ("prepare",)
 
@@ -102,7 +105,7 @@ def run(config: TokenizeConfig, inputs: Mapping[str, Artifact], out: Path, seed:
     parents |= {name: file_digest(path) for name, path in sources(config).items()}
     with open_stage(out, "tokenize", config, parents, seed) as work:
         started = time.monotonic()
-        contents, vectors = _contents(config, catalog)
+        contents, vectors = item_vectors(config, catalog)
         embedded = time.monotonic()
         order = content_order(contents, catalog.ids, seed)
         points, standard = standardise(vectors[order])
@@ -118,7 +121,7 @@ def run(config: TokenizeConfig, inputs: Mapping[str, Artifact], out: Path, seed:
         np.save(work.path / "codes.npy", codes, allow_pickle=False)
         np.save(work.path / "centroids.npy", codebook.centroids, allow_pickle=False)
         np.save(work.path / "standard.npy", standard, allow_pickle=False)
-        write_codebook(work.path / "codebook.bin", _keys(catalog), codes, config.level_size)
+        write_codebook(work.path / "codebook.bin", codebook_keys(catalog), codes, config.level_size)
         categories = [catalog.categories[row] for row in order.tolist()]
         work.metrics |= {
             "items": len(catalog),
@@ -157,14 +160,22 @@ def _learn(
     model.save(work.path / "rqvae.safetensors")
     codebook, latents = model.codebook(config.level_size), model.encode(points)
     assignment = _assign(config, latents, codebook, work.seed)
-    errors, decoded = np.empty_like(assignment.errors), np.zeros_like(latents)
-    for level in range(config.levels):
-        decoded += codebook.centroids[level, assignment.codes[:, level]]
-        errors[:, level] = np.square(points - model.decode(decoded)).sum(axis=1)
+    errors = decoded_errors(model, points, assignment.codes, codebook.centroids)
     return codebook, dataclasses.replace(assignment, errors=errors)
 
 
-def _contents(config: TokenizeConfig, catalog: Catalog) -> tuple[list[bytes], NDArray[np.float32]]:
+def decoded_errors(
+    model: Rqvae, points: NDArray[np.float32], codes: NDArray[np.uint16], centroids: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """(N, L) float32: squared distance of `points` (N, D) to what the decoder makes of the codes up to each level."""
+    errors, decoded = np.empty(codes.shape, dtype=np.float32), np.zeros((len(points), centroids.shape[2]), np.float32)
+    for level in range(codes.shape[1]):
+        decoded += centroids[level, codes[:, level]]
+        errors[:, level] = np.square(points - model.decode(decoded)).sum(axis=1)
+    return errors
+
+
+def item_vectors(config: TokenizeConfig, catalog: Catalog) -> tuple[list[bytes], NDArray[np.float32]]:
     """What each item's code depends on, as bytes, and its vector (N, D) float32."""
     if config.vectors is not None:
         vectors = load_vectors(config.vectors, catalog)
@@ -176,7 +187,7 @@ def _contents(config: TokenizeConfig, catalog: Catalog) -> tuple[list[bytes], ND
     return [text.encode() for text in texts], embed(texts, embedder, cache=cache_folder())
 
 
-def _keys(catalog: Catalog) -> NDArray[np.int64] | list[str]:
+def codebook_keys(catalog: Catalog) -> NDArray[np.int64] | list[str]:
     """The catalogue's IDs as the codebook wants them."""
     if catalog.id_type == "string":
         return [str(item) for item in catalog.ids]

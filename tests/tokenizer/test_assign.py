@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from gr2.errors import ConfigError
-from gr2.tokenizer.assign import assign_codes
+from gr2.tokenizer.assign import assign_codes, extend_codes
 from gr2.tokenizer.residual_kmeans import Codebook, fit_residual_kmeans
 
 
@@ -154,3 +154,32 @@ def test_random_levels_must_leave_a_prefix(random_levels: int) -> None:
     points, book = random_case(items=5, levels=3, size=4, seed=0)
     with pytest.raises(ConfigError, match=f"random_levels must be 1 to 2 of 3 levels, got {random_levels}"):
         assign_codes(points, book, last_level="random", random_levels=random_levels)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    items=st.integers(1, 40),
+    added=st.integers(1, 40),
+    copies=st.integers(1, 5),
+    size=st.integers(5, 6),
+    seed=st.integers(0, 9),
+)
+def test_new_items_get_ids_that_nobody_has(items: int, added: int, copies: int, size: int, seed: int) -> None:
+    points, book = random_case(items + added, levels=3, size=size, seed=seed)
+    taken = assign_codes(points[:items], book).codes
+    new = points[items:].repeat(copies, axis=0)[: size**3 - items]
+    result = extend_codes(new, taken, book)
+    assert len(np.unique(np.concatenate([taken, result.codes]), axis=0)) == items + len(new)
+    decoded = sum(book.centroids[level, result.codes[:, level]] for level in range(3))
+    np.testing.assert_allclose(result.errors[:, -1], np.square(new - decoded).sum(axis=1), rtol=1e-3, atol=1e-3)
+    moved = (result.codes[:, :-1] != result.nearest[:, :-1]).any(axis=1)
+    assert moved.sum() == result.overflow
+
+
+def test_new_item_takes_the_nearest_code_that_is_free() -> None:
+    book = codebook([[0.0], [10.0]], [[-1.0], [1.0]])
+    point = np.array([[0.9]], dtype=np.float32)
+    taken = [np.array(rows, dtype=np.uint16).reshape(-1, 2) for rows in ([], [[0, 1]], [[0, 1], [0, 0]])]
+    assert [extend_codes(point, rows, book).codes.tolist() for rows in taken] == [[[0, 1]], [[0, 0]], [[1, 0]]]
+    with pytest.raises(ConfigError, match="5 items, but 2 levels of 2 codes make 4 IDs"):
+        extend_codes(point, np.array(list(itertools.product(range(2), repeat=2)), dtype=np.uint16), book)
