@@ -60,6 +60,12 @@ class Catalog:
         """Item ID to index."""
         return {item: position for position, item in enumerate(self.ids)}
 
+    def take(self, order: NDArray[np.int64]) -> Catalog:
+        """The catalogue with its items in the given order (a selection is allowed)."""
+        rows = order.tolist()
+        columns = (self.ids, self.title, self.brand, self.categories, self.price, self.description)
+        return Catalog(*[[column[row] for row in rows] for column in columns])  # type: ignore[arg-type]
+
     def keys(self) -> NDArray[np.int64] | list[str]:
         """The IDs in index order as a codebook takes them."""
         if self.id_type == "string":

@@ -45,3 +45,7 @@ def test_keys_are_what_a_codebook_takes() -> None:
     numbers = catalog([7, 3]).keys()
     assert isinstance(numbers, np.ndarray)
     assert (numbers.dtype, numbers.tolist()) == (np.int64, [7, 3])
+
+
+def test_take_selects_and_reorders() -> None:
+    assert catalog(["x", "y", "z"]).take(np.array([2, 0])).ids == ["z", "x"]

@@ -16,7 +16,6 @@ __all__ = ["register"]
 ABOUT = {
     "prepare": "Read items and interactions, keep the k-core, and order every user's events.",
     "prerank": "Train the pre-ranker, or import another's lists, and write the candidate lists.",
-    "tokenize": "Learn the items' semantic IDs from their text.",
     "distill": "Train the student that re-orders a slate.",
     "export": "Write the serving bundle, and check that it answers as the student does.",
     "evaluate": "Re-rank the test lists with the exported bundle and compare with the incoming order.",
@@ -34,7 +33,10 @@ def register(app: typer.Typer) -> None:
     """Add `run` and the stages to the application."""
     app.command("run", rich_help_panel="Train")(run)
     for name in STAGES:
-        _register_stage(app, name)
+        if name == "tokenize":
+            app.command(name, rich_help_panel="One stage alone")(tokenize)
+        else:
+            _register_stage(app, name)
 
 
 def run(
@@ -53,6 +55,36 @@ def run(
         gr2 run configs/beauty.toml --from export --force
     """
     _run(config, overrides or (), first=first, only=only or (), force=force)
+
+
+def tokenize(
+    config: Config,
+    add: Annotated[
+        Path | None, typer.Option(metavar="ITEMS", help="Give IDs to these new items; no other ID changes.")
+    ] = None,
+    force: Force = False,
+    overrides: Set = None,
+) -> None:
+    """Learn the items' semantic IDs from their text, or give IDs to new items by what was learnt.
+
+    gr2 tokenize configs/beauty.toml
+    gr2 tokenize configs/beauty.toml --add new_items.parquet
+    """
+    if add is None:
+        _run(config, overrides or (), only=["tokenize"], force=force)
+        return
+    plan = load_plan(config, overrides=overrides or (), only=["tokenize"])
+    from gr2.artifact import Artifact
+    from gr2.tokenizer.add import add_items
+
+    inputs = {name: Artifact.load(plan.out / name, name) for name in ("prepare", "tokenize")}
+    made = add_items(inputs, add, plan.out / "tokenize-add", vectors=plan.steps[0].config.vectors)
+    _say(
+        "tokenize: {added:,} items added, {items:,} in all, {overflow:,} not in their nearest prefix; "
+        "reconstruction error {reconstruction_error:.3f}".format_map(made.metrics)
+        + (f", {made.metrics['drift']:.2f} times that of the first items" if made.metrics["drift"] is not None else "")
+    )
+    _say(f"tokenize: {made.path}")
 
 
 def _run(

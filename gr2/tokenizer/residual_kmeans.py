@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from gr2.progress import track
 
-__all__ = ["Codebook", "fit_residual_kmeans", "nearest_codes", "squared_distances", "standardise"]
+__all__ = ["Codebook", "cluster_count", "fit_residual_kmeans", "nearest_codes", "squared_distances", "standardise"]
 
 ITEMS_PER_CLUSTER = 8
 SAMPLE_PER_CLUSTER = 1024
@@ -52,16 +52,29 @@ def standardise(vectors: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDAr
     return standard, np.stack([mean, scale]).astype(np.float32)
 
 
+def cluster_count(items: int, level_size: int) -> int:
+    """How many of a level's codes are fitted: all of them, or fewer so that a cluster has at least 8 items on average.
+
+    A small catalogue whose items had a cluster each would have no prefixes to share.
+    """
+    return max(1, min(level_size, items // ITEMS_PER_CLUSTER))
+
+
 def fit_residual_kmeans(
-    vectors: NDArray[np.float32], *, levels: int, level_size: int, iterations: int, seed: int
+    vectors: NDArray[np.float32],
+    *,
+    levels: int,
+    level_size: int,
+    iterations: int,
+    seed: int,
+    clusters: int | None = None,
 ) -> Codebook:
     """The codebook of standardised `vectors` (N, D) float32: k-means++ and at most `iterations` Lloyd steps a level.
 
-    A level gets `level_size` clusters, or fewer so that a cluster has at least 8 items on average: a small catalogue
-    whose items had a cluster each would have no prefixes to share. More than 1,024 items a cluster are sampled: the
-    first ones, so the rows must come in an order that says nothing of the items (`content_order`).
+    A level gets `clusters`, by default `cluster_count`. More than 1,024 items a cluster are sampled: the first ones,
+    so the rows must come in an order that says nothing of the items (`content_order`).
     """
-    clusters = max(1, min(level_size, len(vectors) // ITEMS_PER_CLUSTER))
+    clusters = cluster_count(len(vectors), level_size) if clusters is None else clusters
     residuals = vectors[: SAMPLE_PER_CLUSTER * clusters].copy()
     rng = np.random.default_rng(seed)
     centroids = np.empty((levels, level_size, vectors.shape[1]), dtype=np.float32)

@@ -1,49 +1,66 @@
-"""The stage `tokenize`: a semantic ID for every item, from what the catalogue says of it; interactions are not read."""
+"""The stage `tokenize`: a semantic ID for every item, from what the catalogue says of it.
+
+Interactions are read for the contrastive loss of the RQ-VAE only, and of them the training split only.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gr2.artifact import Artifact, file_digest, open_stage
+from gr2.artifact import Artifact, Workspace, file_digest, open_stage
 from gr2.catalog import Catalog
+from gr2.data.dataset import Dataset
 from gr2.decoding import write_codebook
-from gr2.tokenizer.assign import assign_codes
+from gr2.tokenizer.assign import Assignment, LastLevel, assign_codes
 from gr2.tokenizer.embedding import SentenceEmbedder, cache_folder, default_model, embed, model_files
 from gr2.tokenizer.order import content_order
+from gr2.tokenizer.pairs import training_partners
 from gr2.tokenizer.quality import code_metrics
-from gr2.tokenizer.residual_kmeans import fit_residual_kmeans, standardise
+from gr2.tokenizer.residual_kmeans import Codebook, fit_residual_kmeans, standardise
+from gr2.tokenizer.settings import RqvaeSettings
 from gr2.tokenizer.text import item_texts
 from gr2.tokenizer.vectors import load_vectors
 
-__all__ = ["INPUTS", "TokenizeConfig", "run", "sources"]
+if TYPE_CHECKING:
+    from gr2.tokenizer.rqvae import Rqvae
+
+__all__ = ["INPUTS", "TokenizeConfig", "decoded_errors", "item_vectors", "run", "sources"]
 
 INPUTS: tuple[str, ...] = ("prepare",)
 
 
 @dataclass(frozen=True)
-class TokenizeConfig:
-    """Settings of the stage.
+class TokenizeConfig(RqvaeSettings):
+    """Settings of the stage; those of the RQ-VAE (`RqvaeSettings`) are keys of the same table.
 
     Attributes:
         model: a folder with a sentence-transformers model; by default all-MiniLM-L6-v2, which is installed with gr2.
         vectors: a Parquet or `.npz` file with a vector for every item, used instead of texts and a model.
+        method: "kmeans" clusters the vectors' residuals, "rqvae" those of an autoencoder's latents.
+        last_level: how the last code is chosen (`assign_codes`): "assign" and "random" make IDs unique, "nearest" not.
+        random_levels: how many of the last codes "random" draws.
         levels: codes of an item.
         level_size: values of a code; a small catalogue uses fewer (`fit_residual_kmeans`).
-        iterations: the most k-means steps a level.
+        iterations: the most k-means steps a level, of the method "kmeans".
         max_tokens: texts are cut after this many tokens; the time of a text grows with its length.
         batch_size: texts that the model takes at once.
-        device: where the model runs, for example `cpu` or `cuda`.
+        device: where the embedding model runs, for example `cpu` or `cuda`.
     """
 
     model: str | None = None
     vectors: str | None = None
+    method: Literal["kmeans", "rqvae"] = "kmeans"
+    last_level: LastLevel = "assign"
+    random_levels: int = 1
     levels: int = 4
     level_size: int = 256
     iterations: int = 25
@@ -52,12 +69,15 @@ class TokenizeConfig:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.model is not None and self.vectors is not None:
             raise ValueError("model and vectors exclude each other: set one of them")
         if not 2 <= self.levels <= 8:
             raise ValueError(f"levels must be 2 to 8, got {self.levels}")
         if not 2 <= self.level_size <= 65_536:
             raise ValueError(f"level_size must be 2 to 65536, got {self.level_size}")
+        if not 1 <= self.random_levels < self.levels:
+            raise ValueError(f"random_levels must be 1 to {self.levels - 1}, got {self.random_levels}")
         for name in ("iterations", "max_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -74,22 +94,27 @@ def sources(config: TokenizeConfig) -> dict[str, Path]:
 def run(config: TokenizeConfig, inputs: Mapping[str, Artifact], out: Path, seed: int) -> Artifact:
     """Write `codes.npy`, `centroids.npy`, `standard.npy` and the serving file `codebook.bin` to the artefact `out`.
 
-    codes (N, L) uint16 by item index; centroids (L, V, D) float32 of the standardised vectors; standard (2, D) float32,
-    the mean and scale that standardise a vector. Codes depend on the items' content, the config and the seed only.
+    codes (N, L) uint16 by item index; centroids (L, V, D) float32 of the standardised vectors, or of their latents
+    where there is an RQ-VAE (`rqvae.safetensors`); standard (2, D) float32, the mean and scale that standardise a
+    vector. Codes depend on the items' content, the config and the seed only; with a contrastive loss also on the
+    training split.
     """
     catalog = Catalog.load(inputs["prepare"].file("items.parquet"))
     parents = {name: inputs[name].digest for name in INPUTS}
     parents |= {name: file_digest(path) for name, path in sources(config).items()}
     with open_stage(out, "tokenize", config, parents, seed) as work:
         started = time.monotonic()
-        contents, vectors = _contents(config, catalog)
+        contents, vectors = item_vectors(config, catalog)
         embedded = time.monotonic()
         order = content_order(contents, catalog.ids, seed)
         points, standard = standardise(vectors[order])
-        codebook = fit_residual_kmeans(
-            points, levels=config.levels, level_size=config.level_size, iterations=config.iterations, seed=seed
-        )
-        assignment = assign_codes(points, codebook)
+        if config.method == "rqvae":
+            codebook, assignment = _learn(config, inputs["prepare"], points, order, work)
+        else:
+            codebook = fit_residual_kmeans(
+                points, levels=config.levels, level_size=config.level_size, iterations=config.iterations, seed=seed
+            )
+            assignment = _assign(config, points, codebook, seed)
         codes = np.empty_like(assignment.codes)
         codes[order] = assignment.codes
         np.save(work.path / "codes.npy", codes, allow_pickle=False)
@@ -108,7 +133,48 @@ def run(config: TokenizeConfig, inputs: Mapping[str, Artifact], out: Path, seed:
     return Artifact.load(out, "tokenize")
 
 
-def _contents(config: TokenizeConfig, catalog: Catalog) -> tuple[list[bytes], NDArray[np.float32]]:
+def _assign(config: TokenizeConfig, vectors: NDArray[np.float32], codebook: Codebook, seed: int) -> Assignment:
+    return assign_codes(vectors, codebook, last_level=config.last_level, random_levels=config.random_levels, seed=seed)
+
+
+def _learn(
+    config: TokenizeConfig,
+    prepare: Artifact,
+    points: NDArray[np.float32],
+    order: NDArray[np.int64],
+    work: Workspace,
+) -> tuple[Codebook, Assignment]:
+    """Codebook and assignment of an RQ-VAE's latents; `errors` of the assignment are those of the decoded vectors."""
+    from gr2.tokenizer.rqvae import fit_rqvae
+
+    model = fit_rqvae(
+        points,
+        config,
+        levels=config.levels,
+        level_size=config.level_size,
+        seed=work.seed,
+        partners=training_partners(Dataset.load(prepare.path), order) if config.contrastive else None,
+        checkpoint=work.checkpoints / "rqvae.pt",
+    )
+    model.save(work.path / "rqvae.safetensors")
+    codebook, latents = model.codebook(config.level_size), model.encode(points)
+    assignment = _assign(config, latents, codebook, work.seed)
+    errors = decoded_errors(model, points, assignment.codes, codebook.centroids)
+    return codebook, dataclasses.replace(assignment, errors=errors)
+
+
+def decoded_errors(
+    model: Rqvae, points: NDArray[np.float32], codes: NDArray[np.uint16], centroids: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """(N, L) float32: squared distance of `points` (N, D) to what the decoder makes of the codes up to each level."""
+    errors, decoded = np.empty(codes.shape, dtype=np.float32), np.zeros((len(points), centroids.shape[2]), np.float32)
+    for level in range(codes.shape[1]):
+        decoded += centroids[level, codes[:, level]]
+        errors[:, level] = np.square(points - model.decode(decoded)).sum(axis=1)
+    return errors
+
+
+def item_vectors(config: TokenizeConfig, catalog: Catalog) -> tuple[list[bytes], NDArray[np.float32]]:
     """What each item's code depends on, as bytes, and its vector (N, D) float32."""
     if config.vectors is not None:
         vectors = load_vectors(config.vectors, catalog)

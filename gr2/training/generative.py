@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from gr2.checkpoint import load_checkpoint, save_checkpoint
 from gr2.data.candidates import CandidateLists
 from gr2.data.dataset import Dataset
 from gr2.models.scoring import path_likelihood
 from gr2.models.slate import Slates, build_slates
 from gr2.models.student import MASKED, Head, Student
 from gr2.progress import track
-from gr2.training.checkpoint import load_checkpoint, save_checkpoint
 from gr2.training.optimisation import adamw, refuse_divergence
 from gr2.training.sequences import epoch_batches
 

@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gr2.checkpoint import load_checkpoint, save_checkpoint
 from gr2.data.dataset import Dataset
 from gr2.errors import DataError
 from gr2.models.linear_cross_entropy import fast_logits_dtype
 from gr2.models.preranker import PreRanker
 from gr2.progress import track
-from gr2.training.checkpoint import load_checkpoint, save_checkpoint
 from gr2.training.optimisation import adamw, refuse_divergence
 from gr2.training.sequences import Windows, epoch_batches, training_windows
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from gr2.checkpoint import load_checkpoint, save_checkpoint
 from gr2.errors import ArtifactError
-from gr2.training.checkpoint import load_checkpoint, save_checkpoint
 
 
 def test_tensors_and_plain_values_come_back(tmp_path: Path) -> None:
