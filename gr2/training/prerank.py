@@ -11,14 +11,12 @@ Lists of another ranker may take the place of ours in any split; no model is tra
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors.torch import save as to_safetensors
 
@@ -28,6 +26,7 @@ from gr2.data.dataset import Dataset
 from gr2.data.imported_lists import SPLITS, Split, import_lists
 from gr2.errors import DataError
 from gr2.models.preranker import PreRanker
+from gr2.training.optimisation import threads
 from gr2.training.retrieval import NOT_RANKED, catalogue_metrics, target_ranks, top_candidates
 from gr2.training.sasrec import Fitted, Recipe, fit
 
@@ -138,7 +137,7 @@ def run(config: PrerankConfig, inputs: Mapping[str, Artifact], out: Path, seed: 
     lists = _imported(config, dataset)
     parents = {name: inputs[name].digest for name in INPUTS}
     parents |= {name: file_digest(path) for name, path in sources(config).items()}
-    with open_stage(out, "prerank", config, parents, seed) as work, _threads(config.threads):
+    with open_stage(out, "prerank", config, parents, seed) as work, threads(config.threads):
         began = time.monotonic()
         metrics = work.metrics
         metrics |= {"models": 0, "imported": list(lists)}
@@ -259,13 +258,3 @@ def _recipe(config: PrerankConfig) -> Recipe:
 def _entropy(seed: int, *more: int) -> tuple[int, ...]:
     """NumPy's seed sequences take no negative number."""
     return (seed & 0xFFFF_FFFF_FFFF_FFFF, *more)
-
-
-@contextmanager
-def _threads(threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
