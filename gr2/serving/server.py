@@ -26,6 +26,7 @@ __all__ = ["Server", "serve"]
 QUEUE = 64
 MOST_THREADS = 4096
 PAUSE, LONGEST_WAIT = 0.05, 0.5  # seconds
+WAKE = 0.2  # seconds
 SERVED = ("", SERVICE)
 # Against connections and callers that are gone or idle. The ages are in milliseconds.
 CONNECTION_LIMITS = (
@@ -160,7 +161,9 @@ def serve(
         if sys.stdout is not None:  # it is None where standard output is closed
             sys.stdout.write(json.dumps(ready) + "\n")
             sys.stdout.flush()
-        stop.wait()
+        # The system may hand a signal to another thread; its handler runs once this one, the main thread, wakes.
+        while not stop.wait(WAKE):
+            pass
         server.stop(grace)
     finally:
         for number, handler in previous.items():
