@@ -46,7 +46,7 @@ def add_items(
     known, taken, parents = _known(inputs, out)
     fresh = _fresh(Path(items), known)
     parents["file:items"] = file_digest(Path(items))
-    mean, scale = np.load(base.file("standard.npy"))
+    mean, scale = base.array("standard.npy")
     contents, embedded = item_vectors(config, fresh) if len(fresh) else ([], np.empty((0, len(mean)), np.float32))
     order = content_order(contents, fresh.ids, base.seed)
     fresh = fresh.take(order)
@@ -86,7 +86,7 @@ def _known(inputs: Mapping[str, Artifact], out: Path) -> tuple[Catalog, NDArray[
         if earlier.parents["tokenize"] == parents["tokenize"]:
             source = catalog = earlier
             parents["earlier"] = earlier.digest
-    return Catalog.load(catalog.file("items.parquet")), np.load(source.file("codes.npy")), parents
+    return Catalog.load(catalog.file("items.parquet")), source.array("codes.npy"), parents
 
 
 def _fresh(path: Path, known: Catalog) -> Catalog:
@@ -103,7 +103,7 @@ def _fresh(path: Path, known: Catalog) -> Catalog:
 def _extend(
     config: TokenizeConfig, base: Artifact, points: NDArray[np.float32], taken: NDArray[np.uint16]
 ) -> Assignment:
-    centroids = np.load(base.file("centroids.npy"))
+    centroids = base.array("centroids.npy")
     codebook = Codebook(centroids, (config.level_size,) * config.levels)
     if config.method == "kmeans":
         return extend_codes(points, taken, codebook)
