@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluation_table", "ranking_table", "slate_table", "stages_table"]
 
+UNSHOWN = ("Cc", "Cs", "Zl", "Zp")  # control characters, lone surrogates, line and paragraph separators
 TITLE_WIDTH = 60
 
 
@@ -62,12 +64,12 @@ def ranking_table(ranking: Ranking, titles: Mapping[ItemId, str]) -> Table:
     """An answer, best first; `titles` may lack items."""
     milliseconds = ranking.timings.total_ns / 1e6
     table = _table("Ranking", ("", "item", "title"), ("score", "came in as"))
-    table.caption = f"bundle {ranking.bundle_version}, {milliseconds:.2f} ms in the engine" + (
+    table.caption = f"bundle {_shown(ranking.bundle_version)}, {milliseconds:.2f} ms in the engine" + (
         f", {ranking.unknown_history} history items unknown" if ranking.unknown_history else ""
     )
     for place, item in enumerate(ranking.items, start=1):
         score = f"{item.score:.3f}" if item.status.name == "SCORED" else "unknown item"
-        table.add_row(str(place), escape(str(item.item_id)), _title(titles, item.item_id), score, str(item.index + 1))
+        table.add_row(str(place), _shown(str(item.item_id)), _title(titles, item.item_id), score, str(item.index + 1))
     return table
 
 
@@ -95,7 +97,12 @@ def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
 
 def _title(titles: Mapping[ItemId, str], item: ItemId) -> str:
     title = titles.get(item) or str(item)
-    return escape(title if len(title) <= TITLE_WIDTH else title[: TITLE_WIDTH - 1] + "…")
+    return _shown(title if len(title) <= TITLE_WIDTH else title[: TITLE_WIDTH - 1] + "…")
+
+
+def _shown(text: str) -> str:
+    """Others' text for a table: no markup, and a space for each character that would command the terminal."""
+    return escape("".join(" " if unicodedata.category(letter) in UNSHOWN else letter for letter in text))
 
 
 def _number(value: float) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -77,15 +76,7 @@ def rerank(
 
     from gr2.report import ranking_table
 
-    shown = [dataclasses.replace(item, item_id=_plain(str(item.item_id))) for item in ranking.items]
-    named: dict[ItemId, str] = {_plain(str(item)): _plain(title) for item, title in titles.items()}
-    version = _plain(ranking.bundle_version)
-    Console().print(ranking_table(dataclasses.replace(ranking, items=shown, bundle_version=version), named))
-
-
-def _plain(text: str) -> str:
-    """`text` with a space for each character that would command the terminal."""
-    return "".join(" " if unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") else letter for letter in text)
+    Console().print(ranking_table(ranking, titles))
 
 
 def _load(path: Path | None) -> Bundle | None:
