@@ -7,21 +7,44 @@ from typing import Literal, final
 import numpy as np
 from numpy.typing import NDArray
 
-def write_codebook(
-    path: str | os.PathLike[str],
-    item_ids: NDArray[np.int64] | Sequence[str],
-    codes: NDArray[np.uint16],
-    level_size: int,
-) -> None:
-    """Write a codebook file atomically; its bytes depend on the set of items, not on their order.
+@final
+class CodebookBuilder:
+    """Writes a codebook file of any number of items in bounded memory. Thread-safe."""
 
-    `codes` is (n, L), L from 1 to 8, each below `level_size` (at most 65536). Raises ValueError on duplicate IDs and
-    codes out of range, TypeError on wrong dtypes, OSError if the file cannot be written.
-    """
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        levels: int,
+        level_size: int,
+        id_type: Literal["int64", "string"],
+        memory_bytes: int = 268435456,
+        scratch: str | os.PathLike[str] | None = None,
+    ) -> None:
+        """Items that about `memory_bytes` do not hold are sorted in files without a name in the folder `scratch`.
+
+        By default that is the folder of `path`. Raises ValueError on levels that are not 1 to 8, and a level size that
+        is not 1 to 65536.
+        """
+
+    @property
+    def size(self) -> int: ...
+    def add(self, item_ids: NDArray[np.int64] | Sequence[str], codes: NDArray[np.uint16]) -> None:
+        """Take items with their `codes` (n, L), in any order and any number of parts.
+
+        Raises ValueError on codes out of range and TypeError on wrong dtypes, before anything is taken; OSError if the
+        scratch folder cannot be written; RuntimeError after `finish`.
+        """
+
+    def finish(self) -> None:
+        """Write the file atomically; its bytes depend on the set of items alone.
+
+        Raises ValueError on duplicate IDs, OSError if the file cannot be written, RuntimeError the second time.
+        """
 
 @final
 class Codebook:
-    """The map from item IDs to codes, in a file mapped read-only and shared between processes. Thread-safe."""
+    """The map between item IDs and codes, in a file mapped read-only and shared between processes. Thread-safe."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Map the file and check all of it. Raises ValueError with the reason if damaged, OSError if unreadable."""
@@ -41,6 +64,12 @@ class Codebook:
     def __len__(self) -> int: ...
     def lookup(self, ids: NDArray[np.int64] | Sequence[str]) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
         """Codes (n, L), 0 for unknown items, and known (n,). Raises TypeError if `ids` are of another type."""
+
+    def items(self, codes: NDArray[np.uint16]) -> tuple[NDArray[np.int64], NDArray[np.int64] | list[str]]:
+        """The items of each row of `codes` (n, L), as offsets (n + 1,) and IDs.
+
+        Row i's are ids[offsets[i]:offsets[i + 1]]. A row that no item has is empty. The order of a row's items is that of a hash of their IDs.
+        """
 
 @final
 class CandidateTrie:

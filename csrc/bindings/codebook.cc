@@ -1,14 +1,19 @@
 #include "core/codebook.h"
 
+#include <pybind11/stl.h>
 #include <pybind11/stl/filesystem.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <limits>
 #include <memory>
+#include <optional>
+#include <string>
 #include <string_view>
 #include <vector>
 
 #include "bindings/arrays.h"
+#include "core/codebook_builder.h"
 
 namespace gr2::bindings {
 namespace {
@@ -39,37 +44,44 @@ Strings require_strings(const py::object& value, const char* name) {
   return result;
 }
 
-std::uint32_t require_level_size(py::ssize_t level_size) {
-  if (level_size < 1 || level_size > 65536) {
-    throw py::value_error("level_size must be 1 to 65536, got " + std::to_string(level_size));
+// The core refuses what is out of its range; here a number only has to arrive as what it is.
+std::uint32_t require_uint32(std::int64_t value, const std::string& message) {
+  if (value < 0 || value > std::numeric_limits<std::uint32_t>::max()) {
+    throw py::value_error(message + ", got " + std::to_string(value));
   }
-  return static_cast<std::uint32_t>(level_size);
+  return static_cast<std::uint32_t>(value);
 }
 
-void write(const std::filesystem::path& path, const py::object& item_ids, const py::object& codes,
-           py::ssize_t level_size) {
-  const auto table = require_array<std::uint16_t>(codes, "codes", "uint16 (n, L)", 2);
-  const std::uint32_t size = require_level_size(level_size);
-  if (table.shape(1) > std::numeric_limits<std::uint32_t>::max()) {
-    throw py::value_error("codes must have 1 to 8 levels, got " + std::to_string(table.shape(1)));
+std::unique_ptr<CodebookBuilder> make_builder(const std::filesystem::path& path, std::int64_t levels,
+                                              std::int64_t level_size, const std::string& id_type,
+                                              std::size_t memory_bytes,
+                                              const std::optional<std::filesystem::path>& scratch) {
+  if (id_type != "int64" && id_type != "string") {
+    throw py::value_error("id_type must be 'int64' or 'string', got '" + id_type + "'");
   }
-  const auto levels = static_cast<std::uint32_t>(table.shape(1));
-  const auto check_rows = [&](std::size_t rows) {
-    if (static_cast<std::size_t>(table.shape(0)) != rows) {
-      throw py::value_error("codes must be uint16 (n, L) with n = " + std::to_string(rows) + ", got " +
-                            describe(table));
+  return std::make_unique<CodebookBuilder>(
+      CodebookPlan{path.string(), require_uint32(levels, "codes must have 1 to 8 levels"),
+                   require_uint32(level_size, "level_size must be 1 to 65536"), id_type == "string", memory_bytes,
+                   scratch ? scratch->string() : std::string()});
+}
+
+void add(CodebookBuilder& builder, const py::object& item_ids, const py::object& codes) {
+  const auto table = require_array<std::uint16_t>(codes, "codes", "uint16 (n, L)", 2);
+  const auto take = [&](auto ids) {
+    const auto levels = static_cast<py::ssize_t>(builder.plan().levels);
+    if (static_cast<std::size_t>(table.shape(0)) != ids.size() || table.shape(1) != levels) {
+      throw py::value_error("codes must be uint16 (n, L) with n = " + std::to_string(ids.size()) +
+                            " and L = " + std::to_string(levels) + ", got " + describe(table));
     }
+    const py::gil_scoped_release release;
+    builder.add(ids, view(table));
   };
   if (py::isinstance<py::array>(item_ids)) {
     const auto ids = require_array<std::int64_t>(item_ids, "item_ids", "int64 (n,) or a sequence of str", 1);
-    check_rows(static_cast<std::size_t>(ids.size()));
-    const py::gil_scoped_release release;
-    write_codebook(path, view(ids), view(table), levels, size);
+    take(view(ids));
   } else {
     const Strings ids = require_strings(item_ids, "item_ids");
-    check_rows(ids.views.size());
-    const py::gil_scoped_release release;
-    write_codebook(path, std::span(ids.views), view(table), levels, size);
+    take(std::span<const std::string_view>(ids.views));
   }
 }
 
@@ -101,13 +113,44 @@ py::tuple lookup(const Codebook& codebook, const py::object& ids) {
   return answer(std::span<const std::int64_t>());
 }
 
+py::tuple items(const Codebook& codebook, const py::object& codes) {
+  const auto table = require_array<std::uint16_t>(codes, "codes", "uint16 (n, L)", 2);
+  if (table.shape(1) != static_cast<py::ssize_t>(codebook.levels())) {
+    throw py::value_error("codes must be uint16 (n, L) with L = " + std::to_string(codebook.levels()) + ", got " +
+                          describe(table));
+  }
+  const Codebook::Items found = [&] {
+    const py::gil_scoped_release release;
+    return codebook.items(view(table));
+  }();
+  py::array_t<std::int64_t> offsets(static_cast<py::ssize_t>(found.offsets.size()));
+  std::copy(found.offsets.begin(), found.offsets.end(), offsets.mutable_data());
+  if (codebook.has_string_ids()) {
+    py::list ids;
+    for (const std::uint64_t slot : found.slots) ids.append(py::str(std::string(codebook.string_id(slot))));
+    return py::make_tuple(std::move(offsets), std::move(ids));
+  }
+  py::array_t<std::int64_t> ids(static_cast<py::ssize_t>(found.slots.size()));
+  std::transform(found.slots.begin(), found.slots.end(), ids.mutable_data(),
+                 [&](std::uint64_t slot) { return codebook.int64_id(slot); });
+  return py::make_tuple(std::move(offsets), std::move(ids));
+}
+
 }  // namespace
 
 void bind_codebook(py::module_& module) {
-  module.def("write_codebook", &write, py::arg("path"), py::arg("item_ids"), py::arg("codes"), py::arg("level_size"),
-             "Write a codebook file atomically; its bytes depend on the set of items, not on their order.");
-  py::class_<Codebook> type(module, "Codebook", py::is_final(), plain_metaclass(),
-                            "The map from item IDs to codes, in a file mapped read-only and shared between processes.");
+  py::class_<CodebookBuilder> builder(module, "CodebookBuilder", py::is_final(), plain_metaclass(),
+                                      "Writes a codebook file of any number of items in bounded memory.");
+  builder
+      .def(py::init(&make_builder), py::arg("path"), py::kw_only(), py::arg("levels"), py::arg("level_size"),
+           py::arg("id_type"), py::arg("memory_bytes") = std::size_t{256} << 20, py::arg("scratch") = py::none())
+      .def_property_readonly("size", &CodebookBuilder::size, "Items added so far.")
+      .def("add", &add, py::arg("item_ids"), py::arg("codes"), "Take items, in any order and any number of parts.")
+      .def("finish", &CodebookBuilder::finish, py::call_guard<py::gil_scoped_release>(), "Write the file atomically.");
+  construct_in_new(builder);
+  py::class_<Codebook> type(
+      module, "Codebook", py::is_final(), plain_metaclass(),
+      "The map between item IDs and codes, in a file mapped read-only and shared between processes.");
   type.def(py::init([](const std::filesystem::path& path) {
              const py::gil_scoped_release release;
              return std::make_unique<Codebook>(path.string());
@@ -121,7 +164,8 @@ void bind_codebook(py::module_& module) {
           "\"int64\" or \"string\".")
       .def_property_readonly("fingerprint", &Codebook::fingerprint, "32 hex digits that identify the items and codes.")
       .def("__len__", &Codebook::size)
-      .def("lookup", &lookup, py::arg("ids"), "Codes (n, L) uint16, 0 for unknown items, and known (n,) bool.");
+      .def("lookup", &lookup, py::arg("ids"), "Codes (n, L) uint16, 0 for unknown items, and known (n,) bool.")
+      .def("items", &items, py::arg("codes"), "The items that have the codes of each row, as offsets and IDs.");
   construct_in_new(type);
 }
 

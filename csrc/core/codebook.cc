@@ -51,11 +51,13 @@ Codebook::Codebook(const std::string& path) : file_(path) {
   header_ = reinterpret_cast<const Header*>(bytes.data());
   check_header(path);
   slots_ = bytes.data() + header_->slots_offset;
+  index_ = bytes.data() + header_->index_offset;
   pool_ = bytes.data() + header_->pool_offset;
   if (hash_bytes(slots_, bytes.size() - sizeof(Header)) != header_->body_checksum) {
     throw FormatError(path, "damaged: the checksum of its content does not match");
   }
   check_slots(path);
+  check_index(path);
 }
 
 void Codebook::check_header(const std::string& path) const {
@@ -86,8 +88,14 @@ void Codebook::check_header(const std::string& path) const {
   require(header.capacity >= 1 && header.capacity <= header.slot_count, "capacity out of range");
   require(header.count < header.slot_count, "more items than slots");
   const std::uint64_t slot_bytes = header.slot_count * header.slot_bytes;
-  require(header.pool_offset == sizeof(Header) + slot_bytes, "the string pool does not follow the slots");
-  require(header.pool_bytes == body - slot_bytes, "the file's size is not what its header says");
+  require(header.index_offset == sizeof(Header) + slot_bytes, "the index does not follow the slots");
+  require(header.index_width == codebook_format::index_width(header.slot_count), "wrong size of an index entry");
+  require(header.index_count >= 1 && header.index_count <= (body - slot_bytes) / header.index_width,
+          "more index entries than the file can hold");
+  require(header.index_capacity >= 1 && header.index_capacity <= header.index_count, "index capacity out of range");
+  const std::uint64_t index_bytes = header.index_count * header.index_width;
+  require(header.pool_offset == header.index_offset + index_bytes, "the string pool does not follow the index");
+  require(header.pool_bytes == body - slot_bytes - index_bytes, "the file's size is not what its header says");
 }
 
 void Codebook::check_slots(const std::string& path) const {
@@ -112,6 +120,22 @@ void Codebook::check_slots(const std::string& path) const {
     throw FormatError(path, "damaged: the last slot is not empty");
   }
   if (header.key_type == kStringKeys) check_strings(path);
+}
+
+void Codebook::check_index(const std::string& path) const {
+  std::uint64_t count = 0, largest = 0;
+  const auto scan = [&]<typename Entry>(Entry) {
+    for (std::uint64_t i = 0; i < header_->index_count; ++i) {
+      Entry entry;
+      std::memcpy(&entry, index_ + i * sizeof entry, sizeof entry);
+      count += entry != 0;
+      largest = std::max<std::uint64_t>(largest, entry);
+    }
+  };
+  header_->index_width == 4 ? scan(std::uint32_t{}) : scan(std::uint64_t{});
+  if (count != header_->count) throw FormatError(path, "damaged: the index has not one entry an item");
+  if (largest > header_->slot_count) throw FormatError(path, "damaged: the index points outside the slots");
+  if (index_entry(header_->index_count - 1) != 0) throw FormatError(path, "damaged: the last index entry is not empty");
 }
 
 void Codebook::check_strings(const std::string& path) const {
@@ -152,6 +176,40 @@ const std::byte* Codebook::slot(std::uint64_t index) const {
 
 std::string_view Codebook::pool_string(std::uint64_t offset) const {
   return {reinterpret_cast<const char*>(pool_ + offset + 4), load32(pool_ + offset)};
+}
+
+std::uint64_t Codebook::index_entry(std::uint64_t place) const {
+  const std::byte* entry = index_ + place * header_->index_width;
+  return header_->index_width == 4 ? load32(entry) : load64(entry);
+}
+
+std::int64_t Codebook::int64_id(std::uint64_t slot_index) const {
+  return static_cast<std::int64_t>(load64(slot(slot_index)));
+}
+
+std::string_view Codebook::string_id(std::uint64_t slot_index) const {
+  return pool_string(load64(slot(slot_index) + 8));
+}
+
+Codebook::Items Codebook::items(std::span<const std::uint16_t> codes) const {
+  assert(codes.size() % levels() == 0);
+  const std::size_t row_bytes = 2 * std::size_t{levels()}, rows = codes.size() / levels();
+  Items found{{0}, {}};
+  found.offsets.reserve(rows + 1);
+  for (std::size_t row = 0; row < rows; ++row) {
+    const std::uint16_t* wanted = codes.data() + row * levels();
+    for (std::uint64_t place = scale(hash_bytes(wanted, row_bytes), header_->index_capacity);; ++place) {
+      const std::uint64_t entry = index_entry(place);
+      if (entry == 0) break;
+      const std::byte* candidate = slot(entry - 1);
+      // Only a forged index points at an empty slot.
+      if (load64(candidate) == header_->empty_key) continue;
+      if (std::memcmp(candidate + codes_offset(header_->key_type), wanted, row_bytes) == 0)
+        found.slots.push_back(entry - 1);
+    }
+    found.offsets.push_back(found.slots.size());
+  }
+  return found;
 }
 
 const std::byte* Codebook::find(std::string_view id, std::uint64_t key) const {

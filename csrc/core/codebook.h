@@ -1,10 +1,11 @@
-// The map from item IDs to semantic-ID codes, in a file that worker processes share through the page cache.
+// The map between item IDs and semantic-ID codes, in a file that worker processes share through the page cache.
 #pragma once
 
 #include <cstdint>
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "core/mapped_file.h"
 
@@ -13,14 +14,6 @@ namespace gr2 {
 namespace codebook_format {
 struct Header;
 }
-
-// Writes a codebook file atomically. Its bytes depend on the set of items alone, not on their order.
-// `codes` is (ids, levels) row-major. Throws std::invalid_argument on duplicate IDs, on a code that is not below
-// `level_size`, and on sizes that do not fit together; FileError on failure to write.
-void write_codebook(const std::string& path, std::span<const std::int64_t> ids, std::span<const std::uint16_t> codes,
-                    std::uint32_t levels, std::uint32_t level_size);
-void write_codebook(const std::string& path, std::span<const std::string_view> ids,
-                    std::span<const std::uint16_t> codes, std::uint32_t levels, std::uint32_t level_size);
 
 // A codebook file, mapped read-only. Immutable: any number of threads may look up at once.
 class Codebook {
@@ -42,12 +35,24 @@ class Codebook {
   void lookup(std::span<const std::string_view> ids, std::span<std::uint16_t> codes,
               std::span<std::uint8_t> known) const;
 
+  // The items of each row of `codes`, (n, levels) row-major: those of row i are `slots[offsets[i]]` to
+  // `slots[offsets[i + 1]]`, to be read by `int64_id` or `string_id`. A row that no item has is empty. The order of a
+  // row's items is that of their hashes.
+  struct Items {
+    std::vector<std::uint64_t> offsets, slots;
+  };
+  Items items(std::span<const std::uint16_t> codes) const;
+  std::int64_t int64_id(std::uint64_t slot) const;
+  std::string_view string_id(std::uint64_t slot) const;
+
  private:
   const std::byte* slot(std::uint64_t index) const;
   std::string_view pool_string(std::uint64_t offset) const;
+  std::uint64_t index_entry(std::uint64_t place) const;
   const std::byte* find(std::string_view id, std::uint64_t key) const;
   void check_header(const std::string& path) const;
   void check_slots(const std::string& path) const;
+  void check_index(const std::string& path) const;
   void check_strings(const std::string& path) const;
   template <std::uint32_t kLevels>
   void lookup_int64(std::span<const std::int64_t> ids, std::uint16_t* codes, std::uint8_t* known) const;
@@ -55,6 +60,7 @@ class Codebook {
   MappedFile file_;
   const codebook_format::Header* header_ = nullptr;
   const std::byte* slots_ = nullptr;
+  const std::byte* index_ = nullptr;
   const std::byte* pool_ = nullptr;
 };
 

@@ -24,8 +24,4 @@ class MappedFile {
   std::size_t size_ = 0;
 };
 
-// Replaces the file at `path` by `bytes`: a reader, or a crash, sees the old file or the new one and nothing between.
-// Throws FileError.
-void write_file_atomic(const std::string& path, std::span<const std::byte> bytes);
-
 }  // namespace gr2

@@ -19,6 +19,7 @@
 
 #include "core/candidate_trie.h"
 #include "core/codebook.h"
+#include "core/codebook_builder.h"
 #include "core/codebook_format.h"
 #include "core/errors.h"
 #include "core/hash.h"
@@ -93,11 +94,35 @@ void write_sample(const std::string& path, bool strings) {
   const std::vector<std::string_view> views(names.begin(), names.end());
   std::vector<std::uint16_t> codes(50 * 4);
   for (std::size_t i = 0; i < codes.size(); ++i) codes[i] = static_cast<std::uint16_t>(i % 256);
-  if (strings) {
-    gr2::write_codebook(path, std::span<const std::string_view>(views), codes, 4, 256);
-  } else {
-    gr2::write_codebook(path, std::span<const std::int64_t>(ids), codes, 4, 256);
+  // A kilobyte makes runs on disk and a merge.
+  gr2::CodebookBuilder builder({path, 4, 256, strings, 1024, {}});
+  for (std::size_t start = 0; start < 50; start += 10) {
+    const std::span<const std::uint16_t> part = std::span(codes).subspan(4 * start, 40);
+    if (strings) {
+      builder.add(std::span(views).subspan(start, 10), part);
+    } else {
+      builder.add(std::span<const std::int64_t>(ids).subspan(start, 10), part);
+    }
   }
+  builder.finish();
+}
+
+// The items of every code path of the sample, their IDs read to the last byte.
+std::size_t read_items(const gr2::Codebook& codebook) {
+  std::size_t letters = 0;
+  std::vector<std::uint16_t> codes(codebook.levels());
+  for (std::size_t i = 0; i < 50; ++i) {
+    for (std::size_t level = 0; level < codes.size(); ++level)
+      codes[level] = static_cast<std::uint16_t>((4 * i + level) % 256);
+    for (const std::uint64_t slot : codebook.items(codes).slots) {
+      if (codebook.has_string_ids()) {
+        for (const char letter : codebook.string_id(slot)) letters += letter != '\0';
+      } else {
+        letters += codebook.int64_id(slot) != 0;
+      }
+    }
+  }
+  return letters;
 }
 
 void test_hash_depends_on_every_byte() {
@@ -157,10 +182,12 @@ void test_sealed_damage_is_refused(const TemporaryFolder& folder) {
     Header original;
     std::memcpy(&original, content.data(), sizeof original);
     // Each size and offset of the header in turn: the file is refused, or it is one that is safe to use.
-    for (const std::size_t field : {offsetof(Header, key_type), offsetof(Header, levels), offsetof(Header, level_size),
-                                    offsetof(Header, slot_bytes), offsetof(Header, count), offsetof(Header, capacity),
-                                    offsetof(Header, slot_count), offsetof(Header, slots_offset),
-                                    offsetof(Header, pool_offset), offsetof(Header, pool_bytes)}) {
+    for (const std::size_t field :
+         {offsetof(Header, key_type), offsetof(Header, levels), offsetof(Header, level_size),
+          offsetof(Header, slot_bytes), offsetof(Header, count), offsetof(Header, capacity),
+          offsetof(Header, slot_count), offsetof(Header, slots_offset), offsetof(Header, index_offset),
+          offsetof(Header, index_capacity), offsetof(Header, index_count), offsetof(Header, index_width),
+          offsetof(Header, pool_offset), offsetof(Header, pool_bytes)}) {
       const std::size_t width = field < offsetof(Header, count) ? 4 : 8;
       for (const std::uint64_t value : values) {
         std::vector<char> changed = content;
@@ -169,7 +196,7 @@ void test_sealed_damage_is_refused(const TemporaryFolder& folder) {
         reseal(changed);
         write(bad, changed);
         const bool harmless = field == offsetof(Header, levels) || field == offsetof(Header, capacity) ||
-                              field == offsetof(Header, level_size);
+                              field == offsetof(Header, level_size) || field == offsetof(Header, index_capacity);
         try {
           const gr2::Codebook codebook(bad);
           CHECK(harmless);
@@ -178,6 +205,7 @@ void test_sealed_damage_is_refused(const TemporaryFolder& folder) {
           for (std::int64_t id = -800; id < 800; ++id) {
             if (!strings) codebook.lookup(std::span<const std::int64_t>(&id, 1), codes, known);
           }
+          read_items(codebook);
         } catch (const gr2::FormatError&) {
         }
       }
@@ -233,6 +261,7 @@ void test_random_damage_never_crashes(const TemporaryFolder& folder) {
       const std::vector<std::string> names = make_names(50);
       const std::vector<std::string_view> views(names.begin(), names.end());
       if (codebook.has_string_ids()) codebook.lookup(std::span<const std::string_view>(views), codes, known);
+      read_items(codebook);
     } catch (const gr2::FormatError&) {
     }
   }
