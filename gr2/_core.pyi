@@ -68,7 +68,7 @@ class Codebook:
     def items(self, codes: NDArray[np.uint16]) -> tuple[NDArray[np.int64], NDArray[np.int64] | list[str]]:
         """The items of each row of `codes` (n, L), as offsets (n + 1,) and IDs.
 
-        Row i's are ids[offsets[i]:offsets[i + 1]], in the order of a hash of their IDs; a row that no item has is empty.
+        Row i's are ids[offsets[i]:offsets[i + 1]], in the order of their hashes; a row that no item has is empty.
         """
 
 @final

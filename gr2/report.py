@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from gr2.catalog import ItemId
     from gr2.serving.ranking import Ranking
 
-__all__ = ["evaluation_table", "ranking_table", "slate_table", "stages_table"]
+__all__ = ["evaluation_table", "ranking_table", "slate_table", "stages_table", "tokenizer_tables"]
 
 UNSHOWN = ("Cc", "Cs", "Zl", "Zp")  # control characters, lone surrogates, line and paragraph separators
 TITLE_WIDTH = 60
+GROUPS, GROUP_ITEMS, SAMPLES, NEIGHBOURS = 5, 3, 4, 3
 
 
 def stages_table(rows: Sequence[tuple[str, str, float, Mapping[str, Any]]]) -> Table:
@@ -86,6 +87,76 @@ def slate_table(incoming: Sequence[ItemId], ranking: Ranking, titles: Mapping[It
     return table
 
 
+def tokenizer_tables(report: Mapping[str, Any]) -> list[Table]:
+    """The levels of the semantic IDs, the largest groups that share an ID or a prefix, and neighbours of some items.
+
+    `report` is that of `gr2.tokenizer.report`; of groups and samples, the first are shown.
+    """
+    groups = [_groups_table(report[key]) for key in ("same_id", "same_prefix") if report[key]["groups"]]
+    samples = [_samples_table(report["samples"])] if report["samples"] else []
+    return [_levels_table(report), *groups, *samples]
+
+
+def _levels_table(report: Mapping[str, Any]) -> Table:
+    summary, levels, agreement = report["summary"], report["levels"], report["category_agreement"]
+    table = _table(
+        f"Semantic IDs: {summary['items']:,} items, {summary['levels']} codes of {summary['level_size']:,} values",
+        ("level",),
+        [str(number) for number in range(1, len(levels) + 1)],
+    )
+    for label, key, form in (
+        (f"codes used, of {summary['level_size']:,}", "codes_used", ",d"),
+        (f"entropy, of {summary['code_bits']:.4g} bits", "entropy_bits", ".2f"),
+        ("its perplexity", "perplexity", ",.1f"),
+        ("entropy given the codes before, bits", "added_bits", ".2f"),
+        ("share of the most frequent code", "top_share", ".1%"),
+        ("prefixes", "prefixes", ",d"),
+        ("items of the largest prefix", "largest_prefix", ",d"),
+        ("items that share theirs with no other", "alone", ".1%"),
+        ("reconstruction error", "reconstruction_error", ".3f"),
+    ):
+        table.add_row(label, *(format(level[key], form) for level in levels))
+    if agreement:
+        shares = (agreement.get(f"prefix_{number}") for number in range(1, len(levels) + 1))
+        cells = ("" if share is None else f"{share:.1%}" for share in shares)
+        table.add_row(f"pairs of one category, {agreement['all_pairs']:.1%} of all", *cells)
+    table.caption = (
+        f"{summary['unique']:.2%} of the IDs are unique; of plain nearest codes, {summary['nearest_unique']:.2%}. "
+        f"{summary['reassigned']:.2%} of the items have another ID than their nearest codes, {summary['overflow']:,} "
+        "are in another prefix."
+    )
+    return table
+
+
+def _groups_table(groups: Mapping[str, Any]) -> Table:
+    shown = groups["largest"][:GROUPS]
+    title = f"The largest groups that share {groups['length']} codes"
+    table = _table(title, ("codes", "items", "some of them", "title"), ())
+    table.caption = f"{len(shown)} of {groups['groups']:,} groups with {groups['items']:,} items."
+    for group in shown:
+        for place, item in enumerate(group["some"][:GROUP_ITEMS]):
+            codes, items = (_codes(group["prefix"]), f"{group['items']:,}") if place == 0 else ("", "")
+            table.add_row(codes, items, _shown(str(item["item_id"])), _short(item["title"] or ""))
+        table.add_section()
+    return table
+
+
+def _samples_table(samples: Sequence[Mapping[str, Any]]) -> Table:
+    table = _table("Items, and those that share the longest prefix", ("shared", "item", "category"), ())
+    table.caption = f"{min(len(samples), SAMPLES)} of {len(samples)} samples; green: the same category."
+    for sample in samples[:SAMPLES]:
+        for item in (sample, *sample["neighbours"][:NEIGHBOURS]):
+            title = _short(item["title"] or str(item["item_id"]))
+            category = _short(" › ".join(item["categories"][-2:]))
+            if item is sample:
+                table.add_row(_codes(item["codes"]), f"[bold]{title}[/]", category)
+            else:
+                category = f"[green]{category}[/]" if item["same_category"] else category
+                table.add_row(_codes(item["codes"][: item["shared"]]), title, category)
+        table.add_section()
+    return table
+
+
 def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
     table = Table(title=title, title_style="bold", caption_justify="left")
     for heading in left:
@@ -96,8 +167,15 @@ def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
 
 
 def _title(titles: Mapping[ItemId, str], item: ItemId) -> str:
-    title = titles.get(item) or str(item)
-    return _shown(title if len(title) <= TITLE_WIDTH else title[: TITLE_WIDTH - 1] + "…")
+    return _short(titles.get(item) or str(item))
+
+
+def _codes(codes: Sequence[int]) -> str:
+    return " ".join(map(str, codes))
+
+
+def _short(text: str) -> str:
+    return _shown(text if len(text) <= TITLE_WIDTH else text[: TITLE_WIDTH - 1] + "…")
 
 
 def _shown(text: str) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from gr2.cli import data, demo, rerank, serve, stages
+from gr2.cli import data, demo, rerank, report, serve, stages
 from gr2.errors import Gr2Error
 from gr2.version import __version__
 
@@ -19,6 +19,7 @@ stages.register(app)
 serve.register(app)
 rerank.register(app)
 app.add_typer(data.app, name="data")
+app.add_typer(report.app, name="report")
 
 
 def _version(wanted: bool) -> None:
