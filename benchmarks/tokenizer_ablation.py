@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from benchmarks.quality import gr2
@@ -82,15 +81,24 @@ def measure(name: str, seed: int) -> Result:
     for stage in ("prepare", "prerank"):
         if not (folder / stage).exists():
             shutil.copytree(BASE / stage, folder / stage, copy_function=os.link)
-    stages = [text for stage in ("tokenize", "distill", "export", "evaluate") for text in ("--only", stage)]
-    gr2("run", "configs/beauty.toml", *overrides(VARIANTS[name], folder, seed), *stages)
-    student = pq.read_table(folder / "evaluate" / "ranks.parquet").column("student").to_numpy()
-    tokenize = Artifact.load(folder / "tokenize").metrics
-    return Result(tokenize, metric_values(student)[METRIC], metric_values(path_ranks(folder))[METRIC])
+    gr2(
+        "run",
+        "configs/beauty.toml",
+        *overrides(VARIANTS[name], folder, seed),
+        "--only",
+        "tokenize",
+        "--only",
+        "distill",
+    )
+    student, path = (metric_values(ranks)[METRIC] for ranks in test_ranks(folder))
+    return Result(Artifact.load(folder / "tokenize").metrics, student, path)
 
 
-def path_ranks(folder: Path) -> NDArray[np.int64]:
-    """(R,) the target's rank in each test list by the likelihood of the candidates' semantic IDs alone."""
+def test_ranks(folder: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(R,) the target's rank in each test list by the student, and by the likelihood of the semantic IDs alone.
+
+    By the model and not by its bundle, which takes unique IDs only.
+    """
     from gr2.training.distill import load_copurchases, load_student, student_features, student_parts
 
     distill = Artifact.load(folder / "distill")
@@ -100,8 +108,12 @@ def path_ranks(folder: Path) -> NDArray[np.int64]:
     features = student_features(
         dataset, codes, slates, load_copurchases(distill), longest=int(distill.config["max_history"])
     )
-    path = student_parts(student, dataset, codes, slates, features).path
-    return rank_of_target(np.where(slates.candidates != PADDING, path, -np.inf), slates.label())
+    parts = student_parts(student, dataset, codes, slates, features)
+    prior, head = student.weights.tolist()
+    scores = (parts.path + np.float32(prior) * parts.prior + np.float32(head) * parts.head, parts.path)
+    valid, label = slates.candidates != PADDING, slates.label()
+    first, second = (rank_of_target(np.where(valid, each, -np.inf), label) for each in scores)
+    return first, second
 
 
 def interval(values: NDArray[np.float64]) -> str:

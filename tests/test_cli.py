@@ -56,11 +56,13 @@ def test_help_names_every_command_and_imports_nothing_heavy() -> None:
     )
     answer = gr2(code=code)
     assert answer.returncode == 0, answer.stderr
-    for command in ("run", *STAGES, "serve", "rerank", "demo", "data"):
+    for command in ("run", *STAGES, "serve", "rerank", "demo", "data", "report"):
         assert command in answer.stdout
 
 
-@pytest.mark.parametrize("command", [["run"], ["distill"], ["serve"], ["rerank"], ["demo"], ["data", "synthetic"]])
+@pytest.mark.parametrize(
+    "command", [["run"], ["distill"], ["serve"], ["rerank"], ["demo"], ["data", "synthetic"], ["report", "tokenizer"]]
+)
 def test_help_of_each_command_has_an_example(command: list[str]) -> None:
     answer = CliRunner().invoke(app, [*command, "--help"], prog_name="gr2")
     assert answer.exit_code == 0

@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from gr2.cli import data, demo, rerank, report, serve, stages
+from gr2.cli import data, demo, report, rerank, serve, stages
 from gr2.errors import Gr2Error
 from gr2.version import __version__
 

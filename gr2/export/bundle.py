@@ -96,8 +96,14 @@ def run(config: ExportConfig, inputs: Mapping[str, Artifact], out: Path, seed: i
 def served_codes(path: Path, catalog: Catalog, codes: NDArray[np.uint16]) -> NDArray[np.uint16]:
     """(N, L) uint16: the codes that the serving codebook at `path` has for the catalogue's items.
 
-    Raises ArtifactError if they are not `codes`, with which the student was trained.
+    Raises ArtifactError if they are not `codes`, with which the student was trained, and if items share an ID: the
+    graph knows an item by its codes.
     """
+    if shared := len(codes) - len(np.unique(codes, axis=0)):
+        raise ArtifactError(
+            f"{path}: {shared:,} of {len(codes):,} items have the semantic ID of another item, and the bundle could "
+            'not tell them apart; set [tokenize] last_level = "assign" or "random" and run from tokenize on'
+        )
     try:
         served, known = Codebook(path).lookup(catalog.keys())
     except (OSError, ValueError, TypeError) as error:

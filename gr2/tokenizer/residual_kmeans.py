@@ -13,6 +13,8 @@ __all__ = ["Codebook", "cluster_count", "fit_residual_kmeans", "nearest_codes", 
 
 ITEMS_PER_CLUSTER = 8
 SAMPLE_PER_CLUSTER = 1024
+# Principal components that the first clusters of a level are found in.
+FIRST_COMPONENTS = 8
 BLOCK = 16_384
 # Squared distance per dimension, of standardised inputs, below which two points count as one.
 SAME_POINT = 1e-6
@@ -22,7 +24,7 @@ SAME_POINT = 1e-6
 class Codebook:
     """`centroids` (L, V, D) float32; `used` clusters a level were fitted, the rows after them repeat the first.
 
-    A repeated row never wins a nearest-centroid search, since ties go to the lower code.
+    A repeated row is never the nearest (`nearest_codes`).
     """
 
     centroids: NDArray[np.float32]
@@ -69,7 +71,7 @@ def fit_residual_kmeans(
     seed: int,
     clusters: int | None = None,
 ) -> Codebook:
-    """The codebook of standardised `vectors` (N, D) float32: k-means++ and at most `iterations` Lloyd steps a level.
+    """The codebook of standardised `vectors` (N, D) float32: k-means a level, `iterations` Lloyd steps at most.
 
     A level gets `clusters`, by default `cluster_count`. More than 1,024 items a cluster are sampled: the first ones,
     so the rows must come in an order that says nothing of the items (`content_order`).
@@ -81,7 +83,7 @@ def fit_residual_kmeans(
     used = []
     with track(levels, "cluster items", unit="levels") as bar:
         for level in range(levels):
-            fitted = _lloyd(residuals, _plus_plus(residuals, clusters, rng), iterations)
+            fitted = _cluster(residuals, clusters, iterations, rng)
             centroids[level, : len(fitted)] = fitted
             centroids[level, len(fitted) :] = fitted[0]
             used.append(len(fitted))
@@ -103,7 +105,12 @@ def squared_distances(points: NDArray[np.float32], centroids: NDArray[np.float32
 def nearest_codes(
     points: NDArray[np.float32], centroids: NDArray[np.float32]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """(n,) int64 nearest centroid, the lower code on ties, and (n,) float32 squared distance to it."""
+    """(n,) int64 nearest centroid, the lower code on ties, and (n,) float32 squared distance to it.
+
+    The rows at the end that repeat the first are left out: rounding might tell them apart.
+    """
+    repeats = (centroids == centroids[0]).all(axis=1)
+    centroids = centroids[: max(1, len(centroids) - int(np.logical_and.accumulate(repeats[::-1]).sum()))]
     codes = np.empty(len(points), dtype=np.int64)
     errors = np.empty(len(points), dtype=np.float32)
     for start in range(0, len(points), BLOCK):
@@ -114,24 +121,64 @@ def nearest_codes(
     return codes, errors
 
 
-def _plus_plus(points: NDArray[np.float32], clusters: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """(k, D) float32 distinct points drawn with probability proportional to squared distance (Arthur 2007).
+def _cluster(
+    points: NDArray[np.float32], clusters: int, iterations: int, rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """(k, D) float32 centroids: k-means of the leading principal components, then of twice as many, up to all of them.
 
-    Fewer than `clusters` where the points have fewer distinct values.
+    Each starts from the clusters of the one before, the first from k-means++. In many dimensions all points are about
+    equally far apart, and k-means++ alone starts from outliers: clusters are then uneven and worth less.
     """
-    chosen = [int(rng.integers(len(points)))]
+    centred = points - points.mean(axis=0)
+    basis = np.linalg.eigh(centred.T @ centred)[1][:, ::-1].astype(np.float32)
+    rotated, width = points @ basis, min(FIRST_COMPONENTS, points.shape[1])
+    tolerance = SAME_POINT * points.shape[1]
+    centroids = _plus_plus(np.ascontiguousarray(rotated[:, :width]), clusters, rng, tolerance)
+    while True:
+        leading = np.ascontiguousarray(rotated[:, :width])
+        centroids = _lloyd(leading, centroids, iterations)
+        if width == points.shape[1]:
+            wide: NDArray[np.float32] = centroids @ basis.T
+            return wide
+        codes, _ = nearest_codes(leading, centroids)
+        width = min(2 * width, points.shape[1])
+        leading = np.ascontiguousarray(rotated[:, :width])
+        wider = np.zeros((len(centroids), width), dtype=np.float32)
+        wider[:, : centroids.shape[1]] = centroids
+        # Points that the leading components did not tell apart may be clusters of their own now.
+        centroids = _plus_plus(leading, clusters, rng, tolerance, _means(leading, codes, wider))
+
+
+def _plus_plus(
+    points: NDArray[np.float32],
+    clusters: int,
+    rng: np.random.Generator,
+    tolerance: float,
+    start: NDArray[np.float32] | None = None,
+) -> NDArray[np.float32]:
+    """(k, D) float32: `start`, or one random point, and points drawn with probability proportional to squared distance.
+
+    (Arthur and Vassilvitskii, 2007.) Fewer than `clusters` where the points have fewer values that are
+    more than `tolerance` apart (squared).
+    """
+    if start is not None and len(start) >= clusters:
+        return start
+    centroids = [points[int(rng.integers(len(points)))]] if start is None else list(start)
     norms = np.square(points).sum(axis=1)
     closest = np.full(len(points), np.inf, dtype=np.float32)
+    for latest in centroids[:-1]:
+        np.minimum(closest, norms + np.square(latest).sum() - 2.0 * (points @ latest), out=closest)
     while True:
-        latest = chosen[-1]
-        closest = np.minimum(closest, norms + norms[latest] - 2.0 * (points @ points[latest]))
-        closest[latest] = 0.0
-        closest[closest <= SAME_POINT * points.shape[1]] = 0.0
+        latest = centroids[-1]
+        np.minimum(closest, norms + np.square(latest).sum() - 2.0 * (points @ latest), out=closest)
+        closest[closest <= tolerance] = 0.0
         mass = np.cumsum(closest, dtype=np.float64)
-        if len(chosen) == clusters or mass[-1] == 0.0:
-            return points[chosen]
-        drawn = np.searchsorted(mass, rng.random() * mass[-1], side="right")
-        chosen.append(int(min(drawn, np.flatnonzero(closest)[-1])))
+        if len(centroids) == clusters or mass[-1] == 0.0:
+            return np.stack(centroids)
+        drawn = int(np.searchsorted(mass, rng.random() * mass[-1], side="right"))
+        drawn = min(drawn, int(np.flatnonzero(closest)[-1]))
+        centroids.append(points[drawn])
+        closest[drawn] = 0.0
 
 
 def _lloyd(points: NDArray[np.float32], centroids: NDArray[np.float32], iterations: int) -> NDArray[np.float32]:
@@ -143,14 +190,22 @@ def _lloyd(points: NDArray[np.float32], centroids: NDArray[np.float32], iteratio
         if previous is not None and np.array_equal(codes, previous):
             break
         previous = codes
-        order = np.argsort(codes, kind="stable")
-        counts = np.bincount(codes, minlength=len(centroids))
-        present = counts > 0
-        starts = (np.cumsum(counts) - counts)[present]
-        sums = np.add.reduceat(points[order], starts, axis=0, dtype=np.float64)
-        centroids = centroids.copy()
-        centroids[present] = sums / counts[present, None]
+        centroids = _means(points, codes, centroids)
     return centroids
+
+
+def _means(
+    points: NDArray[np.float32], codes: NDArray[np.int64], centroids: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """(k, D) float32: the mean of each cluster's points; `centroids` where it has none."""
+    order = np.argsort(codes, kind="stable")
+    counts = np.bincount(codes, minlength=len(centroids))
+    present = counts > 0
+    starts = (np.cumsum(counts) - counts)[present]
+    sums = np.add.reduceat(points[order], starts, axis=0, dtype=np.float64)
+    means = centroids.copy()
+    means[present] = sums / counts[present, None]
+    return means
 
 
 def _fill_empty(codes: NDArray[np.int64], errors: NDArray[np.float32], clusters: int) -> None:

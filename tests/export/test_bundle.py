@@ -101,6 +101,18 @@ def test_a_codebook_with_other_codes_than_the_student_learned_is_refused(
         run(ExportConfig(requests=1), tampered, tmp_path / "export", 0)
 
 
+def test_items_that_share_an_id_are_refused(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+    folder = tmp_path / "tokenize"
+    shutil.copytree(inputs["tokenize"].path, folder)
+    catalog, codes = Dataset.load(inputs["prepare"].path).catalog, np.load(folder / "codes.npy")
+    codes[7] = codes[3]
+    np.save(folder / "codes.npy", codes)
+    write_codebook(folder / "codebook.bin", catalog.keys(), codes, 8)
+    tampered = {**inputs, "tokenize": replace(inputs["tokenize"], path=folder)}
+    with pytest.raises(ArtifactError, match=r"1 of 60 items have the semantic ID of another item.*last_level"):
+        run(ExportConfig(requests=1), tampered, tmp_path / "export", 0)
+
+
 @pytest.mark.parametrize("bad", [{"requests": 0}, {"tolerance": 0.0}])
 def test_impossible_settings_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):

