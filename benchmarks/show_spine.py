@@ -12,16 +12,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import ROOT, Figure, Record, load, store
+from benchmarks.results import ROOT, Figure, Record
+from benchmarks.show import show
 
 __all__ = ["main"]
 
-STORED = ("spine.sasrec", "spine.beauty", "spine.games18")
-TARGETS = {"spine.sasrec": "make sasrec", "spine.beauty": "make beauty", "spine.games18": "make games18"}
+STORED = {"spine.sasrec": "make sasrec", "spine.beauty": "make beauty", "spine.games18": "make games18"}
 
 
 def pytest_outcome(*arguments: str) -> tuple[dict[str, int], float]:
@@ -106,35 +105,16 @@ def demo() -> Figure:
     return Figure.judge("gr2 demo, from nothing to a served ranking", seconds, 300, at_most=True, unit=" s")
 
 
+def path() -> Record:
+    """What runs now."""
+    tables: list[dict[str, Any]] = []
+    figures = [node_client(), bench(tables), kill_resume(), demo()]
+    return Record("spine.path", "The path from end to end", "make show-spine", figures, tables)
+
+
 def main() -> None:
     """Print one line a figure, store the fresh ones, and exit with 1 if a figure is short."""
-    figures: list[tuple[Figure, str]] = []
-    for name in STORED:
-        record = load(name)
-        if record is None:
-            missing = Figure(name, f"run {TARGETS[name]}", "measured", "not-measured")
-            figures.append((missing, ""))
-        else:
-            figures += [(figure, f" stored commit={record.commit} date={record.date}") for figure in record.figures]
-    number = 0
-    for figure, origin in figures:
-        number += 1
-        show(number, figure, origin)
-    fresh: list[Figure] = []
-    tables: list[dict[str, Any]] = []
-    measures: tuple[Callable[[], Figure], ...] = (node_client, lambda: bench(tables), kill_resume, demo)
-    for measure in measures:
-        number += 1
-        fresh.append(measure())
-        show(number, fresh[-1], "")
-    store(Record("spine.path", "The path from end to end", "make show-spine", fresh, tables))
-    sys.exit(any(figure.status == "short" for figure in [*fresh, *(figure for figure, _ in figures)]))
-
-
-def show(number: int, figure: Figure, origin: str) -> None:
-    """One line: what, the value, the bar and whether it is reached."""
-    line = f'SHOW spine.{number} {figure.what} value="{figure.value}" bar="{figure.bar}" {figure.status}{origin}'
-    print(line, flush=True)
+    show("spine", "the path", stored=STORED, measures=[("the path from end to end", path)])
 
 
 if __name__ == "__main__":

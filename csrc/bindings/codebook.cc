@@ -18,9 +18,13 @@
 namespace gr2::bindings {
 namespace {
 
-// The UTF-8 views of a sequence of str. The tuple keeps the strings alive whatever happens to the sequence.
+// Rows up to which a look-up is over before another thread could have taken the GIL.
+constexpr std::size_t kHeldRows = 1024;
+
+// The UTF-8 views of a sequence of str. `owner` keeps the strings alive: a tuple of its own, or, for few strings, the
+// list that was passed in, which nobody can change while the GIL is held.
 struct Strings {
-  py::tuple owner;
+  py::object owner;
   std::vector<std::string_view> views;
 };
 
@@ -30,16 +34,29 @@ Strings require_strings(const py::object& value, const char* name) {
   };
   const bool refused = py::isinstance<py::str>(value) || py::isinstance<py::bytes>(value);
   if (refused || !py::isinstance<py::sequence>(value)) fail(describe(value));
-  Strings result{py::tuple(value), {}};
-  result.views.reserve(result.owner.size());
-  for (const py::handle item : result.owner) {
-    if (!py::isinstance<py::str>(item)) {
-      fail(describe(item) + " at " + std::to_string(result.views.size()));
-    }
+  const bool held =
+      PyList_CheckExact(value.ptr()) && static_cast<std::size_t>(PyList_GET_SIZE(value.ptr())) <= kHeldRows;
+  Strings result{held ? value : py::tuple(value), {}};
+  PyObject** items = PySequence_Fast_ITEMS(result.owner.ptr());
+  const Py_ssize_t count = PySequence_Fast_GET_SIZE(result.owner.ptr());
+  // The letters of strings made long ago are in no cache: all are asked for before the first is read.
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    __builtin_prefetch(items[i]);
+    __builtin_prefetch(reinterpret_cast<const char*>(items[i]) + sizeof(PyASCIIObject));
+  }
+  result.views.resize(static_cast<std::size_t>(count));
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    if (!PyUnicode_Check(items[i])) fail(describe(items[i]) + " at " + std::to_string(i));
     Py_ssize_t size = 0;
-    const char* text = PyUnicode_AsUTF8AndSize(item.ptr(), &size);
-    if (text == nullptr) throw py::error_already_set();
-    result.views.emplace_back(text, static_cast<std::size_t>(size));
+    const char* text = nullptr;
+    if (PyUnicode_IS_COMPACT_ASCII(items[i])) {
+      text = static_cast<const char*>(PyUnicode_DATA(items[i]));
+      size = PyUnicode_GET_LENGTH(items[i]);
+    } else {
+      text = PyUnicode_AsUTF8AndSize(items[i], &size);
+      if (text == nullptr) throw py::error_already_set();
+    }
+    result.views[static_cast<std::size_t>(i)] = {text, static_cast<std::size_t>(size)};
   }
   return result;
 }
@@ -73,7 +90,8 @@ void add(CodebookBuilder& builder, const py::object& item_ids, const py::object&
       throw py::value_error("codes must be uint16 (n, L) with n = " + std::to_string(ids.size()) +
                             " and L = " + std::to_string(levels) + ", got " + describe(table));
     }
-    const py::gil_scoped_release release;
+    std::optional<py::gil_scoped_release> release;
+    if (ids.size() > kHeldRows) release.emplace();
     builder.add(ids, view(table));
   };
   if (py::isinstance<py::array>(item_ids)) {
@@ -92,10 +110,10 @@ py::tuple lookup(const Codebook& codebook, const py::object& ids) {
     py::array_t<bool> known(rows);
     const std::span<std::uint16_t> codes_view = mutable_view(codes);
     const std::span known_view(reinterpret_cast<std::uint8_t*>(known.mutable_data()), views.size());
-    {
-      const py::gil_scoped_release release;
-      codebook.lookup(views, codes_view, known_view);
-    }
+    std::optional<py::gil_scoped_release> release;
+    if (views.size() > kHeldRows) release.emplace();
+    codebook.lookup(views, codes_view, known_view);
+    release.reset();
     return py::make_tuple(std::move(codes), std::move(known));
   };
   const auto refuse = [](const char* own, const char* got) {

@@ -15,7 +15,7 @@ using codebook_format::codes_offset;
 using codebook_format::Header;
 using codebook_format::kInt64Keys;
 using codebook_format::kStringKeys;
-using codebook_format::string_key;
+using codebook_format::StringKey;
 
 namespace {
 
@@ -38,6 +38,12 @@ std::uint16_t load16(const std::byte* from) {
   std::uint16_t value;
   std::memcpy(&value, from, sizeof value);
   return value;
+}
+
+StringKey load_key(const std::byte* from) {
+  StringKey key;
+  std::memcpy(&key, from, sizeof key);
+  return key;
 }
 
 }  // namespace
@@ -101,14 +107,16 @@ void Codebook::check_header(const std::string& path) const {
 void Codebook::check_slots(const std::string& path) const {
   const Header& header = *header_;
   const std::uint32_t offset = codes_offset(header.key_type);
-  const std::uint64_t slot_count = header.slot_count, stride = header.slot_bytes, empty_key = header.empty_key;
+  const std::uint64_t slot_count = header.slot_count, stride = header.slot_bytes;
+  // Of strings the second word of the key is never 0, as its last byte is not.
+  const std::uint64_t empty_key = has_string_ids() ? 0 : header.empty_key, word = has_string_ids() ? 8 : 0;
   // Both without a branch that depends on the data, which would be mispredicted at every other slot. Slots are padded
   // with zeros to a multiple of four codes.
   std::uint64_t count = 0;
   std::array<std::uint16_t, 4> largest{};
   const std::byte* entry = slots_;
   for (std::uint64_t i = 0; i < slot_count; ++i, entry += stride) {
-    count += load64(entry) != empty_key;
+    count += load64(entry + word) != empty_key;
     for (std::uint64_t at = offset; at < stride; at += 8) {
       for (std::uint64_t j = 0; j < 4; ++j) largest[j] = std::max(largest[j], load16(entry + at + 2 * j));
     }
@@ -116,10 +124,8 @@ void Codebook::check_slots(const std::string& path) const {
   if (count != header.count) throw FormatError(path, "damaged: the number of used slots is not the number of items");
   if (*std::max_element(largest.begin(), largest.end()) >= header.level_size)
     throw FormatError(path, "damaged: a code is not below the level size");
-  if (load64(slot(header.slot_count - 1)) != header.empty_key) {
-    throw FormatError(path, "damaged: the last slot is not empty");
-  }
-  if (header.key_type == kStringKeys) check_strings(path);
+  if (occupied(slot(header.slot_count - 1))) throw FormatError(path, "damaged: the last slot is not empty");
+  if (has_string_ids()) check_keys(path);
 }
 
 void Codebook::check_index(const std::string& path) const {
@@ -138,14 +144,18 @@ void Codebook::check_index(const std::string& path) const {
   if (index_entry(header_->index_count - 1) != 0) throw FormatError(path, "damaged: the last index entry is not empty");
 }
 
-void Codebook::check_strings(const std::string& path) const {
+void Codebook::check_keys(const std::string& path) const {
   const std::uint64_t pool_bytes = header_->pool_bytes;
   for (std::uint64_t i = 0; i < header_->slot_count; ++i) {
-    if (load64(slot(i)) == header_->empty_key) continue;
-    const std::uint64_t start = load64(slot(i) + 8);
-    if (pool_bytes < 4 || start > pool_bytes - 4 || load32(pool_ + start) > pool_bytes - 4 - start) {
-      throw FormatError(path, "damaged: a string lies outside the pool");
+    const StringKey key = load_key(slot(i));
+    if (!key.pooled()) {
+      if (key.tag() > StringKey::kInlineBytes + 1 || (key.tag() == 0 && key != StringKey{}))
+        throw FormatError(path, "damaged: a string is longer than its slot");
+      continue;
     }
+    const std::uint64_t start = key.place();
+    if (pool_bytes < 4 || start > pool_bytes - 4 || load32(pool_ + start) > pool_bytes - 4 - start)
+      throw FormatError(path, "damaged: a string lies outside the pool");
   }
 }
 
@@ -188,7 +198,10 @@ std::int64_t Codebook::int64_id(std::uint64_t slot_index) const {
 }
 
 std::string_view Codebook::string_id(std::uint64_t slot_index) const {
-  return pool_string(load64(slot(slot_index) + 8));
+  const std::byte* entry = slot(slot_index);
+  const StringKey key = load_key(entry);
+  if (key.pooled()) return pool_string(key.place());
+  return {reinterpret_cast<const char*>(entry), static_cast<std::size_t>(key.tag() - 1)};
 }
 
 Codebook::Items Codebook::items(std::span<const std::uint16_t> codes) const {
@@ -203,7 +216,7 @@ Codebook::Items Codebook::items(std::span<const std::uint16_t> codes) const {
       if (entry == 0) break;
       const std::byte* candidate = slot(entry - 1);
       // Only a forged index points at an empty slot.
-      if (load64(candidate) == header_->empty_key) continue;
+      if (!occupied(candidate)) continue;
       if (std::memcmp(candidate + codes_offset(header_->key_type), wanted, row_bytes) == 0)
         found.slots.push_back(entry - 1);
     }
@@ -212,12 +225,8 @@ Codebook::Items Codebook::items(std::span<const std::uint16_t> codes) const {
   return found;
 }
 
-const std::byte* Codebook::find(std::string_view id, std::uint64_t key) const {
-  for (const std::byte* entry = slot(scale(key, header_->capacity));; entry += header_->slot_bytes) {
-    const std::uint64_t found = load64(entry);
-    if (found == header_->empty_key) return nullptr;
-    if (found == key && pool_string(load64(entry + 8)) == id) return entry;
-  }
+bool Codebook::occupied(const std::byte* entry) const {
+  return has_string_ids() ? load_key(entry).tag() != 0 : load64(entry) != header_->empty_key;
 }
 
 template <std::uint32_t kLevels>
@@ -247,6 +256,44 @@ void Codebook::lookup_int64(std::span<const std::int64_t> ids, std::uint16_t* co
   }
 }
 
+template <std::uint32_t kLevels>
+void Codebook::lookup_string(std::span<const std::string_view> ids, std::uint16_t* codes, std::uint8_t* known) const {
+  const std::uint64_t capacity = header_->capacity;
+  const std::uint32_t levels = kLevels == 0 ? header_->levels : kLevels;
+  const std::size_t stride = kLevels == 0 ? header_->slot_bytes : codebook_format::slot_bytes(kStringKeys, kLevels);
+  std::array<StringKey, kBlock> keys;
+  std::array<const std::byte*, kBlock> entries;
+  while (!ids.empty()) {
+    const std::size_t block = std::min(kBlock, ids.size());
+    for (std::size_t i = 0; i < block; ++i) {
+      keys[i] = StringKey::of(ids[i]);
+      entries[i] = slots_ + scale(keys[i].hash(), capacity) * stride;
+    }
+    // In a loop of its own, so that the processor has many in flight. A slot may lie across two cache lines.
+    for (std::size_t i = 0; i < block; ++i) {
+      __builtin_prefetch(entries[i]);
+      __builtin_prefetch(entries[i] + stride - 1);
+    }
+    for (std::size_t i = 0; i < block; ++i) {
+      const StringKey wanted = keys[i];
+      const std::byte* entry = entries[i];
+      StringKey found = load_key(entry);
+      while (found.tag() != 0 && !matches(found, wanted, ids[i])) found = load_key(entry += stride);
+      // An empty slot holds zero codes, which is what an unknown item gets.
+      known[i] = found.tag() != 0;
+      std::memcpy(codes + i * levels, entry + codes_offset(kStringKeys), 2 * levels);
+    }
+    ids = ids.subspan(block);
+    codes += block * levels;
+    known += block;
+  }
+}
+
+bool Codebook::matches(const StringKey& found, const StringKey& wanted, std::string_view id) const {
+  if (!wanted.pooled()) return found == wanted;
+  return found.pooled() && found.low == wanted.low && pool_string(found.place()) == id;
+}
+
 void Codebook::lookup(std::span<const std::int64_t> ids, std::span<std::uint16_t> codes,
                       std::span<std::uint8_t> known) const {
   assert(!has_string_ids() && codes.size() == ids.size() * levels() && known.size() == ids.size());
@@ -263,24 +310,13 @@ void Codebook::lookup(std::span<const std::int64_t> ids, std::span<std::uint16_t
 void Codebook::lookup(std::span<const std::string_view> ids, std::span<std::uint16_t> codes,
                       std::span<std::uint8_t> known) const {
   assert(has_string_ids() && codes.size() == ids.size() * levels() && known.size() == ids.size());
-  const std::uint32_t width = levels();
-  std::array<std::uint64_t, kBlock> keys;
-  for (std::size_t start = 0; start < ids.size(); start += kBlock) {
-    const std::size_t block = std::min(kBlock, ids.size() - start);
-    for (std::size_t i = 0; i < block; ++i) {
-      keys[i] = string_key(ids[start + i]);
-      __builtin_prefetch(slot(scale(keys[i], header_->capacity)));
-    }
-    for (std::size_t i = 0; i < block; ++i) {
-      const std::byte* entry = find(ids[start + i], keys[i]);
-      std::uint16_t* row = codes.data() + (start + i) * width;
-      known[start + i] = entry != nullptr;
-      if (entry != nullptr) {
-        std::memcpy(row, entry + codes_offset(kStringKeys), 2 * width);
-      } else {
-        std::fill_n(row, width, std::uint16_t{0});
-      }
-    }
+  switch (levels()) {
+    case 3:
+      return lookup_string<3>(ids, codes.data(), known.data());
+    case 4:
+      return lookup_string<4>(ids, codes.data(), known.data());
+    default:
+      return lookup_string<0>(ids, codes.data(), known.data());
   }
 }
 

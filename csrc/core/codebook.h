@@ -13,7 +13,8 @@ namespace gr2 {
 
 namespace codebook_format {
 struct Header;
-}
+struct StringKey;
+}  // namespace codebook_format
 
 // A codebook file, mapped read-only. Immutable: any number of threads may look up at once.
 class Codebook {
@@ -49,13 +50,17 @@ class Codebook {
   const std::byte* slot(std::uint64_t index) const;
   std::string_view pool_string(std::uint64_t offset) const;
   std::uint64_t index_entry(std::uint64_t place) const;
-  const std::byte* find(std::string_view id, std::uint64_t key) const;
+  bool occupied(const std::byte* entry) const;
+  bool matches(const codebook_format::StringKey& found, const codebook_format::StringKey& wanted,
+               std::string_view id) const;
   void check_header(const std::string& path) const;
   void check_slots(const std::string& path) const;
   void check_index(const std::string& path) const;
-  void check_strings(const std::string& path) const;
+  void check_keys(const std::string& path) const;
   template <std::uint32_t kLevels>
   void lookup_int64(std::span<const std::int64_t> ids, std::uint16_t* codes, std::uint8_t* known) const;
+  template <std::uint32_t kLevels>
+  void lookup_string(std::span<const std::string_view> ids, std::uint16_t* codes, std::uint8_t* known) const;
 
   MappedFile file_;
   const codebook_format::Header* header_ = nullptr;

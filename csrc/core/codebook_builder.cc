@@ -22,6 +22,7 @@ namespace gr2 {
 namespace {
 
 using codebook_format::Header;
+using codebook_format::StringKey;
 
 constexpr std::uint64_t kFingerprintSeeds[2] = {0x243f6a8885a308d3u, 0x13198a2e03707344u};
 // How many keys from the lowest int64 on are watched, to find one that no item has.
@@ -33,7 +34,7 @@ std::uint64_t hash_of(std::int64_t id) {
   return mix64(static_cast<std::uint64_t>(id));
 }
 std::uint64_t hash_of(std::string_view id) {
-  return codebook_format::string_key(id);
+  return StringKey::of(id).hash();
 }
 std::string show(std::int64_t id) {
   return std::to_string(id);
@@ -226,7 +227,7 @@ class ItemsOf final : public CodebookBuilder::Items {
 
   static std::uint64_t lowest_key() { return static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::min()); }
 
-  // A key that no item has; a string's key is never 0.
+  // A key that no item has; a string's key is never all zeros.
   std::uint64_t unused_key() const {
     if constexpr (std::same_as<Id, std::string>) return 0;
     std::uint64_t above = 0;
@@ -255,12 +256,8 @@ class ItemsOf final : public CodebookBuilder::Items {
       const std::uint64_t place = std::max(next, scale(item.hash, header_.capacity));
       repeat(file, blank, place - next);
       if constexpr (std::same_as<Id, std::string>) {
-        const std::uint64_t offset = pool->size();
-        const auto length = static_cast<std::uint32_t>(item.id.size());
-        pool->append(&length, sizeof length);
-        pool->append(item.id.data(), item.id.size());
-        std::memcpy(slot.data(), &item.hash, sizeof item.hash);
-        std::memcpy(slot.data() + 8, &offset, sizeof offset);
+        const StringKey key = string_key(item, *pool);
+        std::memcpy(slot.data(), &key, sizeof key);
       } else {
         std::memcpy(slot.data(), &item.id, sizeof item.id);
       }
@@ -272,6 +269,17 @@ class ItemsOf final : public CodebookBuilder::Items {
     // At least one empty slot ends the last probe.
     header_.slot_count = std::max(header_.capacity, next + 1);
     repeat(file, blank, header_.slot_count - next);
+  }
+
+  // A long string is appended to the pool.
+  static StringKey string_key(const Item<std::string>& item, ScratchFile& pool) {
+    StringKey key = StringKey::of(item.id);
+    if (!key.pooled()) return key;
+    key.high |= pool.size();
+    const auto length = static_cast<std::uint32_t>(item.id.size());
+    pool.append(&length, sizeof length);
+    pool.append(item.id.data(), item.id.size());
+    return key;
   }
 
   void write_index(AtomicFile& file, ExternalSort<IndexEntry>& index) {

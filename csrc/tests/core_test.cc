@@ -83,7 +83,8 @@ void reseal(std::vector<char>& content) {
 
 std::vector<std::string> make_names(std::size_t count) {
   std::vector<std::string> names;
-  for (std::size_t i = 0; i < count; ++i) names.push_back("name " + std::to_string(i * i));
+  for (std::size_t i = 0; i < count; ++i)
+    names.push_back((i % 2 ? "a name too long for its slot " : "name ") + std::to_string(i * i));
   return names;
 }
 
@@ -216,7 +217,7 @@ void test_sealed_damage_is_refused(const TemporaryFolder& folder) {
     };
     std::vector<char> used = content;
     std::uint64_t first = 0;
-    while (std::memcmp(slot(used, first), &original.empty_key, 8) == 0) ++first;
+    while (std::memcmp(slot(used, first), slot(used, original.slot_count - 1), 16) == 0) ++first;
     const std::size_t codes_at = gr2::codebook_format::codes_offset(original.key_type);
     const auto refused = [&](const std::function<void(std::vector<char>&)>& change) {
       std::vector<char> changed = content;
@@ -226,17 +227,21 @@ void test_sealed_damage_is_refused(const TemporaryFolder& folder) {
       return throws<gr2::FormatError>([&] { const gr2::Codebook codebook(bad); });
     };
     CHECK(refused([&](auto& bytes) { std::memset(slot(bytes, first) + codes_at, 1, 2); }));
-    CHECK(refused([&](auto& bytes) { std::memcpy(slot(bytes, first), &original.empty_key, 8); }));
+    CHECK(
+        refused([&](auto& bytes) { std::memcpy(slot(bytes, first), slot(bytes, original.slot_count - 1), codes_at); }));
     CHECK(refused([&](auto& bytes) {
       std::memcpy(slot(bytes, original.slot_count - 1), slot(bytes, first), original.slot_bytes);
-      std::memcpy(slot(bytes, first), &original.empty_key, 8);
+      std::memcpy(slot(bytes, first), slot(used, original.slot_count - 1), codes_at);
     }));
     if (!strings) continue;
+    while ((slot(used, first)[15] & 0xff) != 0xff) ++first;
     for (const std::uint64_t offset :
          {original.pool_bytes - 3, original.pool_bytes, std::uint64_t{1} << 40, ~std::uint64_t{0}}) {
-      CHECK(refused([&](auto& bytes) { std::memcpy(slot(bytes, first) + 8, &offset, 8); }));
+      CHECK(refused([&](auto& bytes) { std::memcpy(slot(bytes, first) + 8, &offset, 7); }));
     }
     CHECK(refused([&](auto& bytes) { std::memset(bytes.data() + original.pool_offset, 0xff, 4); }));
+    CHECK(refused([&](auto& bytes) { std::memset(slot(bytes, first) + 15, 17, 1); }));
+    CHECK(refused([&](auto& bytes) { std::memset(slot(bytes, original.slot_count - 1), 1, 1); }));
   }
 }
 

@@ -16,7 +16,8 @@ HEADER_BYTES = 192
 INT64 = st.integers(min_value=-(2**63), max_value=2**63 - 1)
 # Small numbers and the ends of the range collide with the reserved keys most easily.
 IDS = st.lists(st.one_of(INT64, st.integers(-3, 3), st.integers(-(2**63), -(2**63) + 5)), unique=True, max_size=80)
-STRINGS = st.lists(st.text(max_size=12), unique=True, max_size=80)
+# Up to 15 bytes lie in the slot, longer strings in the pool.
+STRINGS = st.lists(st.one_of(st.text(max_size=6), st.text("ab\0é", min_size=12, max_size=18)), unique=True, max_size=80)
 
 
 def random_codes(rows, levels, level_size, seed=0):
@@ -38,7 +39,7 @@ def folder(tmp_path_factory):
 def small(request, tmp_path):
     """A codebook file of 40 items and the IDs as its lookup takes them."""
     numbers = np.arange(-20, 20, dtype=np.int64) * 977
-    ids = numbers if request.param == "int64" else [f"item-{number}" for number in numbers]
+    ids = numbers if request.param == "int64" else [f"item{'-' * (number % 20)}{number}" for number in numbers]
     path = tmp_path / "codebook.bin"
     write_codebook(path, ids, random_codes(40, 4, 256), 256)
     return path, ids
