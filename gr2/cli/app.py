@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from gr2.cli import data, demo, report, rerank, serve, stages
+from gr2.cli import data, demo, encode, report, rerank, serve, stages
 from gr2.errors import Gr2Error
 from gr2.version import __version__
 
@@ -16,6 +16,7 @@ __all__ = ["app", "main"]
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 demo.register(app)
 stages.register(app)
+encode.register(app)
 serve.register(app)
 rerank.register(app)
 app.add_typer(data.app, name="data")
