@@ -2,7 +2,7 @@
 PYTHON ?= python
 DATA ?= ../shared/data
 
-.PHONY: help dev lint format sanitize test bench proto constraints results show-spine beauty games18 sasrec
+.PHONY: help dev lint format sanitize test bench proto constraints results show-spine show-tokenizer tokenizer-ablation tokenizer-scale beauty games18 sasrec
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -50,3 +50,12 @@ results: ## docs/results.md from the stored figures
 
 show-spine: ## every figure of the end-to-end path, one line each; exit code 1 if one is short
 	$(PYTHON) -m benchmarks.show_spine
+
+tokenizer-ablation: ## the tokenizer's switches on Beauty, after `make beauty` (long); stores its figures
+	$(PYTHON) -m benchmarks.tokenizer_ablation --seeds 0 1
+
+tokenizer-scale: ## IDs for up to ten million synthetic items (long); stores its figures
+	$(PYTHON) -m benchmarks.tokenizer_scale --items 100000 1000000 10000000
+
+show-tokenizer: ## every figure of the tokenizer, one line each; exit code 1 if one is short
+	$(PYTHON) -m benchmarks.show_tokenizer

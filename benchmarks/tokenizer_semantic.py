@@ -68,7 +68,13 @@ def semantic() -> Record:
 
 
 OURS = "gr2, residual k-means (the default)"
-BASELINES = ("faiss ResidualQuantizer, beam 1", "vector-quantize-pytorch", "LETTER's IDs", "random codes")
+BASELINES = (
+    "faiss ResidualQuantizer, beam 1",
+    "faiss ResidualQuantizer, beam 5",
+    "vector-quantize-pytorch",
+    "LETTER's IDs",
+    "random codes",
+)
 NOTES = [
     "same leaf: the share of pairs of items with the same leaf category among those that share the first 1, 2, 3 "
     "codes; among all pairs it is what random codes have",

@@ -18,6 +18,7 @@ from gr2.decoding import write_codebook
 from gr2.errors import ArtifactError, DataError
 from gr2.tokenizer.assign import Assignment, extend_codes
 from gr2.tokenizer.order import content_order
+from gr2.tokenizer.quality import overflow_prefixes
 from gr2.tokenizer.residual_kmeans import Codebook
 from gr2.tokenizer.tokenize import TokenizeConfig, decoded_errors, item_vectors
 
@@ -35,9 +36,10 @@ def add_items(
     kept. Items that have an ID already are passed over. Where the IDs were made from a file of vectors, `vectors` is
     the file with those of the new items, by default the same one.
 
-    Files: `items.parquet`, `codes.npy` (N, L) uint16 in its order, and `codebook.bin`. Metrics: `added`, `overflow`,
-    `reconstruction_error` after the last level that is not random, and `drift`, that error over the one that the
-    items of `tokenize` had: well above 1 says that the codes no longer fit and should be learnt anew.
+    Files: `items.parquet`, `codes.npy` (N, L) uint16 in its order, and `codebook.bin`. Metrics: `added`, `overflow`
+    and `overflow_prefixes`, `reconstruction_error` after the last level that is not random, and `drift`, that error
+    over the one that the items of `tokenize` had: well above 1 says that the codes no longer fit and should be learnt
+    anew.
     """
     base = inputs["tokenize"]
     config = configuration.build(TokenizeConfig, base.config, "tokenize")
@@ -69,6 +71,7 @@ def add_items(
             "items": len(catalog),
             "added": len(fresh),
             "overflow": assignment.overflow,
+            "overflow_prefixes": overflow_prefixes(assignment),
             "reconstruction_error": error,
             "drift": error / before if before else None,
         }

@@ -23,14 +23,30 @@ class Assignment:
     """`codes` (N, L) uint16; `errors` (N, L) float32, squared residual length after each level.
 
     Rows of `codes` are distinct, unless they were asked to be the nearest. `nearest` (N, L) uint16 is what plain
-    nearest-code encoding gives, with its collisions. `overflow` items were moved to another prefix because theirs had
-    more items than codes.
+    nearest-code encoding gives, with its collisions. Items of one prefix have the first `depth` codes in common.
     """
 
     codes: NDArray[np.uint16]
     errors: NDArray[np.float32]
     nearest: NDArray[np.uint16]
-    overflow: int
+    depth: int
+
+    @property
+    def moved(self) -> NDArray[np.bool_]:
+        """(N,): whether an item has another prefix than its nearest, which had more items than codes."""
+        changed: NDArray[np.bool_] = (self.codes[:, : self.depth] != self.nearest[:, : self.depth]).any(axis=1)
+        return changed
+
+    @property
+    def overflow(self) -> int:
+        """How many items were moved."""
+        return int(self.moved.sum())
+
+    def overflow_prefixes(self) -> list[tuple[list[int], int]]:
+        """Each prefix that items were moved from, with their number, the largest number first."""
+        prefixes, counts = np.unique(self.nearest[self.moved, : self.depth], axis=0, return_counts=True)
+        order = np.argsort(-counts, kind="stable")
+        return list(zip(prefixes[order].tolist(), counts[order].tolist(), strict=True))
 
 
 def assign_codes(
@@ -67,15 +83,14 @@ def assign_codes(
         codes[:, level], _ = nearest_codes(residuals, codebook.centroids[level])
         residuals -= codebook.centroids[level, codes[:, level]]
     nearest = codes.astype(np.uint16)
-    overflow = 0
     if last_level != "nearest":
         random = last_level == "random"
-        overflow = _move_overflow(codes, prefix_residuals, vectors, codebook, depth, random=random)
+        _move_overflow(codes, prefix_residuals, vectors, codebook, depth, random=random)
         if random:
             _draw_last(codes, depth, size, seed)
         else:
             _match_last(codes, prefix_residuals, codebook)
-    return Assignment(codes.astype(np.uint16), _errors(vectors, codes, codebook), nearest, overflow)
+    return Assignment(codes.astype(np.uint16), _errors(vectors, codes, codebook), nearest, depth)
 
 
 def extend_codes(vectors: NDArray[np.float32], taken: NDArray[np.uint16], codebook: Codebook) -> Assignment:
@@ -114,7 +129,7 @@ def extend_codes(vectors: NDArray[np.float32], taken: NDArray[np.uint16], codebo
                 codes[row] = (*found, code)
                 busy.add(code)
                 break
-    return Assignment(codes.astype(np.uint16), _errors(vectors, codes, codebook), nearest, len(overflow))
+    return Assignment(codes.astype(np.uint16), _errors(vectors, codes, codebook), nearest, levels - 1)
 
 
 def _match_last(codes: NDArray[np.int64], residuals: NDArray[np.float32], codebook: Codebook) -> None:
@@ -166,8 +181,8 @@ def _move_overflow(
     depth: int,
     *,
     random: bool,
-) -> int:
-    """Change, in place, prefix and residual of the items that their prefix has no code for; returns how many.
+) -> None:
+    """Change, in place, prefix and residual of the items that their prefix has no code for.
 
     A prefix is the first `depth` codes. Those stay that fit best: by the matching of the last level, or, where that is
     random, by the length of their residuals.
@@ -183,7 +198,7 @@ def _move_overflow(
                 kept, _ = _match(squared_distances(residuals[rows], codebook.centroids[-1]))
             overflow += np.setdiff1d(rows, rows[kept]).tolist()
     if not overflow:
-        return 0
+        return
     stay = np.setdiff1d(np.arange(len(codes)), overflow)
     for row in stay:
         taken.setdefault(tuple(codes[row, :depth].tolist()), 1)
@@ -195,7 +210,6 @@ def _move_overflow(
                 if not random:
                     codes[row, -1] = nearest_codes(residual[None], codebook.centroids[-1])[0][0]
                 break
-    return len(overflow)
 
 
 def _prefixes(

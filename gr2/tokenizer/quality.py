@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 
 from gr2.tokenizer.assign import Assignment
 
-__all__ = ["category_agreement", "code_metrics", "uniqueness"]
+__all__ = ["category_agreement", "code_metrics", "overflow_prefixes", "uniqueness"]
+
+LARGEST = 20
 
 
 def code_metrics(
@@ -36,9 +38,15 @@ def code_metrics(
         "nearest_unique": uniqueness(assignment.nearest)["unique"],
         "reassigned": float((codes != assignment.nearest).any(axis=1).mean()),
         "overflow": assignment.overflow,
+        "overflow_prefixes": overflow_prefixes(assignment),
         "levels": levels,
         "category_agreement": category_agreement(codes, categories),
     }
+
+
+def overflow_prefixes(assignment: Assignment) -> list[dict[str, Any]]:
+    """The prefixes that most items were moved from, at most 20, as JSON values: `codes` and how many `items`."""
+    return [{"codes": codes, "items": items} for codes, items in assignment.overflow_prefixes()[:LARGEST]]
 
 
 def uniqueness(codes: NDArray[np.uint16]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ from gr2.tokenizer.quality import code_metrics
 from gr2.tokenizer.residual_kmeans import Codebook, fit_residual_kmeans, standardise
 from gr2.tokenizer.settings import RqvaeSettings
 from gr2.tokenizer.text import item_texts
-from gr2.tokenizer.vectors import load_vectors
+from gr2.tokenizer.vectors import load_vectors, vector_files
 
 if TYPE_CHECKING:
     from gr2.tokenizer.rqvae import Rqvae
@@ -44,7 +44,7 @@ class TokenizeConfig(RqvaeSettings):
 
     Attributes:
         model: a folder with a sentence-transformers model; by default all-MiniLM-L6-v2, which is installed with gr2.
-        vectors: a Parquet or `.npz` file with a vector for every item, used instead of texts and a model.
+        vectors: a file with a vector for every item, used instead of texts and a model (`vectors.load_vectors`).
         method: "kmeans" clusters the vectors' residuals, "rqvae" those of an autoencoder's latents.
         last_level: how the last code is chosen (`assign_codes`): "assign" and "random" make IDs unique, "nearest" not.
         random_levels: how many of the last codes "random" draws.
@@ -86,7 +86,7 @@ class TokenizeConfig(RqvaeSettings):
 def sources(config: TokenizeConfig) -> dict[str, Path]:
     """The files outside the run that the stage reads, by the name they have among its parents."""
     if config.vectors is not None:
-        return {"file:vectors": Path(config.vectors)}
+        return {f"file:{name}": path for name, path in vector_files(config.vectors).items()}
     folder = default_model() if config.model is None else Path(config.model)
     return {f"file:model/{name}": path for name, path in sorted(model_files(folder).items())}
 
@@ -186,13 +186,18 @@ def item_vectors(config: TokenizeConfig, catalog: Catalog) -> tuple[list[bytes],
     return [text.encode() for text in texts], embed(texts, embedder, cache=cache_folder())
 
 
-def _report(metrics: Mapping[str, object]) -> None:
+def _report(metrics: Mapping[str, Any]) -> None:
     lines = [
         "tokenize: {items:,} items, {unique:.2%} unique semantic IDs, {collisions:,} collisions; "
         "plain nearest codes: {nearest_unique:.2%}".format_map(metrics)
     ]
     if metrics["overflow"]:
-        lines.append("tokenize: {overflow:,} items moved to another prefix, theirs was full".format_map(metrics))
+        worst = metrics["overflow_prefixes"][:3]
+        fullest = ", ".join(f"{'-'.join(map(str, each['codes']))} ({each['items']:,})" for each in worst)
+        lines.append(
+            f"tokenize: {metrics['overflow']:,} items moved to another prefix, theirs was full: {fullest}; "
+            "a larger level_size or one more level gives them room"
+        )
     if metrics["without_content"]:
         lines.append(
             "tokenize: {without_content:,} items have no text, their IDs say nothing of them; "

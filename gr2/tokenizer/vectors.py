@@ -1,10 +1,11 @@
-"""Item vectors of the user's own, from a Parquet or `.npz` file, aligned by item ID."""
+"""Item vectors of the user's own, from a Parquet, `.npz` or `.npy` file, aligned by item ID."""
 
 from __future__ import annotations
 
 import os
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from gr2.catalog import Catalog, ItemId
 from gr2.errors import DataError
 
-__all__ = ["load_vectors"]
+__all__ = ["load_vectors", "vector_files"]
 
 COLUMNS = ("item_id", "vector")
 
@@ -23,16 +24,18 @@ def load_vectors(path: str | os.PathLike[str], catalog: Catalog) -> NDArray[np.f
     """(N, D) float32: the vector of each item of the catalogue, in catalogue order.
 
     The file holds `item_id` and `vector`: two columns of Parquet (lists of equal length), or two arrays of an `.npz`,
-    (M,) and (M, D). It may hold more items than the catalogue. Raises DataError that says which item or row is wrong.
+    (M,) and (M, D). An `.npy` holds the vectors, and the file `.ids.npy` beside it the IDs. There may be more items
+    than in the catalogue. Raises DataError that says which item or row is wrong.
     """
     path = Path(path)
-    if path.suffix not in {".parquet", ".npz"}:
+    readers = {".parquet": _read_parquet, ".npz": _read_npz, ".npy": _read_npy}
+    if path.suffix not in readers:
         raise DataError(
-            "vectors must come with their item IDs, as .parquet (columns item_id, vector) or "
-            ".npz (np.savez(path, item_id=..., vector=...))",
+            "vectors must come with their item IDs, as .parquet (columns item_id, vector), as "
+            ".npz (np.savez(path, item_id=..., vector=...)), or as .npy with the IDs in .ids.npy beside it",
             path=path,
         )
-    ids, vectors = _read_parquet(path) if path.suffix == ".parquet" else _read_npz(path)
+    ids, vectors = readers[path.suffix](path)
     if len(ids) != len(vectors):
         raise DataError(f"{len(ids):,} item IDs, but {len(vectors):,} vectors", path=path)
     rows = {item: row for row, item in enumerate(ids)}
@@ -56,6 +59,12 @@ def load_vectors(path: str | os.PathLike[str], catalog: Catalog) -> NDArray[np.f
     return np.ascontiguousarray(vectors[order], dtype=np.float32)
 
 
+def vector_files(path: str | os.PathLike[str]) -> dict[str, Path]:
+    """The files that `load_vectors` reads: `vectors` and, of an `.npy`, `vector_ids`."""
+    path = Path(path)
+    return {"vectors": path} | ({"vector_ids": path.with_suffix(".ids.npy")} if path.suffix == ".npy" else {})
+
+
 def _read_parquet(path: Path) -> tuple[list[ItemId], NDArray[np.float32]]:
     try:
         table = pq.read_table(path, columns=list(COLUMNS))
@@ -77,6 +86,20 @@ def _read_npz(path: Path) -> tuple[list[ItemId], NDArray[np.float32]]:
             ids, vectors = arrays["item_id"], arrays["vector"]
     except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"cannot read the arrays item_id and vector: {error}", path=path) from error
+    return _checked(ids, vectors, path)
+
+
+def _read_npy(path: Path) -> tuple[list[ItemId], NDArray[np.float32]]:
+    arrays = {}
+    for name, file in vector_files(path).items():
+        try:
+            arrays[name] = np.load(file, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(f"cannot read an array: {error}", path=file) from error
+    return _checked(arrays["vector_ids"], arrays["vectors"], path)
+
+
+def _checked(ids: NDArray[Any], vectors: NDArray[Any], path: Path) -> tuple[list[ItemId], NDArray[np.float32]]:
     if ids.ndim != 1 or ids.dtype.kind not in "iuU":
         raise DataError(f"item_id must be (M,) integers or strings, got {ids.dtype} {ids.shape}", path=path)
     if vectors.ndim != 2 or vectors.shape[1] == 0 or vectors.dtype.kind not in "fiu":

@@ -51,6 +51,7 @@ def test_items_of_a_full_prefix_move_to_the_nearest_with_room() -> None:
     points = np.array([[0.0], [0.1], [0.2], [-0.1], [1.0], [100.0]], dtype=np.float32)
     result = assign_codes(points, book)
     assert result.overflow == 2
+    assert result.overflow_prefixes() == [([0], 2)]
     assert len(np.unique(result.codes, axis=0)) == 6
     assert sorted(result.codes[:, 0].tolist()) == [0, 0, 0, 1, 1, 2]
     assert result.codes[4, 0] == 1

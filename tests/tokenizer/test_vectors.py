@@ -12,7 +12,7 @@ import pytest
 
 from gr2.catalog import Catalog, ItemId
 from gr2.errors import DataError
-from gr2.tokenizer.vectors import load_vectors
+from gr2.tokenizer.vectors import load_vectors, vector_files
 
 Writer = Callable[[Path, Sequence[ItemId], Sequence[Sequence[float]]], Path]
 
@@ -29,7 +29,14 @@ def write_npz(folder: Path, ids: Sequence[ItemId], vectors: Sequence[Sequence[fl
     return path
 
 
-@pytest.fixture(params=[write_parquet, write_npz])
+def write_npy(folder: Path, ids: Sequence[ItemId], vectors: Sequence[Sequence[float]]) -> Path:
+    path = folder / "vectors.npy"
+    np.save(path, np.array(vectors))
+    np.save(folder / "vectors.ids.npy", np.array(ids))
+    return path
+
+
+@pytest.fixture(params=[write_parquet, write_npz, write_npy])
 def write(request: pytest.FixtureRequest) -> Writer:
     writer: Writer = request.param
     return writer
@@ -88,9 +95,9 @@ def test_ragged_and_empty_vectors_are_refused(tmp_path: Path, vectors: list[list
 
 
 def test_file_without_ids_is_refused(tmp_path: Path) -> None:
-    np.save(tmp_path / "v.npy", np.zeros((2, 3), dtype=np.float32))
+    np.savetxt(tmp_path / "v.csv", np.zeros((2, 3), dtype=np.float32))
     with pytest.raises(DataError, match="must come with their item IDs"):
-        load_vectors(tmp_path / "v.npy", catalog([1, 2]))
+        load_vectors(tmp_path / "v.csv", catalog([1, 2]))
 
 
 @pytest.mark.parametrize("name", ["v.parquet", "v.npz"])
@@ -124,3 +131,10 @@ def test_arrays_of_a_wrong_shape_or_type_are_refused(
     np.savez(tmp_path / "v.npz", item_id=np.array(ids), vector=np.array(vectors))
     with pytest.raises(DataError, match=match):
         load_vectors(tmp_path / "v.npz", catalog([1, 2]))
+
+
+def test_an_npy_without_its_ids_says_which_file_is_missing(tmp_path: Path) -> None:
+    np.save(tmp_path / "vectors.npy", np.zeros((2, 3)))
+    with pytest.raises(DataError, match=r"vectors\.ids\.npy: .*No such file"):
+        load_vectors(tmp_path / "vectors.npy", catalog([1, 2]))
+    assert [path.name for path in vector_files(tmp_path / "vectors.npy").values()] == ["vectors.npy", "vectors.ids.npy"]
