@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gr2.decoding import CandidateTrie, Codebook, reference_score, reference_trie, write_codebook
+from gr2.decoding import CandidateTrie, Codebook, write_codebook
+from gr2.decoding.reference import reference_score, reference_trie
 
 ITEMS, SLATE, LEVELS, LEVEL_SIZE = 1_000_000, 100, 4, 256
 REQUESTS = 1_000

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gr2.decoding import MASKED, CandidateTrie, reference_score, reference_trie
+from gr2.decoding import CandidateTrie
+from gr2.decoding.reference import MASKED, reference_score, reference_trie
 
 SHAPES = [(1, 1), (1, 7), (2, 3), (3, 256), (4, 4), (4, 256), (4, 4096), (5, 2), (6, 65536), (8, 3), (8, 65536)]
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from gr2.catalog import Catalog
 from gr2.data.candidates import CandidateLists
 from gr2.data.dataset import Dataset
-from gr2.decoding import reference_trie
+from gr2.decoding.reference import reference_trie
 from gr2.models.slate import build_slates, build_tries, list_features, pad_histories
 
 LEVEL_SIZE = 5

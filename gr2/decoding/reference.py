@@ -1,55 +1,15 @@
-"""Constrained decoding over semantic IDs: the C++ core, and the NumPy reference that says what it must compute."""
+"""The NumPy reference: what the C++ core, and every other implementation of constrained decoding, must compute."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-try:
-    from gr2._core import CandidateTrie, Codebook, CodebookBuilder
-except ImportError as error:
-    raise ImportError(
-        f"gr2's C++ core cannot be loaded ({error}). Install the package with `pip install .`, which needs a C++20 "
-        "compiler (on Debian or Ubuntu: apt install g++); in a checkout run `make dev`."
-    ) from error
-
-__all__ = [
-    "MASKED",
-    "CandidateTrie",
-    "Codebook",
-    "CodebookBuilder",
-    "ReferenceTrie",
-    "reference_score",
-    "reference_trie",
-    "write_codebook",
-]
+__all__ = ["MASKED", "ReferenceTrie", "reference_score", "reference_trie"]
 
 MASKED = np.float32(-1e9)
-
-
-def write_codebook(
-    path: str | os.PathLike[str],
-    item_ids: NDArray[np.int64] | Sequence[str],
-    codes: NDArray[np.uint16],
-    level_size: int,
-) -> None:
-    """Write the codebook file of items that fit in memory, by `CodebookBuilder`, whose errors it raises.
-
-    `codes` is (n, L); `item_ids` is an int64 array, or a sequence of str for a codebook of strings.
-    """
-    shape = np.shape(codes)
-    builder = CodebookBuilder(
-        path,
-        levels=shape[1] if len(shape) == 2 else 1,
-        level_size=level_size,
-        id_type="int64" if isinstance(item_ids, np.ndarray) else "string",
-    )
-    builder.add(item_ids, codes)
-    builder.finish()
 
 
 @dataclass(frozen=True)

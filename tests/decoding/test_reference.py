@@ -3,7 +3,8 @@ import sys
 
 import numpy as np
 
-from gr2.decoding import MASKED, CandidateTrie, reference_score, reference_trie
+from gr2.decoding import CandidateTrie
+from gr2.decoding.reference import MASKED, reference_score, reference_trie
 
 CODES = np.array([[1, 2], [0, 3], [1, 0], [9, 9], [1, 2]], np.uint16)
 KNOWN = np.array([True, True, True, False, True])
