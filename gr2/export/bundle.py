@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gr2.artifact import Artifact, open_stage
+from gr2.artifact import Artifact, file_digest, open_stage
 from gr2.bundle import FeatureSpec, ModelSpec, write_bundle
 from gr2.catalog import Catalog
 from gr2.data.candidates import CandidateLists
@@ -27,17 +27,25 @@ from gr2.models.student import Student
 from gr2.training.distill import load_copurchases, load_student, student_features
 from gr2.version import __version__
 
-__all__ = ["INPUTS", "ExportConfig", "run"]
+__all__ = ["INPUTS", "ExportConfig", "run", "sources"]
 
 INPUTS = ("prepare", "prerank", "tokenize", "distill")
 
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """`requests` test lists are scored by the student and by the graph; scores may differ by `tolerance` at most."""
+    """Settings of the stage.
+
+    Attributes:
+        requests: how many test lists are scored by the student and by the graph.
+        tolerance: how much their scores may differ at most.
+        added: the folder that `gr2 tokenize --add` wrote: its new items are served, too. The student has not seen them;
+            their semantic IDs say what it knows of them.
+    """
 
     requests: int = 1000
     tolerance: float = 1e-3
+    added: str | None = None
 
     def __post_init__(self) -> None:
         if self.requests < 1:
@@ -46,9 +54,15 @@ class ExportConfig:
             raise ValueError(f"tolerance must be positive, got {self.tolerance}")
 
 
+def sources(config: ExportConfig) -> dict[str, Path]:
+    """The files outside the run's stages that the stage reads, by the name they have among its parents."""
+    return {} if config.added is None else {"file:added": Path(config.added) / "artifact.json"}
+
+
 def run(config: ExportConfig, inputs: Mapping[str, Artifact], out: Path, seed: int) -> Artifact:
     """Write the bundle; the artefact's folder is the bundle's. Raises BundleError if the graph is not the student."""
     parents = {name: inputs[name].digest for name in INPUTS}
+    parents |= {name: file_digest(path) for name, path in sources(config).items()}
     with open_stage(out, "export", config, parents, seed) as work:
         shutil.rmtree(work.checkpoints / "bundle", ignore_errors=True)  # a killed run may have moved some of its files
         student = load_student(inputs["distill"])
@@ -56,7 +70,7 @@ def run(config: ExportConfig, inputs: Mapping[str, Artifact], out: Path, seed: i
         graph = work.checkpoints / "model.onnx"
         table = load_copurchases(inputs["distill"])
         codes = inputs["tokenize"].array("codes.npy")
-        codebook = inputs["tokenize"].file("codebook.bin")
+        codebook, catalog = _served(config, inputs["tokenize"], dataset.catalog)
         export_graph(student, table, codes, graph)
         requests = _requests(
             CandidateLists.load(inputs["prerank"].file("test.parquet")), config.requests, seed & 0xFFFF_FFFF
@@ -80,7 +94,7 @@ def run(config: ExportConfig, inputs: Mapping[str, Artifact], out: Path, seed: i
             work.checkpoints / "bundle",
             graph=graph,
             codebook=codebook,
-            catalog=dataset.catalog,
+            catalog=catalog,
             model=model_spec(student),
             features=feature_spec(student),
             parity=asdict(parity),
@@ -91,6 +105,16 @@ def run(config: ExportConfig, inputs: Mapping[str, Artifact], out: Path, seed: i
             path.replace(work.path / path.name)
         work.metrics.update(version=bundle.version, parity=asdict(parity), **_sizes(work.path))
     return Artifact.load(out, "export")
+
+
+def _served(config: ExportConfig, tokenize: Artifact, catalog: Catalog) -> tuple[Path, Catalog]:
+    """The codebook and the catalogue of the bundle: those of `tokenize`, or those with the items added to it."""
+    if config.added is None:
+        return tokenize.file("codebook.bin"), catalog
+    added = Artifact.load(config.added, "tokenize-add", verify=True)
+    if added.parents.get("tokenize") != tokenize.digest:
+        raise ArtifactError(f"{added.path}: added to the IDs of another tokenize; run `gr2 tokenize --add` again")
+    return added.file("codebook.bin"), Catalog.load(added.file("items.parquet"))
 
 
 def served_codes(path: Path, catalog: Catalog, codes: NDArray[np.uint16]) -> NDArray[np.uint16]:

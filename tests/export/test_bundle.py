@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -21,6 +23,7 @@ from gr2.decoding import write_codebook
 from gr2.errors import ArtifactError, BundleError
 from gr2.export.bundle import INPUTS, ExportConfig, run
 from gr2.serving.engine import Engine
+from gr2.tokenizer.add import add_items
 from gr2.training import distill
 
 
@@ -111,6 +114,38 @@ def test_items_that_share_an_id_are_refused(inputs: dict[str, Artifact], tmp_pat
     tampered = {**inputs, "tokenize": replace(inputs["tokenize"], path=folder)}
     with pytest.raises(ArtifactError, match=r"1 of 60 items have the semantic ID of another item.*last_level"):
         run(ExportConfig(requests=1), tampered, tmp_path / "export", 0)
+
+
+def add(inputs: dict[str, Artifact], folder: Path, ids: list[int | str]) -> Path:
+    """Give IDs to new items with random vectors; returns the folder of the artefact."""
+    width = inputs["tokenize"].array("standard.npy").shape[1]
+    vectors = np.random.default_rng(1).normal(size=(len(ids), width))
+    np.savez(folder / "new.npz", item_id=np.array(ids), vector=vectors)
+    pq.write_table(pa.table({"item_id": ids}), folder / "new.parquet")
+    given = {name: inputs[name] for name in ("prepare", "tokenize")}
+    return add_items(given, folder / "new.parquet", folder / "tokenize-add", vectors=str(folder / "new.npz")).path
+
+
+def test_items_added_after_training_are_served(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+    catalog = Dataset.load(inputs["prepare"].path).catalog
+    new: list[int | str] = ["new 1", "new 2"] if catalog.id_type == "string" else [10**9, 10**9 + 1]
+    added = add(inputs, tmp_path, new)
+    bundle = Bundle.load(run(ExportConfig(requests=10, added=str(added)), inputs, tmp_path / "export", 0).path)
+    ranking = Engine(bundle).rerank([catalog.ids[0], new[1]], [*new, *catalog.ids[1:4]])
+    assert [item.status.name for item in ranking.items] == ["SCORED"] * 5
+    assert {item.item_id for item in ranking.items} >= set(new)
+    before = Bundle.load(run(ExportConfig(requests=10), inputs, tmp_path / "before", 0).path)
+    request = ([catalog.ids[0]], catalog.ids[1:9])
+    scores = [[item.score for item in Engine(each).rerank(*request).items] for each in (before, bundle)]
+    assert scores[0] == scores[1]
+
+
+def test_items_added_to_other_ids_are_refused(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+    first = Dataset.load(inputs["prepare"].path).catalog.ids[0]
+    added = add(inputs, tmp_path, ["new" if isinstance(first, str) else 10**9])
+    other = {**inputs, "tokenize": replace(inputs["tokenize"], digest="another")}
+    with pytest.raises(ArtifactError, match="added to the IDs of another tokenize"):
+        run(ExportConfig(added=str(added)), other, tmp_path / "export", 0)
 
 
 @pytest.mark.parametrize("bad", [{"requests": 0}, {"tolerance": 0.0}])
