@@ -1,0 +1,1 @@
+"""Semantic IDs for catalogues that do not fit into memory, as a Ray Data job."""
