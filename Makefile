@@ -1,8 +1,9 @@
 # Everything a developer runs. `make help` lists the targets.
 PYTHON ?= python
 DATA ?= ../shared/data
+FUZZ_SECONDS ?= 600
 
-.PHONY: help dev lint format sanitize test bench proto constraints results show-spine show-tokenizer tokenizer-ablation tokenizer-scale beauty games18 sasrec
+.PHONY: help dev lint format sanitize fuzz test bench proto constraints results show-spine show-tokenizer tokenizer-ablation tokenizer-scale beauty games18 sasrec
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -26,6 +27,11 @@ format: ## rewrite what the linters can mend
 
 sanitize: ## the C++ tests under the address, undefined-behaviour and thread sanitizers
 	for preset in asan tsan; do cmake --preset $$preset && cmake --build --preset $$preset && ctest --preset $$preset || exit 1; done
+
+fuzz: ## the fuzz targets, FUZZ_SECONDS in all (600)
+	cmake --preset fuzz && cmake --build --preset fuzz
+	set -e; targets=$$(ls build/fuzz/*_fuzz); \
+	for target in $$targets; do $$target $$(($(FUZZ_SECONDS) / $$(echo $$targets | wc -w))); done
 
 test: ## the test suite
 	$(PYTHON) -m pytest
