@@ -58,7 +58,7 @@ show-spine: ## every figure of the end-to-end path, one line each; exit code 1 i
 	$(PYTHON) -m benchmarks.show_spine
 
 tokenizer-ablation: ## the tokenizer's switches on Beauty, after `make beauty` (long); stores its figures
-	$(PYTHON) -m benchmarks.tokenizer_ablation --seeds 0 1
+	$(PYTHON) -m benchmarks.tokenizer_ablation --seeds 0
 
 tokenizer-scale: ## IDs for up to ten million synthetic items (long); stores its figures
 	$(PYTHON) -m benchmarks.tokenizer_scale --items 100000 1000000 10000000
