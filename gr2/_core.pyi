@@ -33,7 +33,7 @@ class CodebookBuilder:
         """Take items with their `codes` (n, L), in any order and any number of parts.
 
         Raises ValueError on codes out of range and TypeError on wrong dtypes, before anything is taken; OSError if the
-        scratch folder cannot be written; RuntimeError after `finish`.
+        scratch folder cannot be written, after which a new builder is needed; RuntimeError then, and after `finish`.
         """
 
     def finish(self) -> None:
@@ -69,6 +69,7 @@ class Codebook:
         """The items of each row of `codes` (n, L), as offsets (n + 1,) and IDs.
 
         Row i's are ids[offsets[i]:offsets[i + 1]], in the order of their hashes; a row that no item has is empty.
+        Raises ValueError on an ID that is not UTF-8, which only a forged file has.
         """
 
 @final

@@ -6,7 +6,9 @@ moved to `OUT` in one rename. A folder without a valid `artifact.json` is never 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -139,6 +141,12 @@ class Workspace:
     seed: int
     metrics: dict[str, Any] = field(default_factory=dict)
 
+    def save_array(self, name: str, array: NDArray[Any]) -> None:
+        """Write an array to the file `name` (`.npy`). Raises OSError that says why it cannot be written."""
+        buffer = io.BytesIO()
+        np.save(buffer, array, allow_pickle=False)
+        write_atomic(self.path / name, buffer.getvalue())
+
 
 def fingerprint(stage: str, config: Any, parents: Mapping[str, str], seed: int) -> str:
     """A hash of everything that decides a stage's result: its name, configuration, inputs, seed and gr2's version."""
@@ -163,10 +171,9 @@ def open_stage(out: Path, stage: str, config: Any, parents: Mapping[str, str], s
     run is taken up again if its fingerprint is the same, and cleared otherwise; of one that is taken up, only the
     whole files in `checkpoints` are kept.
     """
+    out = out.resolve()
     partial = out.with_name(out.name + ".partial")
-    for path in (out, partial):
-        if path.exists() and not path.is_dir():
-            raise ArtifactError(f"{path}: is a file where the stage {stage} needs a folder; move it away")
+    _refuse_foreign(out, stage)
     _recover(out)
     identity = fingerprint(stage, config, parents, seed)
     marker, checkpoints = partial / "fingerprint", partial / "checkpoints"
@@ -200,6 +207,21 @@ def open_stage(out: Path, stage: str, config: Any, parents: Mapping[str, str], s
     _recover(out)
 
 
+def _refuse_foreign(out: Path, stage: str) -> None:
+    """Raise ArtifactError if the folder, or the workspace beside it, holds something that this stage did not write."""
+    for path in (out, out.with_name(out.name + ".partial")):
+        if path.exists() and not path.is_dir():
+            raise ArtifactError(f"{path}: is a file where the stage {stage} needs a folder; move it away")
+        own = any((path / name).is_file() for name in (MANIFEST, "fingerprint"))
+        # A hidden file may be one that a kill left half written.
+        if path.is_dir() and not own and any(not inside.name.startswith(".") for inside in path.iterdir()):
+            raise ArtifactError(f"{path}: holds files that no stage of gr2 wrote; give a new folder, or an empty one")
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        found = json.loads((out / MANIFEST).read_text(encoding="utf-8")).get("stage")
+        if found != stage:
+            raise ArtifactError(f"{out}: holds the artefact of the stage {found}; give {stage} another folder")
+
+
 def _tidy(partial: Path) -> None:
     """Remove what a killed run left half done: everything but the fingerprint and the checkpoints written whole."""
     for path in partial.iterdir():
@@ -214,7 +236,7 @@ def _tidy(partial: Path) -> None:
 
 def _recover(out: Path) -> None:
     """Finish the move of a committed workspace to `out`, wherever a crash may have left it."""
-    partial, old = out.with_name(out.name + ".partial"), out.with_name(out.name + ".old")
+    partial, old = out.with_name(out.name + ".partial"), out.with_name(f".{out.name}.replaced")
     if (partial / MANIFEST).is_file():
         shutil.rmtree(partial / "checkpoints", ignore_errors=True)
         (partial / "fingerprint").unlink(missing_ok=True)

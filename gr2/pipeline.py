@@ -23,7 +23,7 @@ from gr2.interrupts import interrupts_wait
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["STAGES", "Outcome", "Plan", "RunConfig", "Stage", "Step", "execute", "load_plan", "show", "summarize"]
+__all__ = ["STAGES", "Outcome", "Plan", "RunConfig", "Stage", "Step", "execute", "load_plan", "run_lock", "show", "summarize"]
 
 SEEDS = 2**63
 
@@ -134,7 +134,7 @@ def execute(plan: Plan, *, force: bool = False, say: Callable[[str], None] = pri
     A stage that was killed goes on from its last checkpoint, unless `force`. `say` gets one line an event.
     """
     outcomes: dict[str, Outcome] = {}
-    with _lock(plan.out):
+    with run_lock(plan.out):
         for step in plan.steps:
             outcomes[step.stage.name] = _advance(step, plan, outcomes, force=force, say=say)
     return [outcomes.get(name) or _unselected(plan.out / name, name) for name in STAGES]
@@ -229,8 +229,8 @@ def _load(stage: Stage) -> ModuleType:
 
 
 @contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Hold the run's folder; the system lets go of it however the process ends."""
+def run_lock(folder: Path) -> Iterator[None]:
+    """Hold the run's folder; the system lets go of it however the process ends. Raises ArtifactError if it is held."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"[run] out: {folder} is a file; give a folder")
     folder.mkdir(parents=True, exist_ok=True)

@@ -179,3 +179,26 @@ def test_atomic_write_leaves_no_temporary_file(tmp_path: Path) -> None:
     write_atomic(tmp_path / "f", b"2")
     assert (tmp_path / "f").read_bytes() == b"2"
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+@pytest.mark.parametrize("name", ["out", "out.partial"])
+def test_a_folder_with_somebody_elses_files_is_refused_and_kept(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "thesis.txt").write_text("years of work")
+    with (
+        pytest.raises(ArtifactError, match="holds files that no stage of gr2 wrote"),
+        open_stage(tmp_path / "out", "prepare", Sample(), {}, 0),
+    ):
+        pass
+    assert (tmp_path / name / "thesis.txt").read_text() == "years of work"
+
+
+def test_another_stages_folder_is_refused_and_kept(tmp_path: Path) -> None:
+    with open_stage(tmp_path / "out", "prepare", Sample(), {}, 0):
+        pass
+    with (
+        pytest.raises(ArtifactError, match="holds the artefact of the stage prepare"),
+        open_stage(tmp_path / "out", "encode", Sample(), {}, 0),
+    ):
+        pass
+    assert Artifact.load(tmp_path / "out", "prepare").stage == "prepare"

@@ -143,8 +143,9 @@ class ItemsOf final : public CodebookBuilder::Items {
   void add(std::span<const std::string_view> ids, std::span<const std::uint16_t> codes) override { take(ids, codes); }
 
   void finish() override {
-    if (finished_) throw std::logic_error("the codebook is finished");
-    finished_ = true;
+    require_usable();
+    // What is drained is gone, so a failure cannot be tried again.
+    ended_ = "the codebook is finished, or could not be";
     AtomicFile file(plan_.path);
     const std::array<std::byte, sizeof(Header)> blank{};
     file.append(blank.data(), blank.size());
@@ -171,12 +172,14 @@ class ItemsOf final : public CodebookBuilder::Items {
   template <typename Given>
   void take(std::span<const Given> ids, std::span<const std::uint16_t> codes) {
     constexpr bool kSame = std::same_as<Given, std::int64_t> == std::same_as<Id, std::int64_t>;
-    if (finished_) throw std::logic_error("the codebook is finished");
+    require_usable();
     if constexpr (!kSame) {
       throw std::invalid_argument(std::string("item_ids must be ") +
                                   (std::same_as<Id, std::int64_t> ? "int64" : "strings") + ", as this codebook's");
     } else {
       check(ids, codes);
+      // Until all is taken: some items may be in already when a run cannot be written.
+      ended_ = "items were lost when a part could not be written; begin anew";
       const std::size_t levels = plan_.levels;
       for (std::size_t row = 0; row < ids.size(); ++row) {
         Item<Id> item{hash_of(ids[row]), Id(ids[row]), {}};
@@ -185,7 +188,12 @@ class ItemsOf final : public CodebookBuilder::Items {
         sorted_.add(std::move(item));
       }
       count += ids.size();
+      ended_ = nullptr;
     }
+  }
+
+  void require_usable() const {
+    if (ended_ != nullptr) throw std::logic_error(ended_);
   }
 
   template <typename Given>
@@ -320,7 +328,7 @@ class ItemsOf final : public CodebookBuilder::Items {
   ExternalSort<Item<Id>> sorted_;
   std::uint64_t fingerprint_[2] = {};
   std::set<std::uint64_t> near_lowest_;
-  bool finished_ = false;
+  const char* ended_ = nullptr;  // why nothing more is taken
 };
 
 }  // namespace

@@ -31,7 +31,7 @@ class CodebookBuilder {
 
   // `codes` is (ids, levels) row-major. Throws std::invalid_argument on a code that is not below the level size, on
   // IDs of the other type and on sizes that do not fit together, before anything is added; FileError where a run
-  // cannot be written; std::logic_error after `finish`.
+  // cannot be written, after which the builder is of no more use; std::logic_error then, and after `finish`.
   void add(std::span<const std::int64_t> ids, std::span<const std::uint16_t> codes);
   void add(std::span<const std::string_view> ids, std::span<const std::uint16_t> codes);
   // Items added so far.

@@ -10,7 +10,7 @@ import typer
 
 from gr2.cli.stages import Config, Set
 from gr2.interrupts import interrupts_wait
-from gr2.pipeline import load_plan
+from gr2.pipeline import load_plan, run_lock
 
 __all__ = ["register"]
 
@@ -50,20 +50,21 @@ def encode(
     wanted = plan.steps[0].config
     from gr2.artifact import Artifact
 
-    inputs = {name: Artifact.load(plan.out / name, name) for name in ("prepare", "tokenize")}
     try:
         with interrupts_wait():
             from gr2.tokenizer.bulk.cluster import ray_pool
             from gr2.tokenizer.bulk.encode import encode_items
-        gpu = inputs["tokenize"].config["vectors"] is None and wanted.device != "cpu"
-        made = encode_items(
-            inputs,
-            items,
-            plan.out / "encode" if out is None else out,
-            workers=ray_pool(workers, address=address, gpu=gpu),
-            device=wanted.device,
-            batch_size=wanted.batch_size,
-        )
+        with run_lock(plan.out):
+            inputs = {name: Artifact.load(plan.out / name, name) for name in ("prepare", "tokenize")}
+            gpu = inputs["tokenize"].config["vectors"] is None and wanted.device != "cpu"
+            made = encode_items(
+                inputs,
+                items,
+                plan.out / "encode" if out is None else out,
+                workers=ray_pool(workers, address=address, gpu=gpu),
+                device=wanted.device,
+                batch_size=wanted.batch_size,
+            )
     except KeyboardInterrupt:
         _say("interrupted: what was done is kept; the same command goes on from there")
         raise typer.Exit(130) from None

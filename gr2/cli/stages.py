@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from gr2.pipeline import STAGES, execute, load_plan, show, summarize
+from gr2.errors import ConfigError
+from gr2.pipeline import STAGES, execute, load_plan, run_lock, show, summarize
 
 __all__ = ["register"]
 
@@ -73,17 +74,23 @@ def tokenize(
     if add is None:
         _run(config, overrides or (), only=["tokenize"], force=force)
         return
+    if force:
+        raise ConfigError("--add changes no ID that exists, so there is nothing to --force; leave one of them out")
     plan = load_plan(config, overrides=overrides or (), only=["tokenize"])
     from gr2.artifact import Artifact
     from gr2.tokenizer.add import add_items
 
-    inputs = {name: Artifact.load(plan.out / name, name) for name in ("prepare", "tokenize")}
-    made = add_items(inputs, add, plan.out / "tokenize-add", vectors=plan.steps[0].config.vectors)
+    with run_lock(plan.out):
+        inputs = {name: Artifact.load(plan.out / name, name) for name in ("prepare", "tokenize")}
+        made = add_items(inputs, add, plan.out / "tokenize-add", plan.steps[0].config)
+    drift = made.metrics["drift"]
     _say(
-        "tokenize: {added:,} items added, {items:,} in all, {overflow:,} not in their nearest prefix; "
-        "reconstruction error {reconstruction_error:.3f}".format_map(made.metrics)
-        + (f", {made.metrics['drift']:.2f} times that of the first items" if made.metrics["drift"] is not None else "")
+        "tokenize: {added:,} items added, {passed_over:,} had an ID, {items:,} in all, {overflow:,} not in their nearest "
+        "prefix".format_map(made.metrics)
+        + ("" if drift is None else f"; reconstruction error {drift:.2f} times that of the first items")
     )
+    if made.metrics["without_content"]:
+        _say(f"tokenize: {made.metrics['without_content']:,} of them have no text, their IDs say nothing of them")
     _say(f"tokenize: {made.path}")
 
 

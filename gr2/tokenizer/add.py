@@ -15,26 +15,28 @@ from gr2.artifact import Artifact, file_digest, open_stage
 from gr2.catalog import Catalog, ItemId
 from gr2.data.items import read_items
 from gr2.decoding import write_codebook
-from gr2.errors import ArtifactError, DataError
+from gr2.errors import ArtifactError, ConfigError, DataError
 from gr2.tokenizer.assign import Assignment, extend_codes
 from gr2.tokenizer.order import content_order
 from gr2.tokenizer.quality import overflow_prefixes
 from gr2.tokenizer.residual_kmeans import Codebook
-from gr2.tokenizer.tokenize import TokenizeConfig, decoded_errors, item_vectors
+from gr2.tokenizer.tokenize import TokenizeConfig, decoded_errors, item_vectors, sources
 
-__all__ = ["add_items"]
+__all__ = ["add_items", "require_model"]
 
 STAGE = "tokenize-add"
 
 
 def add_items(
-    inputs: Mapping[str, Artifact], items: str | os.PathLike[str], out: Path, *, vectors: str | None = None
+    inputs: Mapping[str, Artifact], items: str | os.PathLike[str], out: Path, wanted: TokenizeConfig | None = None
 ) -> Artifact:
     """Write the IDs of `inputs`' items and of those in the file `items` to the artefact `out`, older ones unchanged.
 
     `inputs` has the artefacts `prepare` and `tokenize`. Where `out` holds earlier additions to the same IDs, they are
-    kept. Items that have an ID already are passed over. Where the IDs were made from a file of vectors, `vectors` is
-    the file with those of the new items, by default the same one.
+    kept. Items that have an ID already are passed over. Of the settings `wanted`, `vectors` names the file with those
+    of the new items, where the IDs were made from such a file; by default it is the same one. The others must be those
+    that the IDs were made with, the device and the batch size aside. Raises ConfigError if they are not, and
+    ArtifactError if the embedding model has changed since.
 
     Files: `items.parquet`, `codes.npy` (N, L) uint16 in its order, and `codebook.bin`. Metrics: `added`, `overflow`
     and `overflow_prefixes`, `reconstruction_error` after the last level that is not random, and `drift`, that error
@@ -42,12 +44,15 @@ def add_items(
     anew.
     """
     base = inputs["tokenize"]
-    config = configuration.build(TokenizeConfig, base.config, "tokenize")
-    if vectors is not None and config.vectors is not None:
-        config = dataclasses.replace(config, vectors=vectors)
+    config = _settings(configuration.build(TokenizeConfig, base.config, "tokenize"), wanted)
+    require_model(config, base)
     known, taken, parents = _known(inputs, out)
-    fresh = _fresh(Path(items), known)
+    fresh, passed_over = _fresh(Path(items), known)
     parents["file:items"] = file_digest(Path(items))
+    if not len(fresh) and "earlier" in parents:
+        nothing = {"added": 0, "passed_over": passed_over, "without_content": 0, "overflow": 0, "drift": None}
+        earlier = Artifact.load(out, STAGE)
+        return dataclasses.replace(earlier, metrics=earlier.metrics | nothing)
     mean, scale = base.array("standard.npy")
     contents, embedded = item_vectors(config, fresh) if len(fresh) else ([], np.empty((0, len(mean)), np.float32))
     order = content_order(contents, fresh.ids, base.seed)
@@ -58,22 +63,24 @@ def add_items(
     assignment = _extend(config, base, points, taken)
     per_item = max(1, int(np.isfinite(scale).sum()))
     last = config.levels - 1 - (config.random_levels if config.last_level == "random" else 0)
-    error = float(assignment.errors[:, last].mean(dtype=np.float64)) / per_item if len(points) else 0.0
+    error = float(assignment.errors[:, last].mean(dtype=np.float64)) / per_item if len(points) else None
     before = float(base.metrics["levels"][last]["reconstruction_error"])
     with open_stage(out, STAGE, config, parents, base.seed) as work:
         columns = (getattr(known, field.name) + getattr(fresh, field.name) for field in dataclasses.fields(Catalog))
         catalog = Catalog(*columns)
         codes = np.concatenate([taken, assignment.codes])
         catalog.save(work.path / "items.parquet")
-        np.save(work.path / "codes.npy", codes, allow_pickle=False)
+        work.save_array("codes.npy", codes)
         write_codebook(work.path / "codebook.bin", catalog.keys(), codes, config.level_size)
         work.metrics |= {
             "items": len(catalog),
             "added": len(fresh),
+            "passed_over": passed_over,
+            "without_content": sum(not content for content in contents),
             "overflow": assignment.overflow,
             "overflow_prefixes": overflow_prefixes(assignment),
             "reconstruction_error": error,
-            "drift": error / before if before else None,
+            "drift": error / before if before and error is not None else None,
         }
     return Artifact.load(out, STAGE)
 
@@ -92,15 +99,43 @@ def _known(inputs: Mapping[str, Artifact], out: Path) -> tuple[Catalog, NDArray[
     return Catalog.load(catalog.file("items.parquet")), source.array("codes.npy"), parents
 
 
-def _fresh(path: Path, known: Catalog) -> Catalog:
-    """The items of the file that have no ID yet."""
+def _settings(learnt: TokenizeConfig, wanted: TokenizeConfig | None) -> TokenizeConfig:
+    """The settings that the IDs were made with, for the file of vectors, the device and the batch size that are wanted.
+
+    Raises ConfigError if another setting is wanted than was.
+    """
+    if wanted is None:
+        return learnt
+    vectors = learnt.vectors if learnt.vectors is None or wanted.vectors is None else wanted.vectors
+    made = dataclasses.replace(learnt, device=wanted.device, batch_size=wanted.batch_size, vectors=vectors)
+    for name in (field.name for field in dataclasses.fields(made)):
+        own, other = getattr(made, name), getattr(wanted, name)
+        if own != other and not (name == "vectors" and other is None):
+            raise ConfigError(
+                f"[tokenize] {name} is {other!r}, but the IDs were made with {own!r}: "
+                "set it back, or run tokenize again"
+            )
+    return made
+
+
+def require_model(config: TokenizeConfig, base: Artifact) -> None:
+    """Raise ArtifactError unless the embedding model is the one that the IDs of the artefact `base` were made with."""
+    if config.vectors is not None:
+        return
+    for name, path in sources(config).items():
+        if base.parents.get(name) != file_digest(path):
+            raise ArtifactError(f"{path}: changed since the IDs were made; restore the model, or run tokenize again")
+
+
+def _fresh(path: Path, known: Catalog) -> tuple[Catalog, int]:
+    """The items of the file that have no ID yet, and how many have one."""
     table = read_items(path)
     if table.ids.kind not in {"text", known.id_type} or (known.id_type == "int64" and not table.ids.is_integral()):
         raise DataError(f"item IDs must be {known.id_type}, as the catalogue's", path=path, column="item_id")
     table = dataclasses.replace(table, ids=table.ids.as_kind(known.id_type))
     ids: list[ItemId] = table.ids.values.to_pylist()
     rows = [row for row, code in enumerate(table.ids.codes.tolist()) if ids[code] not in known.index]
-    return table.catalog(np.array(rows, dtype=np.int64))
+    return table.catalog(np.array(rows, dtype=np.int64)), len(table.ids.codes) - len(rows)
 
 
 def _extend(

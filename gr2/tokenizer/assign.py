@@ -65,8 +65,9 @@ def assign_codes(
       the seed, the prefix and the order of its rows only.
     - "nearest": plain nearest codes; items may share an ID.
 
-    Of a prefix with more items than codes, the items that fit worst move to the nearest prefix with room. Ties go by
-    row. Raises ConfigError if there are more items than IDs, or not fewer random levels than levels.
+    Of a prefix with more items than codes, the items that fit worst move to the first prefix with room, trying codes
+    from the last level up, nearest first. Ties go by row. Raises ConfigError if there are more items than IDs, or not
+    fewer random levels than levels.
     """
     levels, size = codebook.levels, codebook.level_size
     if last_level != "nearest" and len(vectors) > size**levels:
@@ -97,7 +98,7 @@ def extend_codes(vectors: NDArray[np.float32], taken: NDArray[np.uint16], codebo
     """Semantic IDs of new items, standardised `vectors` (M, D) float32, beside the IDs `taken` (N, L) uint16.
 
     Each takes its nearest prefix. Of the prefix's last codes that are free, the new items take different ones, of least
-    total squared distance; items that find none move to the nearest prefix with room. Ties go by row. Raises
+    total squared distance; items that find none move as in `assign_codes`. Ties go by row. Raises
     ConfigError if there are more items than IDs.
     """
     levels, size = codebook.levels, codebook.level_size

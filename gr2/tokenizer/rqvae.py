@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from gr2.artifact import write_atomic
 from gr2.checkpoint import load_checkpoint, save_checkpoint
-from gr2.errors import ArtifactError
+from gr2.errors import ArtifactError, Gr2Error
 from gr2.progress import track
 from gr2.tokenizer.losses import diversity_loss, info_nce
 from gr2.tokenizer.pairs import Partners
@@ -126,6 +126,11 @@ def fit_rqvae(
                 steps = math.ceil(items / settings.train_batch)
                 for rows in torch.randperm(items).tensor_split(steps):
                     shown = _step(model, optimiser, points, rows, partners if settings.contrastive else None)
+                if not all(map(math.isfinite, shown.values())):
+                    raise Gr2Error(
+                        f"the RQ-VAE diverged in epoch {epoch + 1} ({shown}); lower [tokenize] learning_rate, "
+                        f"which is {settings.learning_rate:g}"
+                    )
                 if checkpoint is not None:
                     state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "epoch": epoch + 1}
                     save_checkpoint(checkpoint, state)

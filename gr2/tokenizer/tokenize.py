@@ -78,6 +78,10 @@ class TokenizeConfig(RqvaeSettings):
             raise ValueError(f"level_size must be 2 to 65536, got {self.level_size}")
         if not 1 <= self.random_levels < self.levels:
             raise ValueError(f"random_levels must be 1 to {self.levels - 1}, got {self.random_levels}")
+        if self.level_size**self.random_levels >= 2**63:
+            raise ValueError(
+                f"random_levels {self.random_levels} of {self.level_size} codes are too many to draw from; lower it"
+            )
         for name in ("iterations", "max_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -117,9 +121,9 @@ def run(config: TokenizeConfig, inputs: Mapping[str, Artifact], out: Path, seed:
             assignment = _assign(config, points, codebook, seed)
         codes = np.empty_like(assignment.codes)
         codes[order] = assignment.codes
-        np.save(work.path / "codes.npy", codes, allow_pickle=False)
-        np.save(work.path / "centroids.npy", codebook.centroids, allow_pickle=False)
-        np.save(work.path / "standard.npy", standard, allow_pickle=False)
+        work.save_array("codes.npy", codes)
+        work.save_array("centroids.npy", codebook.centroids)
+        work.save_array("standard.npy", standard)
         write_codebook(work.path / "codebook.bin", catalog.keys(), codes, config.level_size)
         categories = [catalog.categories[row] for row in order.tolist()]
         work.metrics |= {

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import tokenize
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,11 @@ from gr2.errors import DataError
 __all__ = ["load_vectors", "vector_files"]
 
 COLUMNS = ("item_id", "vector")
+# What reading a damaged `.npy` or `.npz` raises: its header is Python source, its members are deflated.
+DAMAGED = (
+    OSError, ValueError, TypeError, KeyError, EOFError, SyntaxError, NotImplementedError, MemoryError,
+    tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 def load_vectors(path: str | os.PathLike[str], catalog: Catalog) -> NDArray[np.float32]:
@@ -68,23 +75,41 @@ def vector_files(path: str | os.PathLike[str]) -> dict[str, Path]:
 def _read_parquet(path: Path) -> tuple[list[ItemId], NDArray[np.float32]]:
     try:
         table = pq.read_table(path, columns=list(COLUMNS))
+        _check_types(table.schema, path)
         ids, column = table.column("item_id").to_pylist(), table.column("vector").combine_chunks()
         widths = np.asarray(pa.compute.list_value_length(column).to_numpy(zero_copy_only=False), dtype=np.float64)
-    except (OSError, pa.ArrowException, KeyError) as error:
+    except (OSError, pa.ArrowException, KeyError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read the columns item_id and vector: {error}", path=path) from error
     wrong = np.flatnonzero(widths != (widths[0] if len(widths) else 0))
     if len(wrong) or (len(widths) and not widths[0] > 0):
         row = int(wrong[0]) if len(wrong) else 0
         raise DataError("vectors must be lists of one length, not empty", path=path, row=row + 1, column="vector")
-    flat = np.asarray(column.flatten().to_numpy(zero_copy_only=False), dtype=np.float32)
-    return ids, flat.reshape(len(ids), -1)
+    if not len(ids):
+        raise DataError("no vectors", path=path)
+    return ids, _floats(column.flatten().to_numpy(zero_copy_only=False)).reshape(len(ids), -1)
+
+
+def _check_types(schema: pa.Schema, path: Path) -> None:
+    kind, vector = schema.field("item_id").type, schema.field("vector").type
+    if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise DataError(f"must be integers or strings, got {kind}", path=path, column="item_id")
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    numbers = (pa.types.is_floating, pa.types.is_integer)
+    if not any(test(vector) for test in lists) or not any(test(vector.value_type) for test in numbers):
+        raise DataError(f"must be lists of numbers, got {vector}", path=path, column="vector")
+
+
+def _floats(values: NDArray[Any]) -> NDArray[np.float32]:
+    """As float32; what is too large becomes infinite, which is refused where an item of the catalogue has it."""
+    with np.errstate(over="ignore"):
+        return np.asarray(values, dtype=np.float32)
 
 
 def _read_npz(path: Path) -> tuple[list[ItemId], NDArray[np.float32]]:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             ids, vectors = arrays["item_id"], arrays["vector"]
-    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise DataError(f"cannot read the arrays item_id and vector: {error}", path=path) from error
     return _checked(ids, vectors, path)
 
@@ -93,8 +118,9 @@ def _read_npy(path: Path) -> tuple[list[ItemId], NDArray[np.float32]]:
     arrays = {}
     for name, file in vector_files(path).items():
         try:
-            arrays[name] = np.load(file, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            with file.open("rb") as stream:
+                arrays[name] = np.lib.format.read_array(stream, allow_pickle=False)
+        except DAMAGED as error:
             raise DataError(f"cannot read an array: {error}", path=file) from error
     return _checked(arrays["vector_ids"], arrays["vectors"], path)
 
@@ -104,7 +130,7 @@ def _checked(ids: NDArray[Any], vectors: NDArray[Any], path: Path) -> tuple[list
         raise DataError(f"item_id must be (M,) integers or strings, got {ids.dtype} {ids.shape}", path=path)
     if vectors.ndim != 2 or vectors.shape[1] == 0 or vectors.dtype.kind not in "fiu":
         raise DataError(f"vector must be (M, D) numbers, got {vectors.dtype} {vectors.shape}", path=path)
-    return ids.tolist(), vectors.astype(np.float32)
+    return ids.tolist(), _floats(vectors)
 
 
 def _is_text(ids: list[ItemId]) -> bool:

@@ -347,6 +347,26 @@ class TestBuilder:
         with pytest.raises(FileNotFoundError, match="none"):
             build(tmp_path / "c", np.arange(100), random_codes(100, 4, 256), **options)
 
+    def test_a_part_that_could_not_be_written_ends_the_builder(self, tmp_path):
+        write_codebook(tmp_path / "c", np.array([7]), np.array([[1]], np.uint16), 4)
+        program = (
+            "import resource, signal, sys, numpy as np\n"
+            "from gr2.decoding import CodebookBuilder\n"
+            "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))\n"
+            "builder = CodebookBuilder(sys.argv[1], levels=1, level_size=4, id_type='int64', memory_bytes=0)\n"
+            "for action in (lambda: builder.add(np.arange(9_000), np.zeros((9_000, 1), np.uint16)), builder.finish):\n"
+            "    try:\n"
+            "        action()\n"
+            "    except Exception as error:\n"
+            "        print(type(error).__name__, error)\n"
+        )
+        command = [sys.executable, "-c", program, tmp_path / "c"]
+        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+        assert lines[0].startswith("OSError [Errno 27] File too large")
+        assert lines[1].startswith("RuntimeError items were lost")
+        assert len(Codebook(tmp_path / "c")) == 1
+
     def test_wrong_settings_are_named(self, tmp_path):
         for settings_, message in [
             ({"levels": 0, "level_size": 4, "id_type": "int64"}, "1 to 8 levels, got 0"),

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from gr2 import config as configuration
 from gr2.artifact import Artifact
 from gr2.bundle import Bundle
 from gr2.data.candidates import CandidateLists
@@ -24,6 +25,7 @@ from gr2.errors import ArtifactError, BundleError
 from gr2.export.bundle import INPUTS, ExportConfig, run
 from gr2.serving.engine import Engine
 from gr2.tokenizer.add import add_items
+from gr2.tokenizer.tokenize import TokenizeConfig
 from gr2.training import distill
 
 
@@ -123,7 +125,7 @@ def add(inputs: dict[str, Artifact], folder: Path, ids: list[int | str]) -> Path
     np.savez(folder / "new.npz", item_id=np.array(ids), vector=vectors)
     pq.write_table(pa.table({"item_id": ids}), folder / "new.parquet")
     given = {name: inputs[name] for name in ("prepare", "tokenize")}
-    return add_items(given, folder / "new.parquet", folder / "tokenize-add", vectors=str(folder / "new.npz")).path
+    return add_items(given, folder / "new.parquet", folder / "tokenize-add", wanted(inputs, folder / "new.npz")).path
 
 
 def test_items_added_after_training_are_served(inputs: dict[str, Artifact], tmp_path: Path) -> None:
@@ -152,3 +154,7 @@ def test_items_added_to_other_ids_are_refused(inputs: dict[str, Artifact], tmp_p
 def test_impossible_settings_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         ExportConfig(**bad)  # type: ignore[arg-type]
+
+
+def wanted(inputs: dict[str, Artifact], vectors: Path) -> TokenizeConfig:
+    return configuration.build(TokenizeConfig, inputs["tokenize"].config | {"vectors": str(vectors)}, "tokenize")

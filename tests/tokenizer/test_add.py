@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ import pytest
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
-from gr2.artifact import Artifact, open_stage
+from gr2 import config as configuration
+from gr2.artifact import Artifact, file_digest, open_stage
 from gr2.catalog import Catalog
 from gr2.cli.app import app
 from gr2.decoding import Codebook
-from gr2.errors import DataError
-from gr2.tokenizer.add import add_items
+from gr2.errors import ArtifactError, ConfigError, DataError
+from gr2.tokenizer.add import add_items, require_model
 from gr2.tokenizer.tokenize import TokenizeConfig, run
 
 METHODS: list[dict[str, Any]] = [
@@ -106,11 +108,11 @@ def test_vectors_of_new_items_may_come_in_another_file(tmp_path: Path) -> None:
     np.savez(tmp_path / "more.npz", item_id=np.arange(3000, 3050), vector=points(3))
     with pytest.raises(DataError, match="50 of the catalogue's 50 items have no vector"):
         add_items(inputs, new, tmp_path / "added")
-    made = add_items(inputs, new, tmp_path / "added", vectors=str(tmp_path / "more.npz"))
+    made = add_items(inputs, new, tmp_path / "added", wanted(inputs, tmp_path / "more.npz"))
     assert made.metrics["added"] == 50
     np.savez(tmp_path / "wide.npz", item_id=np.arange(3000, 3050), vector=np.ones((50, 7)))
     with pytest.raises(DataError, match="vectors of 7 columns, but the codes were learnt from 6"):
-        add_items(inputs, new, tmp_path / "other", vectors=str(tmp_path / "wide.npz"))
+        add_items(inputs, new, tmp_path / "other", wanted(inputs, tmp_path / "wide.npz"))
 
 
 def test_ids_of_another_type_are_refused(tmp_path: Path) -> None:
@@ -126,5 +128,38 @@ def test_command_adds_items_to_a_run(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text(text)
     answer = CliRunner().invoke(app, ["tokenize", str(tmp_path / "run.toml"), "--add", str(tmp_path / "new.parquet")])
     assert answer.exit_code == 0, answer.output
-    assert "50 items added, 450 in all" in answer.stderr
+    assert "50 items added, 0 had an ID, 450 in all" in answer.stderr
     assert Artifact.load(tmp_path / "tokenize-add", verify=True).metrics["items"] == 450
+
+
+def wanted(inputs: dict[str, Artifact], vectors: Path) -> TokenizeConfig:
+    return configuration.build(TokenizeConfig, inputs["tokenize"].config | {"vectors": str(vectors)}, "tokenize")
+
+
+def test_nothing_new_leaves_the_artefact_alone_and_says_so(tmp_path: Path) -> None:
+    inputs, new = base(tmp_path), items(tmp_path / "new.parquet", [5, *range(1000, 1003)])
+    first = add_items(inputs, new, tmp_path / "added")
+    assert (first.metrics["added"], first.metrics["passed_over"]) == (3, 1)
+    record = (tmp_path / "added" / "artifact.json").read_bytes()
+    again = add_items(inputs, new, tmp_path / "added")
+    assert (again.metrics["added"], again.metrics["passed_over"], again.metrics["drift"]) == (0, 4, None)
+    assert (tmp_path / "added" / "artifact.json").read_bytes() == record
+
+
+def test_settings_that_would_make_other_ids_are_refused(tmp_path: Path) -> None:
+    inputs, new = base(tmp_path), items(tmp_path / "new.parquet", [1000])
+    changed = dataclasses.replace(wanted(inputs, tmp_path / "own.npz"), level_size=32)
+    with pytest.raises(ConfigError, match="level_size is 32, but the IDs were made with 16"):
+        add_items(inputs, new, tmp_path / "added", changed)
+
+
+def test_a_model_that_has_changed_since_is_refused(tmp_path: Path) -> None:
+    inputs = base(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    config = TokenizeConfig(model=str(tmp_path / "model"))
+    parents = {"file:model/config.json": file_digest(tmp_path / "model" / "config.json")}
+    require_model(config, dataclasses.replace(inputs["tokenize"], parents=parents))
+    (tmp_path / "model" / "config.json").write_text("[]")
+    with pytest.raises(ArtifactError, match=r"config\.json: changed since the IDs were made"):
+        require_model(config, dataclasses.replace(inputs["tokenize"], parents=parents))

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
+from gr2 import config as configuration
 from gr2.artifact import Artifact, open_stage
 from gr2.catalog import Catalog
 from gr2.decoding import Codebook as CodebookFile
@@ -134,7 +135,7 @@ def test_codebook_and_metrics_are_those_of_add_items(tmp_path: Path) -> None:
     ids, rows = np.arange(1000, 1000 + NEW), vectors(2)
     inputs = tokenizer(tmp_path)
     pq.write_table(table(ids, rows), tmp_path / "new.parquet")
-    added = add_items(inputs, tmp_path / "new.parquet", tmp_path / "added", vectors=str(tmp_path / "new.parquet"))
+    added = add_items(inputs, tmp_path / "new.parquet", tmp_path / "added", wanted(inputs, tmp_path / "new.parquet"))
     made = encode(inputs, tmp_path / "new.parquet", tmp_path / "encode")
     assert made.file("codebook.bin").read_bytes() == added.file("codebook.bin").read_bytes()
     for name in ("items", "added", "overflow"):
@@ -304,3 +305,7 @@ def test_a_file_that_kills_its_workers_is_given_up(tmp_path: Path, inputs: dict[
     with pytest.raises(Gr2Error, match=r"unit-000000\.arrow: 3 workers died while making it; .* fewer workers"):
         encode(inputs, items, tmp_path / "encode", Here(died))
     assert encode(inputs, items, tmp_path / "encode").metrics["added"] == 100
+
+
+def wanted(inputs: dict[str, Artifact], vectors: Path) -> TokenizeConfig:
+    return configuration.build(TokenizeConfig, inputs["tokenize"].config | {"vectors": str(vectors)}, "tokenize")

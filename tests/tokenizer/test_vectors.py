@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -138,3 +139,45 @@ def test_an_npy_without_its_ids_says_which_file_is_missing(tmp_path: Path) -> No
     with pytest.raises(DataError, match=r"vectors\.ids\.npy: .*No such file"):
         load_vectors(tmp_path / "vectors.npy", catalog([1, 2]))
     assert [path.name for path in vector_files(tmp_path / "vectors.npy").values()] == ["vectors.npy", "vectors.ids.npy"]
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.list_(pa.string()), pa.list_(pa.bool_()), pa.list_(pa.list_(pa.float32())), pa.string()]
+)
+def test_columns_that_hold_no_numbers_are_refused(tmp_path: Path, kind: pa.DataType) -> None:
+    pq.write_table(pa.table({"item_id": pa.array([1]), "vector": pa.nulls(1, kind)}), tmp_path / "v.parquet")
+    with pytest.raises(DataError, match="column 'vector': must be lists of numbers"):
+        load_vectors(tmp_path / "v.parquet", catalog([1]))
+
+
+def test_ids_that_are_lists_are_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"item_id": [[1]], "vector": [[1.0]]}), tmp_path / "v.parquet")
+    with pytest.raises(DataError, match="column 'item_id': must be integers or strings"):
+        load_vectors(tmp_path / "v.parquet", catalog([1]))
+
+
+def test_a_file_without_rows_is_refused(tmp_path: Path) -> None:
+    table = pa.table({"item_id": pa.array([], pa.int64()), "vector": pa.array([], pa.list_(pa.float32()))})
+    pq.write_table(table, tmp_path / "v.parquet")
+    with pytest.raises(DataError, match="no vectors"):
+        load_vectors(tmp_path / "v.parquet", catalog([1]))
+
+
+@pytest.mark.parametrize("writer", [write_npz, write_npy])
+def test_damaged_arrays_are_refused_with_a_reason(tmp_path: Path, writer: Writer) -> None:
+    path = writer(tmp_path, [1, 2], [[1.0], [2.0]])
+    content, rng = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(200):
+        damaged = bytearray(content)
+        for at in rng.integers(0, len(content), 3).tolist():
+            damaged[at] = int(rng.integers(0, 256))
+        path.write_bytes(damaged)
+        with contextlib.suppress(DataError):
+            load_vectors(path, catalog([1, 2]))
+
+
+def test_an_npz_named_npy_is_refused(tmp_path: Path) -> None:
+    write_npz(tmp_path, [1], [[1.0]]).rename(tmp_path / "v.npy")
+    np.save(tmp_path / "v.ids.npy", np.array([1]))
+    with pytest.raises(DataError, match=r"v\.npy: cannot read an array"):
+        load_vectors(tmp_path / "v.npy", catalog([1]))
