@@ -23,19 +23,19 @@ from numpy.typing import NDArray
 from benchmarks.results import ROOT, Figure, Record, store
 from gr2.artifact import Artifact, open_stage
 from gr2.catalog import Catalog
-from gr2.tokenizer.bulk.buckets import BUCKET_ROWS, MOST_BUCKETS, BucketWriter, read_buckets
+from gr2.tokenizer.bulk.buckets import BUCKET_ROWS, MOST_BUCKETS, BucketWriter, list_column, read_buckets
 from gr2.tokenizer.bulk.source import UNIT_ROWS
 from gr2.tokenizer.tokenize import TokenizeConfig, run
 
 __all__ = ["main"]
 
-WIDTH, LEVELS = 64, 4
+WIDTH = 64
 GROUP_ROWS, FILE_ROWS = 1 << 16, 1 << 20
 CENTRES, SPREAD = 4000, 0.6
 SAMPLE, ITERATIONS = 100_000, 10
 TARGET, CORES = 10**9, 100
-# Codes a level: at least eight times as many prefixes as items, so that few of them are crowded.
-LEVEL_SIZES = {10**6: 256, 10**7: 512, 10**9: 2048}
+# Levels and codes a level, up to so many items: about one item in ten is to have a crowded prefix.
+CODES = {10**6: (4, 256), 10**7: (4, 1024), TARGET: (5, 1024)}
 # Of a worker, largest catalogue to smallest: a hundred times the items may cost it a whole bucket for half of one, and
 # a level twice as wide, but no more.
 MEMORY_BAR = 1.5
@@ -46,7 +46,7 @@ class Measured:
     """One run of `gr2 encode`: the metrics of its artefact, and the seconds of the whole command."""
 
     items: int
-    level_size: int
+    codes: tuple[int, int]
     metrics: dict[str, Any]
     seconds: float
 
@@ -59,7 +59,7 @@ class Measured:
         metrics = self.metrics
         return [
             f"{self.items:,}",
-            f"{LEVELS} x {self.level_size}",
+            "{} x {}".format(*self.codes),
             *(f"{self.rate(phase):,.0f}" for phase in ("encode", "assign", "codebook")),
             f"{self.seconds:,.0f}",
             *(f"{metrics[name] / 2**20:,.0f}" for name in ("driver_peak_bytes", "worker_peak_bytes")),
@@ -95,9 +95,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--scratch", type=Path, help="a folder for the catalogues; by default the system's")
     options = parser.parse_args(arguments)
     sizes = sorted(options.items)
-    runs = [measured(items, _level_size(items), options.scratch) for items in sizes]
+    runs = [measured(items, _codes(items), options.scratch) for items in sizes]
     # The codes that the target would have, on a catalogue that is quick to encode.
-    wide = measured(min(10**6, sizes[-1]), LEVEL_SIZES[TARGET], options.scratch)
+    wide = measured(min(10**6, sizes[-1]), CODES[TARGET], options.scratch)
     command = f"python -m benchmarks.tokenizer_scale --items {' '.join(map(str, sizes))}"
     table = {"title": f"vectors of {WIDTH}, two workers", "columns": COLUMNS}
     record = Record(
@@ -126,43 +126,41 @@ def figures(runs: Sequence[Measured], wide: Measured) -> list[Figure]:
 def prediction(largest: Measured, wide: Measured, seconds_a_read: float) -> list[str]:
     """What the runs say of the target, as sentences.
 
-    Encoding costs what it costs with the target's codes, the rest what it cost in the largest run, and assignment the
-    reads of every bucket from every unit besides.
+    Encoding and the codebook cost what they cost with the target's codes. Assignment costs what it did in the largest
+    run, whose prefixes are as crowded, and the reads of every bucket from every unit besides.
     """
     workers = 2
     reads = min(MOST_BUCKETS, -(-TARGET // BUCKET_ROWS)) * -(-TARGET // UNIT_ROWS)
     spread = TARGET / wide.rate("encode") + TARGET / largest.rate("assign") + reads * seconds_a_read / workers
-    alone = TARGET / largest.rate("codebook")
+    alone = TARGET / wide.rate("codebook")
     hours = ((spread * workers / cores + alone) / 3600 for cores in (workers, CORES))
-    bytes_an_item = largest.metrics["codebook_bytes"] / largest.items
-    scratch = largest.metrics["scratch_bytes"] / largest.items
+    bytes_an_item = wide.metrics["codebook_bytes"] / wide.items
+    scratch = max(each.metrics["scratch_bytes"] / each.items for each in (largest, wide))
     buckets = TARGET / MOST_BUCKETS
     return [
-        f"prediction for {TARGET:,} items with {LEVELS} x {wide.level_size} codes: "
-        "{:.1f} hours on these two cores, {:.2f} hours on {} (of which the codebook, on one core, {:.2f})".format(
-            *hours, CORES, alone / 3600
-        ),
+        "prediction for {:,} items with {} x {} codes: {:.1f} hours on these two cores, {:.2f} hours on {} (of which "
+        "the codebook, on one core, {:.2f})".format(TARGET, *wide.codes, *hours, CORES, alone / 3600),
         f"its codebook has {bytes_an_item * TARGET / 1e9:.0f} GB, its scratch files {scratch * TARGET / 1e9:.0f} GB",
         f"at most {MOST_BUCKETS:,} buckets: {buckets:,.0f} items in each of them, so a worker that assigns holds "
         f"{(buckets - BUCKET_ROWS) * scratch * 2 / 2**20:.0f} MiB more than here",
         f"reading a bucket from a unit takes {seconds_a_read * 1e6:.0f} us, and there are {reads / 1e6:.1f} million of "
         "such reads in it",
-        f"catalogues are mixtures of {CENTRES:,} clusters whose sizes are as 1 / rank; codes were learnt from a tenth of "
-        f"the items, {SAMPLE:,} at most",
+        f"catalogues are mixtures of {CENTRES:,} clusters whose sizes are as 1 / rank; codes were learnt from a tenth "
+        f"of the items, {SAMPLE:,} at most",
     ]
 
 
-def measured(items: int, level_size: int, scratch: Path | None) -> Measured:
+def measured(items: int, codes: tuple[int, int], scratch: Path | None) -> Measured:
     """Make a catalogue, learn codes from a sample of it, run `gr2 encode`, and delete it all."""
     with tempfile.TemporaryDirectory(prefix="gr2-scale-", dir=scratch) as name:
         folder = Path(name)
         write_catalogue(folder / "items", items)
-        learn(folder, min(SAMPLE, items // 10), level_size)
+        learn(folder, min(SAMPLE, items // 10), codes)
         command = [sys.executable, "-m", "gr2.cli", "encode", str(folder / "run.toml"), str(folder / "items")]
         began = time.monotonic()
         subprocess.run([*command, "--workers", "2"], cwd=ROOT, check=True)
         seconds = time.monotonic() - began
-        result = Measured(items, level_size, Artifact.load(folder / "encode", verify=True).metrics, seconds)
+        result = Measured(items, codes, Artifact.load(folder / "encode", verify=True).metrics, seconds)
         assert result.metrics["items"] == items
     print(dict(zip(COLUMNS, result.row(), strict=True)), flush=True)
     return result
@@ -193,7 +191,7 @@ def catalogue(items: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
         yield first, vectors + centres[rng.choice(CENTRES, rows, p=shares / shares.sum())]
 
 
-def learn(folder: Path, sample: int, level_size: int) -> None:
+def learn(folder: Path, sample: int, codes: tuple[int, int]) -> None:
     """A run in `folder` whose codes are learnt from the first `sample` items."""
     table = pq.read_table(folder / "items" / "0000.parquet").slice(0, sample)
     pq.write_table(table, folder / "sample.parquet")
@@ -201,7 +199,8 @@ def learn(folder: Path, sample: int, level_size: int) -> None:
     with open_stage(folder / "prepare", "prepare", TokenizeConfig(), {}, 0) as work:
         ids = table.column("item_id").to_pylist()
         Catalog(ids, blank, blank, [[]] * sample, blank, blank).save(work.path / "items.parquet")
-    settings: dict[str, Any] = {"vectors": str(folder / "sample.parquet"), "levels": LEVELS, "level_size": level_size}
+    settings: dict[str, Any] = {"vectors": str(folder / "sample.parquet")}
+    settings |= dict(zip(("levels", "level_size"), codes, strict=True))
     inputs = {"prepare": Artifact.load(folder / "prepare")}
     run(TokenizeConfig(**settings, iterations=ITERATIONS), inputs, folder / "tokenize", seed=0)
     lines = [f"{key} = {value!r}" for key, value in settings.items()]
@@ -210,13 +209,14 @@ def learn(folder: Path, sample: int, level_size: int) -> None:
 
 def seconds_a_read(scratch: Path | None) -> float:
     """Seconds to read one bucket of a unit's file that has the most buckets there can be."""
-    schema = pa.schema([("codes", pa.list_(pa.uint16(), LEVELS)), ("near", pa.list_(pa.float32(), 24))])
-    codes, near = np.zeros((UNIT_ROWS, LEVELS), np.uint16), np.zeros((UNIT_ROWS, 24), np.float32)
-    columns = [pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1]) for rows in (codes, near)]
+    numbers, rows = np.arange(UNIT_ROWS), np.zeros((UNIT_ROWS, 16), dtype=np.float32)
+    columns = {name: pa.array(numbers) for name in ("item_id", "order", "row", "error")}
+    columns |= {name: list_column(rows) for name in ("codes", "near", "distances")}
+    schema = pa.schema([(name, column.type) for name, column in columns.items()])
     with tempfile.TemporaryDirectory(prefix="gr2-scale-", dir=scratch) as name:
         path = Path(name) / "unit.arrow"
         writer = BucketWriter(path, schema, MOST_BUCKETS)
-        writer.add(columns, (np.arange(UNIT_ROWS) % MOST_BUCKETS).astype(np.uint16))
+        writer.add(list(columns.values()), (numbers % MOST_BUCKETS).astype(np.uint16))
         writer.close()
         began = time.monotonic()
         for bucket in range(0, MOST_BUCKETS, 4):
@@ -224,9 +224,9 @@ def seconds_a_read(scratch: Path | None) -> float:
         return (time.monotonic() - began) * 4 / MOST_BUCKETS
 
 
-def _level_size(items: int) -> int:
-    """The codes a level of the smallest catalogue in the list that has as many items."""
-    return next((size for most, size in LEVEL_SIZES.items() if items <= most), LEVEL_SIZES[TARGET])
+def _codes(items: int) -> tuple[int, int]:
+    """Levels and codes a level for a catalogue."""
+    return next((codes for most, codes in CODES.items() if items <= most), CODES[TARGET])
 
 
 def _groups_of_file(items: int, number: int) -> int:

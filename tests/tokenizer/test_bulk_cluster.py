@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -25,7 +26,7 @@ from gr2.catalog import Catalog
 from gr2.cli.app import app
 from gr2.errors import ConfigError, DataError, Gr2Error, MissingExtraError
 from gr2.tokenizer.bulk.cluster import RayPool, ray_pool
-from gr2.tokenizer.bulk.encode import encode_items
+from gr2.tokenizer.bulk.encode import Work, encode_items
 from gr2.tokenizer.tokenize import TokenizeConfig, run
 
 pytest.importorskip("ray.data")
@@ -128,42 +129,56 @@ def test_a_gpu_that_is_not_there_is_missed(pool: RayPool) -> None:
             pass
 
 
-def start(shop: Path, out: str) -> subprocess.Popen[str]:
-    arguments = [str(shop / "run.toml"), str(shop / "items"), "--workers", "2", "--out", str(shop / out)]
+class Here:
+    """The tasks one by one in this process."""
+
+    def run(self, work: Work, tasks: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+        return map(work, tasks)
+
+
+def start(run: Path, items: Path, *options: str) -> subprocess.Popen[str]:
+    arguments = [str(run / "run.toml"), str(items), "--workers", "2", "--set", f"run.out={run}", *options]
     command = [sys.executable, "-m", "gr2.cli", "encode", *arguments]
     return subprocess.Popen(command, text=True, stderr=subprocess.PIPE, start_new_session=True)
 
 
-def units(shop: Path, out: str) -> dict[Path, int]:
-    """The units that a job has written, and when."""
-    return {path: path.stat().st_mtime_ns for path in (shop / f"{out}.partial" / "checkpoints").glob("unit-*")}
+def units(run: Path) -> list[Path]:
+    """The units that a job has written."""
+    return list((run / "encode.partial" / "checkpoints").glob("unit-*"))
 
 
-def end(process: subprocess.Popen[str], number: signal.Signals, shop: Path, out: str) -> tuple[int, str]:
+def end(process: subprocess.Popen[str], number: signal.Signals, run: Path) -> tuple[int, str]:
     """Signal the job's whole process group once it has written a unit; its exit code and what it said."""
     deadline = time.monotonic() + 60.0
-    while not units(shop, out) and process.poll() is None:
+    while not units(run) and process.poll() is None:
         assert time.monotonic() < deadline
-        time.sleep(0.001)
+        time.sleep(0.005)
     os.killpg(process.pid, number)
     _, said = process.communicate()
     return process.returncode, said
 
 
-def test_an_interrupted_and_a_killed_job_go_on_to_the_same_bytes(shop: Path, pool: RayPool) -> None:
-    interrupted, killed = start(shop, "interrupted"), start(shop, "killed")
+def test_an_interrupted_and_a_killed_job_go_on_to_the_same_bytes(shop: Path, tmp_path: Path, pool: RayPool) -> None:
+    import ray
+
+    # One has a cluster of its own, the other is a guest.
+    interrupted, killed = tmp_path / "interrupted", tmp_path / "killed"
+    address = ray.get_runtime_context().gcs_address
+    for each in (interrupted, killed):
+        shutil.copytree(shop, each, ignore=shutil.ignore_patterns("items"))
+    processes = start(interrupted, shop / "items"), start(killed, shop / "items", "--address", address)
     with ThreadPoolExecutor(1) as beside:
-        other = beside.submit(end, killed, signal.SIGKILL, shop, "killed")
-        code, said = end(interrupted, signal.SIGINT, shop, "interrupted")
+        other = beside.submit(end, processes[1], signal.SIGKILL, killed)
+        code, said = end(processes[0], signal.SIGINT, interrupted)
         assert other.result()[0] == -signal.SIGKILL
     assert code == 130
     assert said.splitlines()[-1] == "encode: interrupted: what was done is kept; the same command goes on from there"
     inputs = {name: Artifact.load(shop / name) for name in ("prepare", "tokenize")}
-    calm = encode_items(inputs, [shop / "items"], shop / "calm", workers=nullcontext(pool))
-    for out in ("interrupted", "killed"):
-        assert 0 < len(units(shop, out)) < FILES
-        command = ["encode", str(shop / "run.toml"), str(shop / "items"), "--out", str(shop / out)]
+    calm = encode_items(inputs, [shop / "items"], tmp_path / "calm", workers=nullcontext(Here()))
+    for each in (interrupted, killed):
+        assert 0 < len(units(each)) < FILES
+        command = ["encode", str(each / "run.toml"), str(shop / "items"), "--set", f"run.out={each}"]
         answer = CliRunner().invoke(app, command)
         assert answer.exit_code == 0, answer.output
         assert "10,000 items added, 10,600 in all, 100.00% with an ID of their own" in answer.stderr
-        assert Artifact.load(shop / out, verify=True).digest == calm.digest
+        assert Artifact.load(each / "encode", verify=True).digest == calm.digest

@@ -65,6 +65,20 @@ def test_units_are_row_groups_and_small_ones_come_together(tmp_path: Path, monke
     np.testing.assert_array_equal(batch.contents[0], [60.0, 61.0, 62.0])
 
 
+def test_memory_does_not_grow_with_the_row_group(tmp_path: Path) -> None:
+    values = pa.array(np.zeros(2_400_000, dtype=np.float32))
+    vectors = pa.FixedSizeListArray.from_arrays(values, 3)
+    table = pa.table({"item_id": np.arange(800_000), "vector": vectors})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=800_000, compression="none", use_dictionary=False)
+    size = table.nbytes
+    del table, vectors, values
+    [unit] = Source.find([tmp_path / "a.parquet"], VECTORS).units
+    before = pa.total_allocated_bytes()
+    held = [pa.total_allocated_bytes() - before for _ in read_unit(unit, VECTORS)]
+    assert len(held) == 49
+    assert max(held) < size / 4
+
+
 def test_digest_follows_size_rows_and_time_of_change(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", item_id=[1, 2, 3], vector=pa.array(ROWS, FLOATS))
     first = Source.find([path], VECTORS).digest

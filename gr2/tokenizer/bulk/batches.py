@@ -42,7 +42,7 @@ class Batch:
 def read_unit(unit: Unit, contents: Contents) -> Iterator[Batch]:
     """The unit's items, at most 16,384 at a time. Raises DataError with the row of what is wrong."""
     try:
-        with pq.ParquetFile(unit.path, buffer_size=READ_BYTES) as file:
+        with pq.ParquetFile(unit.path, buffer_size=READ_BYTES, pre_buffer=False) as file:
             columns = ["item_id", *(name for name in contents.columns if name in file.schema_arrow.names)]
             groups, first = range(unit.first, unit.first + unit.groups), 0
             for batch in file.iter_batches(BATCH_ROWS, row_groups=list(groups), columns=columns, use_threads=False):

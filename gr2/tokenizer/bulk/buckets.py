@@ -73,26 +73,29 @@ class BucketWriter:
         owners = np.concatenate(self._owners)
         order = np.argsort(owners, kind="stable")
         table = pa.Table.from_batches(self._held).combine_chunks().take(pa.array(order)).combine_chunks()
-        ends = np.cumsum(np.bincount(owners, minlength=self._buckets))
-        whole = table.to_batches()[0] if len(table) else pa.RecordBatch.from_pylist([], schema=self._schema)
-        for start, end in zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True):
-            self._writer.write_batch(whole.slice(start, end - start))
+        ends = np.cumsum(np.bincount(owners, minlength=self._buckets)).tolist()
+        for whole in table.to_batches():  # one, or none if there are no records
+            for start, end in zip([0, *ends], ends, strict=False):
+                self._writer.write_batch(whole.slice(start, end - start))
         self._held, self._owners, self._bytes = [], [], 0
 
 
 def read_buckets(paths: Sequence[Path], schema: Any, buckets: Sequence[int], count: int) -> dict[str, Any]:
     """The records of some of `count` buckets in several files, by column: lists as arrays (n, k), IDs as a pa.Array.
 
-    Raises ArtifactError if a file is damaged.
+    Columns that `schema` lacks are left out. Raises ArtifactError if a file is damaged.
     """
-    batches = [pa.RecordBatch.from_pylist([], schema=schema)]
+    empty = pa.RecordBatch.from_pylist([], schema=schema)
+    parts = {name: [_copied(empty.column(name))] for name in schema.names}
     for path in paths:
         with _opened(path) as reader:
-            rounds = range(0, reader.num_record_batches, count)
-            batches += [reader.get_batch(start + bucket).select(schema.names) for start in rounds for bucket in buckets]
-    columns = {name: [batch.column(name) for batch in batches] for name in schema.names}
-    del batches
-    return {name: _joined(columns.pop(name)) for name in schema.names}
+            for start in range(0, reader.num_record_batches, count):
+                for bucket in buckets:
+                    batch = reader.get_batch(start + bucket)
+                    for name, columns in parts.items():
+                        columns.append(_copied(batch.column(name)))
+    # One column after the other: of what is read, no more than one is there twice.
+    return {name: _joined(parts.pop(name)) for name in schema.names}
 
 
 def rows_in(path: Path) -> int | None:
@@ -100,13 +103,13 @@ def rows_in(path: Path) -> int | None:
     try:
         with _opened(path) as reader:
             return sum(int(reader.get_batch(number).num_rows) for number in range(reader.num_record_batches))
-    except (FileNotFoundError, ArtifactError):
+    except (OSError, ArtifactError):
         return None
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    with pa.memory_map(str(path)) as source:
+    with pa.OSFile(str(path)) as source:
         try:
             reader = pa.ipc.open_file(source)
         except pa.ArrowException as error:
@@ -127,13 +130,18 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _joined(parts: list[Any]) -> Any:
-    kind = parts[0].type
+def _copied(column: Any) -> Any:
+    """The column in memory of its own, so that the file can be let go: an array, or of IDs a pa.Array."""
+    kind = column.type
     if pa.types.is_fixed_size_list(kind):
-        return np.concatenate([lists(part) for part in parts])
+        return lists(column).copy()
     if pa.types.is_string(kind) or pa.types.is_int64(kind):
-        return pa.concat_arrays(parts)
-    return np.concatenate([part.to_numpy() for part in parts])
+        return column.take(pa.array(np.arange(len(column))))
+    return column.to_numpy().copy()
+
+
+def _joined(parts: list[Any]) -> Any:
+    return pa.concat_arrays(parts) if isinstance(parts[0], pa.Array) else np.concatenate(parts)
 
 
 def list_column(rows: NDArray[Any]) -> Any:

@@ -18,13 +18,14 @@ from gr2.artifact import Artifact, Workspace, is_current, open_stage
 from gr2.decoding import CodebookBuilder
 from gr2.errors import ArtifactError, ConfigError, DataError
 from gr2.progress import track
+from gr2.tokenizer.add import require_model
 from gr2.tokenizer.bulk.buckets import BucketWriter, bucket_count, buckets_of, list_column, replacing
 from gr2.tokenizer.bulk.encoder import Encoder
 from gr2.tokenizer.bulk.rounds import Assign, Encode, Job, Revisit, Settle, peak_memory, record_schema
 from gr2.tokenizer.bulk.source import Source
 from gr2.tokenizer.bulk.tables import LARGEST, CodeTable, Facts
 
-__all__ = ["STAGE", "Pool", "encode_items"]
+__all__ = ["STAGE", "Pool", "Work", "encode_items"]
 
 STAGE = "encode"
 Work = Callable[[Mapping[str, Any]], Mapping[str, Any]]
@@ -57,7 +58,8 @@ def encode_items(
     Files: `codes/BUCKET.parquet` (`item_id`, `codes`, and for new items `error`, the squared distance to their codes)
     in the order of the codes, and `codebook.bin`. What is up to date is left as it is, and a job that was killed goes
     on with the files that it had written; inputs are the same if their path, size, rows and time of change are.
-    Raises DataError at a wrong or repeated item, ConfigError if there are more items than IDs.
+    Raises DataError at a wrong or repeated item, ConfigError if there are more items than IDs, ArtifactError if the
+    text encoder has changed since the codes were learnt.
     """
     prepare, base = inputs["prepare"], inputs["tokenize"]
     if base.parents.get("prepare") != prepare.digest:
@@ -65,6 +67,7 @@ def encode_items(
     encoder = Encoder(base, device=device, batch_size=batch_size)
     _check_size(encoder)
     encoder.check_ready()
+    require_model(encoder.config, base)
     source = Source.find(items, encoder.contents)
     parents = {"prepare": prepare.digest, "tokenize": base.digest, "items": source.digest}
     if is_current(out, STAGE, encoder.learnt, parents, base.seed):

@@ -74,9 +74,9 @@ def decide(
     """
     keys = prefix_keys(items.codes, size)
     order = items.sorted(keys, seed)
-    keys, near, distances = keys[order], near[order], distances[order]
-    prefixes, starts, counts = np.unique(keys, return_index=True, return_counts=True)
-    groups = np.repeat(np.arange(len(prefixes)), counts)
+    prefixes, starts, counts = np.unique(keys[order], return_index=True, return_counts=True)
+    groups = np.empty(len(order), dtype=np.int64)
+    groups[order] = np.repeat(np.arange(len(prefixes)), counts)
     taken_groups, taken_codes = _taken(prefixes, taken, size)
     occupied = np.bincount(taken_groups, minlength=len(prefixes))
     distances = _without_taken(distances, near, groups, taken_groups, taken_codes, occupied, size)
@@ -84,18 +84,14 @@ def decide(
     best = distances.argmin(axis=1)
     contested = _contested(groups, near[rows, best], ~np.isfinite(distances[rows, best]), len(prefixes), size)
     left = contested & (counts + occupied > near.shape[1])
-    pairs = np.flatnonzero(contested & ~left & (counts == 2))
-    best = _decide_pairs(best, distances, starts[pairs])
+    _decide_pairs(best, distances, order, starts[contested & ~left & (counts == 2)])
     for group in np.flatnonzero(contested & ~left & (counts > 2)):
-        here = slice(starts[group], starts[group] + counts[group])
-        costs = np.full((counts[group], size), np.inf)
+        here = order[starts[group] : starts[group] + counts[group]]
+        costs = np.full((len(here), size), np.inf)
         np.put_along_axis(costs, near[here].astype(np.int64), distances[here], axis=1)
         _, codes = match(costs)
         best[here] = (near[here] == codes[:, None]).argmax(axis=1)
-    last, chosen = np.empty(len(order), dtype=np.uint16), np.empty(len(order), dtype=np.float32)
-    opened = np.empty(len(order), dtype=bool)
-    last[order], chosen[order], opened[order] = near[rows, best], distances[rows, best], left[groups]
-    return Decision(last, chosen, opened)
+    return Decision(near[rows, best], distances[rows, best], left[groups])
 
 
 def match(costs: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -158,22 +154,21 @@ def _contested(
 
 
 def _decide_pairs(
-    best: NDArray[np.int64], distances: NDArray[np.float32], firsts: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """`best` with the matching of the two items at `firsts` and after it, whose nearest free code is the same.
+    best: NDArray[np.int64], distances: NDArray[np.float32], order: NDArray[np.int64], firsts: NDArray[np.int64]
+) -> None:
+    """Match, in `best`, the items at `firsts` of `order` with those after them; the nearest free code of both is one.
 
     The one that would lose more by its next code keeps the nearest, and in a tie the first.
     """
-    pairs = np.stack([firsts, firsts + 1])
+    pairs = np.stack([order[firsts], order[firsts + 1]])
     offered = distances[pairs].astype(np.float64)
     nearest = np.take_along_axis(offered, best[pairs][..., None], axis=2)[..., 0]
     np.put_along_axis(offered, best[pairs][..., None], np.inf, axis=2)
     following = offered.argmin(axis=2)
     second = np.take_along_axis(offered, following[..., None], axis=2)[..., 0]
     loser = (nearest[0] + second[1] <= second[0] + nearest[1]).astype(np.int64)
-    best = best.copy()
-    best[firsts + loser] = following[loser, np.arange(len(firsts))]
-    return best
+    places = np.arange(len(firsts))
+    best[pairs[loser, places]] = following[loser, places]
 
 
 def _digest(item: object, seed: int) -> bytes:

@@ -11,7 +11,6 @@ process's peak memory in bytes. What was made before is left as it is.
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -140,7 +139,7 @@ class Encode:
         rows = np.flatnonzero(~encoder.known.lookup(ids)[1])
         if not len(rows):
             return
-        batch = batch.take(rows)
+        batch = batch if len(rows) == len(batch.ids) else batch.take(rows)
         points = encoder.points(encoder.vectors(batch))
         good = encoder.are_finite(points)
         if not good.all():
@@ -176,13 +175,13 @@ class Assign:
                 self._assign(known, items, bucket)
         return {"number": bucket, **asdict(read_facts(path)), "peak": peak_memory()}
 
-    def _assign(self, known: Mapping[str, Any], items: Mapping[str, Any], bucket: int) -> None:
+    def _assign(self, known: Mapping[str, Any], items: dict[str, Any], bucket: int) -> None:
         job, encoder = self.job, self.job.encoder
         size, seed, codes = encoder.config.level_size, encoder.base.seed, items["codes"]
         decision = decide(
             Items(items["item_id"], codes, items["order"]),
-            items["near"],
-            items["distances"],
+            items.pop("near"),
+            items.pop("distances"),
             taken=known["codes"],
             size=size,
             seed=seed,
@@ -300,4 +299,6 @@ def record_schema(kind: str, encoder: Encoder) -> Any:
 
 def peak_memory() -> int:
     """Bytes of memory that this process has had resident at most."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # ru_maxrss is no less than what the parent had when it started this process.
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024

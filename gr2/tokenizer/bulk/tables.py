@@ -18,6 +18,7 @@ from gr2.tokenizer.bulk.buckets import list_column, lists, replacing
 __all__ = ["LARGEST", "CodeTable", "Facts", "read_facts"]
 
 LARGEST = 20
+GROUP_ROWS = 1 << 16
 FACTS = b"gr2.facts"
 
 
@@ -77,8 +78,9 @@ class CodeTable:
                 "error": pa.array(self.errors[order], from_pandas=True),
             }
         )
+        table = table.replace_schema_metadata({FACTS: json.dumps(asdict(facts))})
         with replacing(path) as temporary:
-            pq.write_table(table.replace_schema_metadata({FACTS: json.dumps(asdict(facts))}), temporary)
+            pq.write_table(table, temporary, row_group_size=GROUP_ROWS, use_dictionary=["codes.list.element"])
 
     @classmethod
     def load(cls, path: Path) -> CodeTable:
