@@ -175,6 +175,10 @@ class CandidateDecoder:
         """Bytes of the state that generation changes, beside the record of codes."""
 
     @property
+    def remaining(self) -> int:
+        """How many known candidates were not emitted."""
+
+    @property
     def order(self) -> NDArray[np.int32]:
         """(m,) the emitted candidates."""
 

@@ -150,6 +150,8 @@ void bind_candidate_decoder(py::module_& module) {
       .def_property_readonly("forced_count", locked(&CandidateDecoder::forced_count),
                              "How many of the codes to append are forced.")
       .def_property_readonly("nbytes", locked(&CandidateDecoder::bytes), "Bytes that generation changes.")
+      .def_property_readonly("remaining", locked(&CandidateDecoder::remaining),
+                             "Known candidates that were not emitted.")
       .def_property_readonly("order", copied(&CandidateDecoder::order), "(m,) int32: the emitted candidates.")
       .def_property_readonly("codes", copied(&CandidateDecoder::codes), "(s,) uint16: every code since the start.")
       .def_property_readonly("forced", &forced, "(s,) bool: the codes that were no decision.")

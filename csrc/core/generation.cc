@@ -231,7 +231,7 @@ void CandidateDecoder::ranking(std::span<const float> scores, std::span<std::int
   for (std::size_t i = 0; i < scores.size(); ++i) {
     if (std::isnan(scores[i])) throw std::invalid_argument("scores row " + std::to_string(i) + " is nan");
   }
-  const auto left = static_cast<std::size_t>(cum_.back());
+  const std::size_t left = remaining();
   if (left > 1 && scores.empty()) {
     throw std::invalid_argument("scores are needed: " + std::to_string(left) + " candidates were not generated");
   }

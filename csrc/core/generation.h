@@ -61,6 +61,8 @@ class CandidateDecoder {
   // Of the codes in `append`: all but a chosen first one.
   std::size_t forced_count() const { return codes_.size() - fresh_ - (fresh_ < codes_.size() && !forced_[fresh_]); }
 
+  // Known candidates that were not emitted.
+  std::size_t remaining() const { return static_cast<std::size_t>(cum_.back()); }
   // The emitted candidates, in order.
   std::span<const std::int32_t> order() const { return order_; }
   // Every code since the start, `levels` an item; and for each whether it was forced, and its log-probability under
