@@ -10,6 +10,7 @@
 #include <numeric>
 #include <random>
 #include <stdexcept>
+#include <thread>
 #include <vector>
 
 #include "core/candidate_trie.h"
@@ -150,6 +151,26 @@ void test_random_sampling() {
   }
 }
 
+// Decoders of several threads may share a trie.
+void test_threads_share_a_trie() {
+  std::mt19937 generator(13);
+  const Slate slate = random_slate(generator, 1);
+  const std::vector<float> logits(slate.level_size, 0.5f);
+  std::vector<std::vector<std::int32_t>> orders(4);
+  std::vector<std::thread> threads;
+  for (auto& order : orders) {
+    threads.emplace_back([&] {
+      for (int round = 0; round < 20; ++round) {
+        CandidateDecoder decoder(slate.trie, {Choice::kSample, 7, 1.0, 1024});
+        while (!decoder.done()) decoder.push(logits);
+        order.assign(decoder.order().begin(), decoder.order().end());
+      }
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  for (const auto& order : orders) CHECK(order == orders[0]);
+}
+
 // With a seed, the draws do not depend on compiler, processor or C library.
 void test_draws_are_pinned() {
   CHECK(gr2::random_bits(0, 0, 0) == 0x03ac57dcba1769aeu);
@@ -200,6 +221,7 @@ void test_wrong_input_changes_nothing() {
 int main() {
   test_random_generation();
   test_random_sampling();
+  test_threads_share_a_trie();
   test_draws_are_pinned();
   test_wrong_input_changes_nothing();
 }

@@ -90,7 +90,7 @@ def assert_same(codes, known, level_size, model, **options):
 
 
 class TestReference:
-    @settings(max_examples=4000, deadline=None)
+    @settings(max_examples=6000, deadline=None)
     @given(
         seed=st.integers(0, 2**32 - 1),
         shape=st.sampled_from(SHAPES),
