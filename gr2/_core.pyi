@@ -72,60 +72,6 @@ class Codebook:
         """
 
 @final
-class CandidateTrie:
-    """The trie of one request's candidates. Inner nodes are numbered breadth-first, within a depth by code path.
-
-    Node 0 is the root. Candidates with equal codes share a leaf; unknown ones are left out, and their codes not read.
-    """
-
-    def __init__(self, codes: NDArray[np.uint16], known: NDArray[np.bool_], level_size: int) -> None:
-        """`codes` (K, L) and `known` (K,), K from 0 to 1024. Raises ValueError on a code that is not below the size."""
-
-    @property
-    def size(self) -> int: ...
-    @property
-    def levels(self) -> int: ...
-    @property
-    def level_size(self) -> int: ...
-    @property
-    def nbytes(self) -> int: ...
-    @property
-    def node_count(self) -> int: ...
-    def nodes(self, depth: int) -> NDArray[np.int64]:
-        """(n_d,) codes of the inner nodes at depth 1 to L - 1."""
-
-    def mask(self) -> NDArray[np.float32]:
-        """(n, n): 0 where the row's node sees the column's, that is itself and its ancestors, and -1e9 elsewhere."""
-
-    def parents(self) -> NDArray[np.int32]:
-        """(n,) parent of each inner node, -1 for the root."""
-
-    def score(
-        self,
-        logits: NDArray[np.float32],
-        prior: NDArray[np.float32] | None = None,
-        *,
-        normalization: Literal["raw", "local"] = "raw",
-    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """Order (K,), best first, and scores (K,) by candidate, from `logits` (n, V) at the inner nodes.
-
-        score = sum over the path of log softmax(logits[node])[code] + prior. `raw` normalises over all V codes, `local`
-        over the node's children. Ties keep the incoming order; unknown candidates come last with -inf. Raises
-        ValueError on a NaN or infinite value, naming its row and column.
-        """
-
-    def sample(
-        self, scores: NDArray[np.float32], *, seed: int, temperature: float = 1.0
-    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """Order (K,) as drawn without replacement by Gumbel-top-k, and log-probabilities (K,) by candidate.
-
-        The next candidate is of path p with probability proportional to exp(score / temperature) of the best candidate
-        that p still has; `scores` (K,) are those of `score`. A log-probability is that of the draw given those before:
-        their sum is the ranking's. -inf masks a candidate: like the unknown it comes last, undrawn, with -inf. Raises
-        ValueError on NaN and +inf, naming the row, and on a temperature that is not 0.001 to 1000.
-        """
-
-@final
 class CandidateDecoder:
     """Emits a request's candidates one after the other, each once, under a model that sees what was emitted.
 
@@ -233,4 +179,58 @@ class CandidateDecoder:
 
         Ties and the unknown are in incoming order. Raises ValueError on NaN, and if several known candidates are left
         and there are no scores.
+        """
+
+@final
+class CandidateTrie:
+    """The trie of one request's candidates. Inner nodes are numbered breadth-first, within a depth by code path.
+
+    Node 0 is the root. Candidates with equal codes share a leaf; unknown ones are left out, and their codes not read.
+    """
+
+    def __init__(self, codes: NDArray[np.uint16], known: NDArray[np.bool_], level_size: int) -> None:
+        """`codes` (K, L) and `known` (K,), K from 0 to 1024. Raises ValueError on a code that is not below the size."""
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def levels(self) -> int: ...
+    @property
+    def level_size(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def node_count(self) -> int: ...
+    def nodes(self, depth: int) -> NDArray[np.int64]:
+        """(n_d,) codes of the inner nodes at depth 1 to L - 1."""
+
+    def mask(self) -> NDArray[np.float32]:
+        """(n, n): 0 where the row's node sees the column's, that is itself and its ancestors, and -1e9 elsewhere."""
+
+    def parents(self) -> NDArray[np.int32]:
+        """(n,) parent of each inner node, -1 for the root."""
+
+    def sample(
+        self, scores: NDArray[np.float32], *, seed: int, temperature: float = 1.0
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Order (K,) as drawn without replacement by Gumbel-top-k, and log-probabilities (K,) by candidate.
+
+        The next candidate is of path p with probability proportional to exp(score / temperature) of the best candidate
+        that p still has; `scores` (K,) are those of `score`. A log-probability is that of the draw given those before:
+        their sum is the ranking's. -inf masks a candidate: like the unknown it comes last, undrawn, with -inf. Raises
+        ValueError on NaN and +inf, naming the row, and on a temperature that is not 0.001 to 1000.
+        """
+
+    def score(
+        self,
+        logits: NDArray[np.float32],
+        prior: NDArray[np.float32] | None = None,
+        *,
+        normalization: Literal["raw", "local"] = "raw",
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Order (K,), best first, and scores (K,) by candidate, from `logits` (n, V) at the inner nodes.
+
+        score = sum over the path of log softmax(logits[node])[code] + prior. `raw` normalises over all V codes, `local`
+        over the node's children. Ties keep the incoming order; unknown candidates come last with -inf. Raises
+        ValueError on a NaN or infinite value, naming its row and column.
         """
