@@ -1,4 +1,4 @@
-"""The C++ core of gr2: codebooks and per-request candidate tries."""
+"""The C++ core of gr2: codebooks and per-request candidate tries and decoders."""
 
 import os
 from collections.abc import Sequence
@@ -73,6 +73,116 @@ class Codebook:
         """
 
 @final
+class CandidateDecoder:
+    """Emits a request's candidates one after the other, each once, under a model that sees what was emitted.
+
+    A loop over a model is
+
+        append, allowed = decoder.next()
+        while not decoder.done:
+            context += append
+            decoder.push(logits of the next code, given context)
+            append, allowed = decoder.next()
+
+    Between decisions the decoder walks on by itself while only one code is allowed, through any number of items: those
+    codes are forced, and are appended to the context together with the code that was chosen.
+    """
+
+    def __init__(
+        self,
+        trie: CandidateTrie,
+        *,
+        mode: Literal["greedy", "sample"] = "greedy",
+        seed: int = 0,
+        temperature: float = 1.0,
+        top_n: int | None = None,
+    ) -> None:
+        """`greedy` takes the largest logit, ties by the lowest position that a code still leads to.
+
+        `sample` draws from softmax(logits / temperature) over the codes allowed: decision d takes the largest
+        logit / temperature + g, where g is the Gumbel draw of (seed, d, code) that csrc/core/sampling.h defines, equal
+        on every platform. `top_n` ends generation after so many items. Raises ValueError on a temperature that is not
+        0.001 to 1000 and on `top_n` below 1.
+        """
+
+    @property
+    def done(self) -> bool:
+        """True if no decision is due: all was emitted, or `top_n` items, or nothing could be chosen."""
+
+    @property
+    def node(self) -> int:
+        """The inner node of the coming decision, -1 if none is due."""
+
+    @property
+    def forced_count(self) -> int:
+        """How many of the codes to append are forced; they are its end."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the state that generation changes, beside the record of codes."""
+
+    @property
+    def remaining(self) -> int:
+        """How many known candidates were not emitted."""
+
+    @property
+    def order(self) -> NDArray[np.int32]:
+        """(m,) the emitted candidates."""
+
+    @property
+    def codes(self) -> NDArray[np.uint16]:
+        """(s,) every code since the start, L an item."""
+
+    @property
+    def forced(self) -> NDArray[np.bool_]:
+        """(s,) True where the code was no decision."""
+
+    def next(self) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
+        """Codes to append to the context since the last decision, its own first, and the codes allowed to the next.
+
+        Changes nothing. Codes are in order of the ranking, L an item. Nothing is allowed once the decoder is done.
+        """
+
+    def push(self, logits: NDArray[np.float32], *, row: int = 0) -> int:
+        """The code chosen by the next code's `logits` (V,), of which -inf masks a code.
+
+        If all allowed codes are masked it is -1, nothing is emitted, and the decoder is done. Raises ValueError on NaN
+        and +inf, naming `row` and the column, and if the decoder is done.
+        """
+
+    def accept(self, code: int, logits: NDArray[np.float32] | None = None) -> None:
+        """Take a choice made elsewhere; with `logits` (V,) its log-probabilities are recorded, else NaN.
+
+        Raises ValueError as `push` does, and on a code that is not allowed or is masked.
+        """
+
+    def score_forced(self, logits: NDArray[np.float32]) -> None:
+        """Record the raw log-probabilities of the forced codes to append, from the logits (f, V) that predict them."""
+
+    def stop(self) -> None:
+        """Emit nothing more."""
+
+    def reset(self, seed: int = 0) -> None:
+        """Back to the start, with another seed."""
+
+    def log_probs(self, normalization: Literal["raw", "local"] = "local") -> NDArray[np.float32]:
+        """(s,) log-probability of every code under logits / temperature.
+
+        `local` is over the codes allowed, the policy that was followed: 0 for forced ones. `raw` is over all V codes:
+        NaN for forced ones without `score_forced`.
+        """
+
+    def item_log_probs(self, normalization: Literal["raw", "local"] = "local") -> NDArray[np.float32]:
+        """(m,) for each emitted candidate the sum over its codes."""
+
+    def ranking(self, scores: NDArray[np.float32] | None = None) -> NDArray[np.int32]:
+        """(K,) the emitted candidates, the other known ones by `scores` (K,), best first, and then the unknown.
+
+        Ties and the unknown are in incoming order. Raises ValueError on NaN, and if several known candidates are left
+        and there are no scores.
+        """
+
+@final
 class CandidateTrie:
     """The trie of one request's candidates. Inner nodes are numbered breadth-first, within a depth by code path.
 
@@ -85,6 +195,12 @@ class CandidateTrie:
     @property
     def size(self) -> int: ...
     @property
+    def levels(self) -> int: ...
+    @property
+    def level_size(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
     def node_count(self) -> int: ...
     def nodes(self, depth: int) -> NDArray[np.int64]:
         """(n_d,) codes of the inner nodes at depth 1 to L - 1."""
@@ -94,6 +210,17 @@ class CandidateTrie:
 
     def parents(self) -> NDArray[np.int32]:
         """(n,) parent of each inner node, -1 for the root."""
+
+    def sample(
+        self, scores: NDArray[np.float32], *, seed: int, temperature: float = 1.0
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Order (K,) as drawn without replacement by Gumbel-top-k, and log-probabilities (K,) by candidate.
+
+        The next candidate is of path p with probability proportional to exp(score / temperature) of the best candidate
+        that p still has; `scores` (K,) are those of `score`. A log-probability is that of the draw given those before:
+        their sum is the ranking's. -inf masks a candidate: like the unknown it comes last, undrawn, with -inf. Raises
+        ValueError on NaN and +inf, naming the row, and on a temperature that is not 0.001 to 1000.
+        """
 
     def score(
         self,

@@ -8,6 +8,8 @@
 #include <span>
 #include <string>
 
+#include "core/candidate_trie.h"
+
 namespace gr2::bindings {
 
 namespace py = pybind11;
@@ -59,6 +61,10 @@ inline void construct_in_new(const py::handle& type) {
   };
 }
 
+// Throws ValueError unless `name` is "raw" or "local".
+Normalization require_normalization(const std::string& name);
+
+void bind_candidate_decoder(py::module_& module);
 void bind_candidate_trie(py::module_& module);
 void bind_codebook(py::module_& module);
 

@@ -5,11 +5,12 @@
 #include <string>
 
 #include "bindings/arrays.h"
+#include "core/sampling.h"
 
 namespace gr2::bindings {
 namespace {
 
-std::unique_ptr<CandidateTrie> build(const py::object& codes, const py::object& known, py::ssize_t level_size) {
+std::shared_ptr<CandidateTrie> build(const py::object& codes, const py::object& known, py::ssize_t level_size) {
   const auto table = require_array<std::uint16_t>(codes, "codes", "uint16 (K, L)", 2);
   const auto flags = require_array<bool>(known, "known", "bool (K,)", 1);
   if (flags.shape(0) != table.shape(0)) {
@@ -21,7 +22,7 @@ std::unique_ptr<CandidateTrie> build(const py::object& codes, const py::object& 
   }
   const std::span flag_bytes(reinterpret_cast<const std::uint8_t*>(flags.data()),
                              static_cast<std::size_t>(flags.size()));
-  return std::make_unique<CandidateTrie>(view(table), flag_bytes, static_cast<std::size_t>(table.shape(1)),
+  return std::make_shared<CandidateTrie>(view(table), flag_bytes, static_cast<std::size_t>(table.shape(1)),
                                          static_cast<std::uint32_t>(level_size));
 }
 
@@ -49,12 +50,6 @@ py::array_t<float> mask(const CandidateTrie& trie) {
 py::array_t<std::int32_t> parents(const CandidateTrie& trie) {
   const std::span<const std::int32_t> values = trie.parents();
   return py::array_t<std::int32_t>(static_cast<py::ssize_t>(values.size()), values.data());
-}
-
-Normalization require_normalization(const std::string& name) {
-  if (name == "raw") return Normalization::kRaw;
-  if (name == "local") return Normalization::kLocal;
-  throw py::value_error("normalization must be 'raw' or 'local', got '" + name + "'");
 }
 
 py::tuple score(const CandidateTrie& trie, const py::object& logits, const py::object& prior,
@@ -86,11 +81,35 @@ py::tuple score(const CandidateTrie& trie, const py::object& logits, const py::o
   return py::make_tuple(std::move(order), std::move(scores));
 }
 
+py::tuple sample(const CandidateTrie& trie, const py::object& scores, std::uint64_t seed, double temperature) {
+  const auto size = static_cast<py::ssize_t>(trie.size());
+  const auto values = require_array<float>(scores, "scores", "float32 (K,)", 1);
+  if (values.shape(0) != size) {
+    throw py::value_error("scores must be float32 (" + std::to_string(size) + ",), got " + describe(values));
+  }
+  py::array_t<std::int32_t> order(size);
+  py::array_t<float> log_probs(size);
+  const std::span<std::int32_t> order_view = mutable_view(order);
+  const std::span<float> log_probs_view = mutable_view(log_probs);
+  {
+    const py::gil_scoped_release release;
+    sample_paths(trie, view(values), seed, temperature, order_view, log_probs_view);
+  }
+  return py::make_tuple(std::move(order), std::move(log_probs));
+}
+
 }  // namespace
 
+Normalization require_normalization(const std::string& name) {
+  if (name == "raw") return Normalization::kRaw;
+  if (name == "local") return Normalization::kLocal;
+  throw py::value_error("normalization must be 'raw' or 'local', got '" + name + "'");
+}
+
 void bind_candidate_trie(py::module_& module) {
-  py::class_<CandidateTrie> type(module, "CandidateTrie", py::is_final(), plain_metaclass(),
-                                 "The trie of one request's candidates; its inner nodes are numbered breadth-first.");
+  py::class_<CandidateTrie, std::shared_ptr<CandidateTrie>> type(
+      module, "CandidateTrie", py::is_final(), plain_metaclass(),
+      "The trie of one request's candidates; its inner nodes are numbered breadth-first.");
   type.def(py::init(&build), py::arg("codes"), py::arg("known"), py::arg("level_size"))
       .def_property_readonly("size", &CandidateTrie::size, "Number of candidates, K.")
       .def_property_readonly("node_count", &CandidateTrie::node_count, "Number of inner nodes with the root, n.")
@@ -99,7 +118,12 @@ void bind_candidate_trie(py::module_& module) {
       .def("parents", &parents, "(n,) int32: the parent of each inner node, -1 for the root.")
       .def("score", &score, py::arg("logits"), py::arg("prior") = py::none(), py::kw_only(),
            py::arg("normalization") = "raw",
-           "Order (K,) int32, best first, and scores (K,) float32 by candidate, from logits (n, V) at the nodes.");
+           "Order (K,) int32, best first, and scores (K,) float32 by candidate, from logits (n, V) at the nodes.")
+      .def("sample", &sample, py::arg("scores"), py::kw_only(), py::arg("seed"), py::arg("temperature") = 1.0,
+           "Order (K,) int32 as drawn without replacement by Gumbel-top-k, and log-probabilities (K,) by candidate.")
+      .def_property_readonly("levels", &CandidateTrie::levels, "Codes a candidate has, L.")
+      .def_property_readonly("level_size", &CandidateTrie::level_size, "Codes are below this number, V.")
+      .def_property_readonly("nbytes", &CandidateTrie::bytes, "Bytes of the trie's arrays.");
   construct_in_new(type);
 }
 

@@ -22,8 +22,9 @@ void translate(std::exception_ptr pointer) {
 }  // namespace gr2::bindings
 
 PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
-  module.doc() = "The C++ core of gr2: codebooks and per-request candidate tries.";
+  module.doc() = "The C++ core of gr2: codebooks and per-request candidate tries and decoders.";
   pybind11::register_local_exception_translator(gr2::bindings::translate);
   gr2::bindings::bind_codebook(module);
   gr2::bindings::bind_candidate_trie(module);
+  gr2::bindings::bind_candidate_decoder(module);
 }

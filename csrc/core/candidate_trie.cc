@@ -98,9 +98,11 @@ void CandidateTrie::build_levels(std::span<const std::uint16_t> codes) {
   const std::size_t most = 1 + sorted_.size() * levels_;
   parents_.reserve(most);
   codes_.reserve(most);
+  begin_.reserve(most);
   first_child_.reserve(most + 1);
   parents_.push_back(-1);
   codes_.push_back(0);
+  begin_.push_back(0);
   leaf_.assign(sorted_.size(), 0);
   for (std::size_t depth = 1; depth <= levels_; ++depth) {
     level_begin_[depth] = parents_.size();
@@ -111,6 +113,7 @@ void CandidateTrie::build_levels(std::span<const std::uint16_t> codes) {
         if (parents_.back() != parent) first_child_.push_back(node);
         parents_.push_back(parent);
         codes_.push_back(codes[static_cast<std::size_t>(sorted_[i]) * levels_ + depth - 1]);
+        begin_.push_back(static_cast<std::uint16_t>(i));
       }
       leaf_[i] = static_cast<std::int32_t>(parents_.size()) - 1;
     }
@@ -122,6 +125,12 @@ void CandidateTrie::build_levels(std::span<const std::uint16_t> codes) {
 std::span<const std::uint16_t> CandidateTrie::nodes(std::size_t depth) const {
   assert(depth >= 1 && depth < levels_);
   return std::span(codes_).subspan(level_begin_[depth], level_begin_[depth + 1] - level_begin_[depth]);
+}
+
+std::size_t CandidateTrie::bytes() const {
+  const auto size = [](const auto& values) { return values.size() * sizeof values[0]; };
+  return size(sorted_) + size(shared_) + size(leaf_) + size(parents_) + size(codes_) + size(begin_) +
+         size(first_child_);
 }
 
 std::span<const std::uint16_t> CandidateTrie::child_codes(std::size_t node) const {

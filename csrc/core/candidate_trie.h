@@ -36,6 +36,17 @@ class CandidateTrie {
   std::span<const std::uint16_t> nodes(std::size_t depth) const;
   // The parent of each inner node; the root's is -1.
   std::span<const std::int32_t> parents() const { return {parents_.data(), node_count()}; }
+  // For walking: the children of inner node i are the nodes first_child(i) to first_child(i + 1), in order of their
+  // codes, and node i has the candidates sorted()[first_candidate(i)] and on, up to its next sibling's, or, if it is
+  // the last, its parent's end. The root has all of `sorted`: the known candidates by code path, then by position.
+  std::span<const std::int32_t> sorted() const { return sorted_; }
+  std::size_t first_child(std::size_t node) const { return static_cast<std::size_t>(first_child_[node]); }
+  std::size_t first_candidate(std::size_t node) const { return begin_[node]; }
+  // The first sorted candidate of each leaf.
+  std::span<const std::uint16_t> leaf_begins() const { return std::span(begin_).subspan(node_count()); }
+  std::uint16_t code(std::size_t node) const { return codes_[node]; }
+  // Bytes of its arrays.
+  std::size_t bytes() const;
   // `mask` is (n, n) row-major: 0 where the row's node sees the column's, that is itself and its ancestors.
   void fill_mask(std::span<float> mask) const;
 
@@ -60,6 +71,7 @@ class CandidateTrie {
   std::vector<std::int32_t> leaf_;     // node of each sorted candidate
   std::vector<std::int32_t> parents_;  // inner nodes and leaves
   std::vector<std::uint16_t> codes_;   // inner nodes and leaves
+  std::vector<std::uint16_t> begin_;   // first sorted candidate of inner nodes and leaves
   std::vector<std::int32_t>
       first_child_;  // inner nodes and one more: node i has the children first_child_[i] to [i + 1]
   std::array<std::size_t, kMaxLevels + 2> level_begin_{};  // first node of each depth 0 to L, and the number of all

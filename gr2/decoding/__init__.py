@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 try:
-    from gr2._core import CandidateTrie, Codebook, CodebookBuilder
+    from gr2._core import CandidateDecoder, CandidateTrie, Codebook, CodebookBuilder
 except ImportError as error:
     raise ImportError(
         f"gr2's C++ core cannot be loaded ({error}). Install the package with `pip install .`, which needs a C++20 "
@@ -17,6 +17,7 @@ except ImportError as error:
     ) from error
 
 __all__ = [
+    "CandidateDecoder",
     "CandidateTrie",
     "Codebook",
     "CodebookBuilder",
