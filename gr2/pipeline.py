@@ -23,7 +23,19 @@ from gr2.interrupts import interrupts_wait
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["STAGES", "Outcome", "Plan", "RunConfig", "Stage", "Step", "execute", "load_plan", "run_lock", "show", "summarize"]
+__all__ = [
+    "STAGES",
+    "Outcome",
+    "Plan",
+    "RunConfig",
+    "Stage",
+    "Step",
+    "execute",
+    "load_plan",
+    "run_lock",
+    "show",
+    "summarize",
+]
 
 SEEDS = 2**63
 

@@ -85,8 +85,8 @@ def tokenize(
         made = add_items(inputs, add, plan.out / "tokenize-add", plan.steps[0].config)
     drift = made.metrics["drift"]
     _say(
-        "tokenize: {added:,} items added, {passed_over:,} had an ID, {items:,} in all, {overflow:,} not in their nearest "
-        "prefix".format_map(made.metrics)
+        "tokenize: {added:,} items added, {passed_over:,} had an ID, {items:,} in all, {overflow:,} not in their "
+        "nearest prefix".format_map(made.metrics)
         + ("" if drift is None else f"; reconstruction error {drift:.2f} times that of the first items")
     )
     if made.metrics["without_content"]:

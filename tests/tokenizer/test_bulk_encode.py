@@ -291,8 +291,38 @@ def test_what_is_up_to_date_is_left_as_it_is(tmp_path: Path, inputs: dict[str, A
         raise AssertionError
 
     assert encode(inputs, items, tmp_path / "encode", Here(never)) == made
-    write(items, np.arange(1000, 1050), vectors(2, 50))
-    assert encode(inputs, items, tmp_path / "encode").metrics["added"] == 50
+
+
+def test_a_catalogue_that_grows_keeps_the_ids_it_had(tmp_path: Path, inputs: dict[str, Artifact]) -> None:
+    first = write(tmp_path / "first", np.arange(1000, 1300), vectors(2, 300))
+    second = write(tmp_path / "second", np.arange(1250, 1600), vectors(3, 350))
+    before = codes_of(encode(inputs, first, tmp_path / "encode"))
+    made = encode(inputs, second, tmp_path / "encode")
+    after = codes_of(made)
+    assert {item: after[item] for item in before} == before
+    assert len(set(after.values())) == len(after) == KNOWN + 600
+    assert made.metrics["added"] == 300
+    assert len(CodebookFile(made.file("codebook.bin"))) == KNOWN + 600
+
+
+def test_items_that_were_added_before_keep_their_ids(tmp_path: Path) -> None:
+    run_inputs = tokenizer(tmp_path)
+    write(tmp_path / "new", np.arange(1000, 1050), vectors(2, 50))
+    pq.write_table(table(np.arange(1000, 1050), vectors(2, 50)), tmp_path / "new.parquet")
+    add_items(
+        run_inputs, tmp_path / "new.parquet", tmp_path / "tokenize-add", wanted(run_inputs, tmp_path / "new.parquet")
+    )
+    added = CodebookFile(tmp_path / "tokenize-add" / "codebook.bin").lookup(np.arange(1000, 1050))[0]
+    items = write(tmp_path / "items", np.arange(1020, 1200), vectors(4, 180))
+    after = codes_of(encode(run_inputs, items, tmp_path / "encode"))
+    assert [after[item] for item in range(1000, 1050)] == list(map(tuple, added.tolist()))
+    assert len(set(after.values())) == len(after) == KNOWN + 200
+    pq.write_table(table(np.arange(2000, 2010), vectors(5, 10)), tmp_path / "more.parquet")
+    add_items(
+        run_inputs, tmp_path / "more.parquet", tmp_path / "tokenize-add", wanted(run_inputs, tmp_path / "more.parquet")
+    )
+    with pytest.raises(ArtifactError, match="items were added since"):
+        encode(run_inputs, items, tmp_path / "encode")
 
 
 def test_a_file_that_kills_its_workers_is_given_up(tmp_path: Path, inputs: dict[str, Artifact]) -> None:

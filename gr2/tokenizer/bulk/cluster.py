@@ -8,12 +8,13 @@ import os
 import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from gr2 import errors
 from gr2.errors import ConfigError, Gr2Error, MissingExtraError
 from gr2.interrupts import interrupts_wait
+from gr2.tokenizer.bulk.encode import Work
 
 __all__ = ["RayPool", "ray_pool"]
 
@@ -22,7 +23,6 @@ REACH_SECONDS = 10.0
 # One core a worker: their number is what divides the machine.
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0"}
-Work = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
 class RayPool:
@@ -94,7 +94,9 @@ def ray_pool(workers: int | None = None, *, address: str | None = None, gpu: boo
     except ImportError as error:
         raise MissingExtraError("encoding with Ray", "scale", error) from error
     own = not ray.is_initialized()
-    with _quiet(ray), tempfile.TemporaryDirectory(prefix="gr2-", ignore_cleanup_errors=True) as folder:
+    local = own and address is None
+    scratch = tempfile.TemporaryDirectory(prefix="gr2-", ignore_cleanup_errors=True) if local else nullcontext("")
+    with _quiet(ray), scratch as folder:
         try:
             if own:
                 _connect(ray, workers, address, folder)

@@ -10,17 +10,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from gr2.artifact import Artifact, Workspace, is_current, open_stage
+from gr2.artifact import Artifact, Workspace, open_stage
 from gr2.decoding import CodebookBuilder
 from gr2.errors import ArtifactError, ConfigError, DataError
 from gr2.progress import track
 from gr2.tokenizer.add import require_model
 from gr2.tokenizer.bulk.buckets import BucketWriter, bucket_count, buckets_of, list_column, replacing
 from gr2.tokenizer.bulk.encoder import Encoder
+from gr2.tokenizer.bulk.known import Known
 from gr2.tokenizer.bulk.rounds import Assign, Encode, Job, Revisit, Settle, peak_memory, record_schema
 from gr2.tokenizer.bulk.source import Source
 from gr2.tokenizer.bulk.tables import LARGEST, CodeTable, Facts
@@ -49,7 +48,8 @@ def encode_items(
 ) -> Artifact:
     """Write the IDs of `inputs`' items and of those in the Parquet files `items` to the artefact `out`.
 
-    `inputs` has the artefacts `prepare` and `tokenize`; their items keep their IDs and are passed over in the files.
+    `inputs` has the artefacts `prepare` and `tokenize`; their items keep their IDs and are passed over in the files, as
+    are those of an earlier job in `out`, or else those that `--add` gave IDs to (`Known`).
     The files have `item_id`, and `vector` where the codes were learnt from vectors, or else columns of text. The order
     of their rows, their number and the number of `workers` have no influence, with text up to the rounding of its
     encoder. Without overflow, codes are those of `extend_codes` over items in `content_order`, except that items of
@@ -64,17 +64,19 @@ def encode_items(
     prepare, base = inputs["prepare"], inputs["tokenize"]
     if base.parents.get("prepare") != prepare.digest:
         raise ArtifactError(f"{base.path} was made from another prepare; run tokenize again first")
-    encoder = Encoder(base, device=device, batch_size=batch_size)
+    known = Known.find(prepare, base, out)
+    encoder = Encoder(base, known.codebook, device=device, batch_size=batch_size)
     _check_size(encoder)
     encoder.check_ready()
     require_model(encoder.config, base)
     source = Source.find(items, encoder.contents)
-    parents = {"prepare": prepare.digest, "tokenize": base.digest, "items": source.digest}
-    if is_current(out, STAGE, encoder.learnt, parents, base.seed):
-        return Artifact.load(out, STAGE)
+    parents = {"prepare": prepare.digest, "tokenize": base.digest, "items": source.digest} | known.parents
+    if known.items is None and known.source.parents["items"] == source.digest:
+        return Artifact.load(out, STAGE, verify=True)
     with open_stage(out, STAGE, encoder.learnt, parents, base.seed) as work, workers as pool:
         job = Job(
             tokenizer=str(base.path.resolve()),
+            codebook=str(known.codebook.resolve()),
             digest=base.digest,
             scratch=str(work.checkpoints.resolve()),
             units=len(source.units),
@@ -84,7 +86,7 @@ def encode_items(
         )
         log = _Log(work)
         with log.phase("encode"):
-            _write_known(job, encoder, _known_ids(prepare, encoder))
+            _write_known(job, encoder, known)
             _encode(job, source, encoder, pool, log)
         with log.phase("assign"):
             facts = _assign(job, source, pool, log)
@@ -125,22 +127,14 @@ def _check_size(encoder: Encoder) -> None:
         )
 
 
-def _known_ids(prepare: Artifact, encoder: Encoder) -> Any:
-    """pa.Array of the IDs of tokenize's items, in the order of its codes."""
-    kind = pa.string() if encoder.contents.id_type == "string" else pa.int64()
-    try:
-        return pq.read_table(prepare.file("items.parquet"), columns=["item_id"]).column(0).combine_chunks().cast(kind)
-    except (OSError, pa.ArrowException) as error:
-        raise prepare.damaged("items.parquet", error) from error
-
-
-def _write_known(job: Job, encoder: Encoder, ids: Any) -> None:
+def _write_known(job: Job, encoder: Encoder, known: Known) -> None:
     if job.known.exists():
         return
-    codes = encoder.base.array("codes.npy")
+    schema = record_schema("known", encoder)
     with replacing(job.known) as temporary:
-        writer = BucketWriter(temporary, record_schema("known", encoder), job.buckets)
-        writer.add([ids, list_column(codes)], buckets_of(codes, job.buckets))
+        writer = BucketWriter(temporary, schema, job.buckets)
+        for ids, codes in known.parts(schema.field("item_id").type):
+            writer.add([ids, list_column(codes)], buckets_of(codes, job.buckets))
         writer.close()
 
 

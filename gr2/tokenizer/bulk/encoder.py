@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -48,12 +49,15 @@ class Encoded:
 class Encoder:
     """The tokenizer in the artefact `tokenize`; its parts are loaded when first used.
 
-    Equal contents get equal codes and distances whatever is encoded beside them, up to the rounding of the text
-    encoder where there is one. `device` and `batch_size` are those of the text encoder.
+    `codebook` is the file of the items that have an ID already. Equal contents get equal codes and distances whatever
+    is encoded beside them, up to the rounding of the text encoder where there is one. `device` and `batch_size` are
+    those of the text encoder.
     """
 
-    def __init__(self, base: Artifact, *, device: str | None = None, batch_size: int | None = None) -> None:
-        self.base = base
+    def __init__(
+        self, base: Artifact, codebook: Path, *, device: str | None = None, batch_size: int | None = None
+    ) -> None:
+        self.base, self._codebook = base, codebook
         self.learnt = learnt = configuration.build(TokenizeConfig, base.config, "tokenize")
         self.config = dataclasses.replace(
             learnt, device=device or learnt.device, batch_size=batch_size or learnt.batch_size
@@ -64,7 +68,7 @@ class Encoder:
     @cached_property
     def known(self) -> Codebook:
         """The items that have an ID already."""
-        return Codebook(self.base.file("codebook.bin"))
+        return Codebook(self._codebook)
 
     @property
     def contents(self) -> Contents:

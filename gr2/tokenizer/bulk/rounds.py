@@ -44,13 +44,14 @@ RECORDS = {
 
 @dataclass(frozen=True)
 class Job:
-    """What all workers must know: the artefact `tokenize` and its digest, the folder of scratch files, how many there
-    will be.
+    """What all workers must know: the artefact `tokenize` and its digest, the codebook of the items known before, the
+    folder of scratch files, how many there will be.
 
     `device` and `batch_size` are of the text encoder.
     """
 
     tokenizer: str
+    codebook: str
     digest: str
     scratch: str
     units: int
@@ -61,7 +62,7 @@ class Job:
     @property
     def encoder(self) -> Encoder:
         """The tokenizer, loaded once a process."""
-        return _load(self.tokenizer, self.digest, self.device, self.batch_size)
+        return _load(self.tokenizer, self.codebook, self.digest, self.device, self.batch_size)
 
     @property
     def known(self) -> Path:
@@ -273,11 +274,11 @@ class Settle:
 
 
 @lru_cache(maxsize=1)
-def _load(tokenizer: str, digest: str, device: str, batch_size: int) -> Encoder:
+def _load(tokenizer: str, codebook: str, digest: str, device: str, batch_size: int) -> Encoder:
     base = Artifact.load(tokenizer, "tokenize")
     if base.digest != digest:
         raise ArtifactError(f"{tokenizer}: has changed since the job began; start it again")
-    return Encoder(base, device=device, batch_size=batch_size)
+    return Encoder(base, Path(codebook), device=device, batch_size=batch_size)
 
 
 def record_schema(kind: str, encoder: Encoder) -> Any:

@@ -43,7 +43,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class CodeTable:
-    """`ids` (pa.Array), `codes` (n, L) uint16, and `errors` (n,) float32: NaN for the items of `tokenize`."""
+    """`ids` (pa.Array), `codes` (n, L) uint16, and `errors` (n,) float32: NaN for the items known before."""
 
     ids: Any
     codes: NDArray[np.uint16]
