@@ -61,5 +61,7 @@ inline void construct_in_new(const py::handle& type) {
 
 void bind_candidate_trie(py::module_& module);
 void bind_codebook(py::module_& module);
+void bind_catalog_trie(py::module_& module);
+void bind_retrieval(py::module_& module);
 
 }  // namespace gr2::bindings

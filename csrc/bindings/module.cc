@@ -26,4 +26,6 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   pybind11::register_local_exception_translator(gr2::bindings::translate);
   gr2::bindings::bind_codebook(module);
   gr2::bindings::bind_candidate_trie(module);
+  gr2::bindings::bind_catalog_trie(module);
+  gr2::bindings::bind_retrieval(module);
 }

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 try:
-    from gr2._core import CandidateTrie, Codebook, CodebookBuilder
+    from gr2._core import CandidateTrie, CatalogTrie, Codebook, CodebookBuilder, ItemFilter, Retriever
 except ImportError as error:
     raise ImportError(
         f"gr2's C++ core cannot be loaded ({error}). Install the package with `pip install .`, which needs a C++20 "
@@ -18,8 +18,11 @@ except ImportError as error:
 
 __all__ = [
     "CandidateTrie",
+    "CatalogTrie",
     "Codebook",
     "CodebookBuilder",
+    "ItemFilter",
+    "Retriever",
     "write_codebook",
 ]
 
