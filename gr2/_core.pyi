@@ -208,5 +208,8 @@ class Retriever:
         Items of one leaf have its score and keep row order. Raises RuntimeError before the last level is done.
         """
 
+    def paths(self) -> NDArray[np.uint16]:
+        """(B, M, level) codes on the beams' paths so far, zeros of dead ones."""
+
     def nodes(self) -> NDArray[np.int64]:
         """(B, M), (B, 1) before the first step: the beams' nodes, breadth-first over the whole trie; -1 if dead."""

@@ -80,6 +80,17 @@ py::tuple finish(const Retriever& self) {
   return py::make_tuple(std::move(items), std::move(scores));
 }
 
+py::array_t<std::uint16_t> paths(const Retriever& self) {
+  const auto extent = [](std::size_t size) { return static_cast<py::ssize_t>(size); };
+  py::array_t<std::uint16_t> result({extent(self.batch()), extent(self.width()), extent(self.level())});
+  const std::span<std::uint16_t> view = mutable_view(result);
+  {
+    const py::gil_scoped_release release;
+    self.paths(view);
+  }
+  return result;
+}
+
 py::array_t<std::int64_t> nodes(const Retriever& self) {
   auto result = table<std::int64_t>(self.batch(), self.width());
   const std::span<std::int64_t> view = mutable_view(result);
@@ -100,6 +111,7 @@ void bind_retrieval(py::module_& module) {
            "Begin anew, on a trie that the search keeps until the next start.")
       .def("step", &step, py::arg("logits"), "Choose the next level's beams: parents, codes and scores, each (B, M).")
       .def("finish", &finish, "The best items and their scores, each (B, M).")
+      .def("paths", &paths, "(B, M, level) uint16: the codes on the beams' paths so far, zeros of dead ones.")
       .def("nodes", &nodes, "(B, M) int64: the beams' nodes, -1 of dead ones.")
       .def_property_readonly("beams", &Retriever::beams, "Beams of each search, M.")
       .def_property_readonly("batch", &Retriever::batch, "Searches side by side, B; 0 before the first start.")

@@ -138,8 +138,13 @@ bool CatalogTrie::ascending(std::size_t level, const Code* codes) const {
 }
 
 void CatalogTrie::save(const std::string& path) const {
+  Header header = this->header();
+  const std::span<const std::byte> body = bytes_.subspan(sizeof header);
+  header.body_checksum = hash_bytes(body.data(), body.size());
+  header.header_checksum = hash_bytes(&header, catalog_trie_format::kCheckedHeaderBytes);
   AtomicFile file(path);
-  for (std::span<const std::byte> left = bytes_; !left.empty();) {
+  file.append(&header, sizeof header);
+  for (std::span<const std::byte> left = body; !left.empty();) {
     const std::span<const std::byte> part = left.first(std::min(left.size(), kWritten));
     file.append(part.data(), part.size());
     left = left.subspan(part.size());

@@ -4,6 +4,7 @@
 #include <bit>
 #include <cassert>
 #include <cstring>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -11,13 +12,15 @@
 
 #include "core/catalog_trie.h"
 #include "core/catalog_trie_format.h"
-#include "core/hash.h"
 
 namespace gr2 {
 namespace {
 
 using catalog_trie_format::Header;
 using catalog_trie_format::padded;
+
+// Rows counted in a byte.
+constexpr std::size_t kBlock = 240;
 
 [[noreturn]] void fail(const std::string& message) {
   throw std::invalid_argument(message);
@@ -27,18 +30,32 @@ std::string place(std::size_t row, std::size_t level) {
   return "codes row " + std::to_string(row) + " level " + std::to_string(level);
 }
 
-// How many codes two rows share from the front on.
+// How many codes two rows share from the front on, and whether the first that differs is larger in the later row.
+struct Step {
+  std::size_t shared;
+  bool ascends;
+};
+
 template <std::size_t kLevels>
-std::size_t shared_codes(const std::uint16_t* a, const std::uint16_t* b) {
+Step compare(const std::uint16_t* before, const std::uint16_t* here) {
   std::uint64_t left[2] = {}, right[2] = {};
-  std::memcpy(left, a, 2 * kLevels);
-  std::memcpy(right, b, 2 * kLevels);
-  const auto equal = [&](std::size_t word) {
-    return static_cast<std::size_t>(std::countr_zero(left[word] ^ right[word])) / 16;
+  std::memcpy(left, before, 2 * kLevels);
+  std::memcpy(right, here, 2 * kLevels);
+  const auto word = [&](std::size_t i) {
+    const auto shift = static_cast<std::size_t>(std::countr_zero(left[i] ^ right[i])) & ~std::size_t{15};
+    // A shift by all bits, of equal words, is not defined; whatever it gives is equal on both sides.
+    const auto code = [&](std::uint64_t from) { return static_cast<std::uint16_t>(from >> (shift & 63)); };
+    return Step{shift / 16, code(left[i]) <= code(right[i])};
   };
-  std::size_t shared = equal(0);
-  if constexpr (kLevels > 4) shared += shared == 4 ? equal(1) : 0;
-  return std::min(shared, kLevels);
+  Step step = word(0);
+  if constexpr (kLevels > 4) {
+    if (step.shared == 4) {
+      step = word(1);
+      step.shared += 4;
+    }
+  }
+  step.shared = std::min(step.shared, kLevels);
+  return step;
 }
 
 }  // namespace
@@ -67,11 +84,15 @@ class CatalogTrieBuild {
     shared_.resize(rows_);
     with_levels([&]<std::size_t kLevels>() { compare_rows<kLevels>(); });
     count_edges();
-    for (std::size_t depth = 1; depth <= levels_; ++depth) write_ranges(depth);
-    const std::size_t bytes = total_bytes();
-    CatalogTrie::Memory memory = CatalogTrie::allocate(bytes);
-    fill(std::span(memory.get(), bytes));
-    return std::shared_ptr<const CatalogTrie>(new CatalogTrie(std::move(memory), bytes));
+    for (std::size_t level = 0; level < levels_; ++level) {
+      parts_[level].codes = std::make_unique_for_overwrite<std::byte[]>(header_.edges[level] * header_.code_bytes);
+      parts_[level].ends = std::make_unique_for_overwrite<std::uint32_t[]>(header_.edges[level]);
+    }
+    with_levels([&]<std::size_t kLevels>() {
+      header_.code_bytes == 1 ? write_edges<kLevels, std::uint8_t>() : write_edges<kLevels, std::uint16_t>();
+    });
+    for (std::size_t level = 0; level < levels_; ++level) write_ranges(level);
+    return assemble();
   }
 
  private:
@@ -112,11 +133,10 @@ class CatalogTrieBuild {
   void compare_rows() {
     bool sorted = true;
     const std::uint16_t* row = codes_.data();
-    for (std::size_t i = 1; i < rows_; ++i) {
-      const std::uint16_t *before = row, *here = row += kLevels;
-      const std::size_t shared = shared_codes<kLevels>(before, here), level = std::min(shared, kLevels - 1);
-      shared_[i] = static_cast<std::uint8_t>(shared);
-      sorted &= before[level] <= here[level];
+    for (std::size_t i = 1; i < rows_; ++i, row += kLevels) {
+      const Step step = compare<kLevels>(row, row + kLevels);
+      shared_[i] = static_cast<std::uint8_t>(step.shared);
+      sorted &= step.ascends;
     }
     if (!sorted) report_order();
   }
@@ -132,78 +152,80 @@ class CatalogTrieBuild {
   }
 
   void count_edges() {
-    std::array<std::uint64_t, CatalogTrie::kMaxLevels + 1> rows{};
-    for (const std::uint8_t shared : shared_) ++rows[shared];
-    std::uint64_t edges = 0;
-    for (std::size_t level = 0; level < levels_; ++level) header_.edges[level] = edges += rows[level];
-  }
-
-  // Where the range of each node at `depth` ends, written over and over until the next node begins: cheaper than a
-  // branch that nobody can predict.
-  void write_ranges(std::size_t depth) {
-    const std::uint64_t nodes = header_.edges[depth - 1];
-    if (nodes == (depth == levels_ ? rows_ : header_.edges[depth])) return;
-    ends_.resize(nodes);
-    std::size_t begun = 0;
-    std::uint32_t below = 0;
-    for (const std::uint8_t shared : shared_) {
-      begun += shared < depth;
-      below += shared <= depth;
-      ends_[begun - 1] = below;
+    for (std::size_t level = 0; level < levels_; ++level) {
+      const auto most = static_cast<std::uint8_t>(level);
+      std::uint64_t edges = 0;
+      for (std::size_t start = 0; start < rows_; start += kBlock) {
+        const std::span<const std::uint8_t> block = std::span(shared_).subspan(start, std::min(kBlock, rows_ - start));
+        std::uint8_t fresh = 0;
+        for (const std::uint8_t shared : block) fresh = static_cast<std::uint8_t>(fresh + (shared <= most));
+        edges += fresh;
+      }
+      header_.edges[level] = edges;
     }
-    const std::uint32_t width = RangeTable::end_bytes(ends_);
-    ranges_[depth].resize(RangeTable::bytes(nodes, width));
-    RangeTable::write(ends_, width, ranges_[depth].data());
-    header_.end_bytes[depth - 1] = static_cast<std::uint8_t>(width);
   }
 
-  std::size_t total_bytes() const {
+  // A row that leads to the same nodes as the one before writes their codes, and where their ranges end by now, once
+  // more: cheaper than a branch that nobody can predict.
+  template <std::size_t kLevels, typename Code>
+  void write_edges() {
+    std::array<Code*, kLevels> codes;
+    std::array<std::uint32_t*, kLevels> ends;
+    std::array<std::uint32_t, kLevels + 1> count{};
+    for (std::size_t level = 0; level < kLevels; ++level) {
+      codes[level] = reinterpret_cast<Code*>(parts_[level].codes.get());
+      ends[level] = parts_[level].ends.get();
+    }
+    const std::uint16_t* row = codes_.data();
+    const std::uint8_t* shared = shared_.data();
+    for (std::size_t i = 0; i < rows_; ++i, row += kLevels) {
+      for (std::size_t level = 0; level < kLevels; ++level) count[level] += shared[i] <= level;
+      ++count[kLevels];
+      for (std::size_t level = 0; level < kLevels; ++level) {
+        codes[level][count[level] - 1] = static_cast<Code>(row[level]);
+        ends[level][count[level] - 1] = count[level + 1];
+      }
+    }
+  }
+
+  void write_ranges(std::size_t level) {
+    Part& part = parts_[level];
+    const std::span<const std::uint32_t> ends(part.ends.get(), header_.edges[level]);
+    const std::uint32_t width = RangeTable::end_bytes(ends);
+    part.ranges.resize(RangeTable::bytes(ends.size(), width));
+    RangeTable::write(ends, width, part.ranges.data());
+    part.ends.reset();
+    header_.end_bytes[level] = static_cast<std::uint8_t>(width);
+  }
+
+  std::shared_ptr<const CatalogTrie> assemble() const {
     std::size_t total = sizeof(Header);
     for (std::size_t level = 0; level < levels_; ++level)
-      total += padded(header_.edges[level] * header_.code_bytes) + ranges_[level + 1].size();
-    return total;
-  }
-
-  void fill(std::span<std::byte> memory) {
-    std::array<std::byte*, CatalogTrie::kMaxLevels> starts{};
-    std::byte* position = memory.data() + sizeof(Header);
+      total += padded(header_.edges[level] * header_.code_bytes) + parts_[level].ranges.size();
+    CatalogTrie::Memory memory = CatalogTrie::allocate(total);
+    std::memcpy(memory.get(), &header_, sizeof header_);
+    std::byte* position = memory.get() + sizeof(Header);
     for (std::size_t level = 0; level < levels_; ++level) {
-      starts[level] = position;
       const std::uint64_t bytes = header_.edges[level] * header_.code_bytes;
-      std::fill(position + bytes, position + padded(bytes), std::byte{0});
-      position += padded(bytes);
-      position = std::copy(ranges_[level + 1].begin(), ranges_[level + 1].end(), position);
+      std::byte* end = std::copy_n(parts_[level].codes.get(), bytes, position);
+      std::fill(end, position += padded(bytes), std::byte{0});
+      position = std::copy(parts_[level].ranges.begin(), parts_[level].ranges.end(), position);
     }
-    with_levels([&]<std::size_t kLevels>() {
-      header_.code_bytes == 1 ? write_codes<kLevels, std::uint8_t>(starts)
-                              : write_codes<kLevels, std::uint16_t>(starts);
-    });
-    header_.body_checksum = hash_bytes(memory.data() + sizeof(Header), memory.size() - sizeof(Header));
-    header_.header_checksum = hash_bytes(&header_, catalog_trie_format::kCheckedHeaderBytes);
-    std::memcpy(memory.data(), &header_, sizeof header_);
+    return std::shared_ptr<const CatalogTrie>(new CatalogTrie(std::move(memory), total));
   }
 
-  // Codes that a row shares with the one before are written again where they are.
-  template <std::size_t kLevels, typename Code>
-  void write_codes(const std::array<std::byte*, CatalogTrie::kMaxLevels>& starts) const {
-    std::array<Code*, kLevels> last;
-    for (std::size_t level = 0; level < kLevels; ++level) last[level] = reinterpret_cast<Code*>(starts[level]) - 1;
-    const std::uint16_t* row = codes_.data();
-    for (const std::uint8_t shared : shared_) {
-      for (std::size_t level = 0; level < kLevels; ++level) {
-        last[level] += shared <= level;
-        *last[level] = static_cast<Code>(row[level]);
-      }
-      row += kLevels;
-    }
-  }
+  // The edges of a level: their codes, and where the ranges of the nodes that they lead to end.
+  struct Part {
+    std::unique_ptr<std::byte[]> codes;
+    std::unique_ptr<std::uint32_t[]> ends;
+    std::vector<std::byte> ranges;
+  };
 
   std::span<const std::uint16_t> codes_;
   std::size_t levels_, rows_;
   Header header_{};
   std::vector<std::uint8_t> shared_;  // codes that row i shares with row i - 1
-  std::vector<std::uint32_t> ends_;   // of one depth
-  std::array<std::vector<std::byte>, CatalogTrie::kMaxLevels + 1> ranges_;
+  std::array<Part, CatalogTrie::kMaxLevels> parts_;
 };
 
 std::shared_ptr<const CatalogTrie> CatalogTrie::build(std::span<const std::uint16_t> codes, std::size_t levels,

@@ -13,11 +13,20 @@ namespace gr2 {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-// Logits that are compared with one limit: the fewer, the tighter the limit is for the next.
-constexpr std::size_t kChunk = 128;
+// Logits that are compared with one limit, the first and the most: as many as were compared before, because a limit
+// that was set by n lets about M of the next n pass.
+constexpr std::size_t kFirstChunk = 32, kLargestChunk = 1024;
 
 [[noreturn]] void fail(const std::string& message) {
   throw std::invalid_argument(message);
+}
+
+// Asks the memory for the row behind the first one. The processor guesses that only as far as the end of a page, and
+// computing the exponentials of one row takes as long as fetching the next.
+void prefetch(std::span<const float> rows, std::size_t columns) {
+  constexpr std::size_t kCacheLine = 64 / sizeof(float);
+  for (std::size_t i = columns; i < std::min(2 * columns, rows.size()); i += kCacheLine)
+    __builtin_prefetch(rows.data() + i);
 }
 
 // Only called on rows whose sum is suspicious; large finite logits get there, too.
@@ -74,11 +83,11 @@ void Retriever::start(std::shared_ptr<const CatalogTrie> trie, std::size_t batch
   ranges_.resize(beams_);
   current_.resize(batch * beams_);
   next_.resize(batch * beams_);
-  parents_.resize(batch * beams_);
-  codes_.resize(batch * beams_);
+  parents_.resize(trie->levels() * batch * beams_);
+  codes_.resize(trie->levels() * batch * beams_);
   logits_.resize(trie->level_size());
   positions_.resize(trie->level_size());
-  places_.resize(kChunk);
+  places_.resize(kLargestChunk);
   std::fill(current_.begin(), current_.end(), Beam{0, 0.0f});
   trie_ = std::move(trie);
   filters_ = std::move(filters);
@@ -128,12 +137,12 @@ void Retriever::step(const LogitsView& logits, std::span<std::int64_t> parents, 
   check_shape(logits);
   const std::size_t slots = batch_ * beams_, values = width_at(level_) * trie_->level_size();
   if (parents.size() != slots || codes.size() != slots || scores.size() != slots) fail("the batch has changed");
-  for (std::size_t search = 0; search < batch_; ++search)
-    advance(search, logits.values.subspan(search * values, values));
+  for (std::size_t search = 0; search < batch_; ++search) advance(search, logits.values.subspan(search * values));
   std::swap(current_, next_);
   ++level_;
-  std::copy(parents_.begin(), parents_.end(), parents.begin());
-  std::copy(codes_.begin(), codes_.end(), codes.begin());
+  const std::size_t done = (level_ - 1) * slots;
+  std::copy_n(parents_.data() + done, slots, parents.begin());
+  std::copy_n(codes_.data() + done, slots, codes.begin());
   std::transform(current_.begin(), current_.end(), scores.begin(), [](const Beam& beam) { return beam.score; });
 }
 
@@ -145,20 +154,25 @@ void Retriever::advance(std::size_t search, std::span<const float> logits) {
     trie_->prefetch_codes(level_, ranges_[live].begin);
   }
   best_.reset(beams_);
-  for (std::size_t rank = 0; rank < live; ++rank) expand(search, rank, logits.subspan(rank * columns, columns));
+  for (std::size_t rank = 0; rank < live; ++rank) {
+    prefetch(logits.subspan(rank * columns), columns);
+    expand(search, rank, logits.subspan(rank * columns, columns));
+  }
 
   std::size_t slot = first;
+  std::uint16_t *parents = parents_.data() + level_ * batch_ * beams_,
+                *codes = codes_.data() + level_ * batch_ * beams_;
   for (const std::uint64_t key : best_.sorted()) {
     const std::size_t parent = key_parent(key);
     const std::uint64_t edge = ranges_[parent].begin + key_position(key);
     trie_->prefetch_below(level_ + 1, edge);
     next_[slot] = {static_cast<std::int64_t>(edge), key_score(key)};
-    parents_[slot] = static_cast<std::int64_t>(parent);
-    codes_[slot++] = trie_->code(level_, edge);
+    parents[slot] = static_cast<std::uint16_t>(parent);
+    codes[slot++] = trie_->code(level_, edge);
   }
   for (; slot < first + beams_; ++slot) {
     next_[slot] = kDead;
-    parents_[slot] = codes_[slot] = 0;
+    parents[slot] = codes[slot] = 0;
   }
 }
 
@@ -217,9 +231,10 @@ Retriever::Children Retriever::gather(const ItemFilter* filter, std::span<const 
 }
 
 void Retriever::offer(const Children& children, std::size_t rank, float top, float base) {
-  for (std::size_t start = 0; start < children.logits.size(); start += kChunk) {
-    const std::span<const float> chunk =
-        children.logits.subspan(start, std::min(kChunk, children.logits.size() - start));
+  std::size_t size = best_.full() ? kLargestChunk : kFirstChunk;
+  for (std::size_t start = 0; start < children.logits.size(); start += size) {
+    if (start > 0) size = std::min(start, kLargestChunk);
+    const std::span<const float> chunk = children.logits.subspan(start, std::min(size, children.logits.size() - start));
     const float limit = limit_for(best_.full() ? key_score(best_.worst()) : -kInfinity, top, base);
     const std::size_t count = simd().find_above(chunk.data(), chunk.size(), limit, places_.data());
     for (std::size_t i = 0; i < count; ++i) {
@@ -271,6 +286,21 @@ std::size_t Retriever::take_items(const ItemFilter* filter, std::int64_t leaf, s
                                               : static_cast<void>(items[count++] = static_cast<std::int64_t>(item));
   }
   return count;
+}
+
+void Retriever::paths(std::span<std::uint16_t> codes) const {
+  const std::scoped_lock lock(mutex_);
+  require_started();
+  const std::size_t slots = batch_ * width_at(level_);
+  if (codes.size() != slots * level_) fail("the batch has changed");
+  for (std::size_t slot = 0; slot < slots && level_ > 0; ++slot) {
+    const std::size_t search = slot / beams_;
+    for (std::size_t at = slot, level = level_; level-- > 0;) {
+      const std::size_t place = level * slots + at;
+      codes[slot * level_ + level] = current_[slot].node < 0 ? std::uint16_t{0} : codes_[place];
+      at = search * beams_ + parents_[place];
+    }
+  }
 }
 
 void Retriever::nodes(std::span<std::int64_t> nodes) const {

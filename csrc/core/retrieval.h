@@ -58,6 +58,9 @@ class Retriever {
   // The beams' nodes, (batch, M), numbered breadth-first over the whole trie; -1 of dead ones.
   void nodes(std::span<std::int64_t> nodes) const;
 
+  // The codes on the beams' paths so far, (batch, M, level); zeros of dead ones.
+  void paths(std::span<std::uint16_t> codes) const;
+
   std::size_t beams() const { return beams_; }
   // Beams of each search at this moment: 1 before the first step.
   std::size_t width() const;
@@ -81,6 +84,7 @@ class Retriever {
   const ItemFilter* filter(std::size_t search) const;
   void require_started() const;
   void check_shape(const LogitsView& logits) const;
+  // `logits` begin with those of this search.
   void advance(std::size_t search, std::span<const float> logits);
   void expand(std::size_t search, std::size_t rank, std::span<const float> row);
   Children children(const ItemFilter* filter, std::span<const float> row, Range range);
@@ -97,7 +101,8 @@ class Retriever {
   std::vector<std::shared_ptr<const ItemFilter>> filters_;
   std::size_t batch_ = 0, level_ = 0;
   std::vector<Beam> current_, next_;
-  std::vector<std::int64_t> parents_, codes_;
+  // Of all levels done, so that a beam's path can be read back.
+  std::vector<std::uint16_t> parents_, codes_;
 
   // Of one expansion.
   TopKeys best_;

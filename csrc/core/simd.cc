@@ -37,17 +37,17 @@ GR2_TARGET inline std::uint32_t above_bits(const float* values, float limit) {
 #undef GR2_TARGET
 }  // namespace v3
 
-namespace base {
-#define GR2_TARGET
+namespace v2 {
+#define GR2_TARGET __attribute__((target("sse4.2,popcnt")))
 constexpr std::size_t kLanes = 4;
-inline std::uint32_t above_bits(const float* values, float limit) {
+GR2_TARGET inline std::uint32_t above_bits(const float* values, float limit) {
   return static_cast<std::uint32_t>(_mm_movemask_ps(_mm_cmpgt_ps(_mm_loadu_ps(values), _mm_set1_ps(limit))));
 }
 #include "core/simd_kernels.h"
 #undef GR2_TARGET
-}  // namespace base
+}  // namespace v2
 
-#else
+#endif
 
 namespace base {
 #define GR2_TARGET
@@ -61,10 +61,9 @@ inline std::uint32_t above_bits(const float* values, float limit) {
 #undef GR2_TARGET
 }  // namespace base
 
-#endif
-
 constexpr SimdKernels kBase{"base", base::any_nonfinite, base::summarize, base::sum_exp, base::find_above};
 #if defined(__x86_64__)
+constexpr SimdKernels kV2{"x86-64-v2", v2::any_nonfinite, v2::summarize, v2::sum_exp, v2::find_above};
 constexpr SimdKernels kV3{"x86-64-v3", v3::any_nonfinite, v3::summarize, v3::sum_exp, v3::find_above};
 constexpr SimdKernels kV4{"x86-64-v4", v4::any_nonfinite, v4::summarize, v4::sum_exp, v4::find_above};
 #endif
@@ -80,8 +79,10 @@ std::vector<const SimdKernels*> supported_simd() {
   std::vector<const SimdKernels*> supported{&kBase};
 #if defined(__x86_64__)
   const auto all = [](auto... present) { return (... && (present != 0)); };
-  const bool v3 = all(__builtin_cpu_supports("avx2"), __builtin_cpu_supports("fma"), __builtin_cpu_supports("bmi"),
-                      __builtin_cpu_supports("bmi2"));
+  const bool v2 = all(__builtin_cpu_supports("sse4.2"), __builtin_cpu_supports("popcnt"));
+  if (v2) supported.push_back(&kV2);
+  const bool v3 = v2 && all(__builtin_cpu_supports("avx2"), __builtin_cpu_supports("fma"),
+                            __builtin_cpu_supports("bmi"), __builtin_cpu_supports("bmi2"));
   if (v3) supported.push_back(&kV3);
   if (v3 &&
       all(__builtin_cpu_supports("avx512f"), __builtin_cpu_supports("avx512bw"), __builtin_cpu_supports("avx512cd"),

@@ -28,39 +28,48 @@ constexpr std::uint32_t key_position(std::uint64_t key) {
   return static_cast<std::uint32_t>(key) & 0xffffu;
 }
 
-// Keeps the `capacity` smallest of the keys that it is offered.
+// Keeps the `capacity` smallest of the keys that it is offered: few in order, many in a heap.
 class TopKeys {
  public:
   void reset(std::size_t capacity) {
-    capacity_ = capacity;
-    keys_.clear();
-    keys_.reserve(capacity);
-    worst_ = std::numeric_limits<std::uint64_t>::max();
+    ordered_ = capacity <= kOrdered;
+    held_ = 0;
+    keys_.assign(capacity, kNone);
   }
   // A key that is not below this one cannot enter.
-  std::uint64_t worst() const { return worst_; }
-  bool full() const { return keys_.size() == capacity_; }
+  std::uint64_t worst() const { return ordered_ ? keys_.back() : keys_.front(); }
+  bool full() const { return held_ == keys_.size(); }
   void offer(std::uint64_t key) {
-    if (key >= worst_) return;
-    if (full()) {
+    if (key >= worst()) return;
+    held_ += !full();
+    if (ordered_) {
+      insert(key);
+    } else {
       std::pop_heap(keys_.begin(), keys_.end());
       keys_.back() = key;
-    } else {
-      keys_.push_back(key);
+      std::push_heap(keys_.begin(), keys_.end());
     }
-    std::push_heap(keys_.begin(), keys_.end());
-    if (full()) worst_ = keys_.front();
   }
   // The keys in order, best first; afterwards only `reset` may be called.
   std::span<const std::uint64_t> sorted() {
-    std::sort_heap(keys_.begin(), keys_.end());
-    return keys_;
+    if (!ordered_) std::sort_heap(keys_.begin(), keys_.end());
+    return {keys_.data(), held_};
   }
 
  private:
-  std::size_t capacity_ = 0;
+  static constexpr std::size_t kOrdered = 32;
+  // Of no candidate: its score would be NaN.
+  static constexpr std::uint64_t kNone = std::numeric_limits<std::uint64_t>::max();
+
+  // Every key moves or stays without a branch: where a new one belongs cannot be predicted.
+  void insert(std::uint64_t key) {
+    for (std::size_t i = keys_.size() - 1; i > 0; --i) keys_[i] = std::min(keys_[i], std::max(keys_[i - 1], key));
+    keys_[0] = std::min(keys_[0], key);
+  }
+
+  bool ordered_ = true;
+  std::size_t held_ = 0;
   std::vector<std::uint64_t> keys_;
-  std::uint64_t worst_ = 0;
 };
 
 }  // namespace gr2
