@@ -6,17 +6,13 @@ gathers every beam's children padded to the level's widest node, and ranks beam 
 
 from __future__ import annotations
 
-import gc
 import itertools
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.results import Figure, Record
 from gr2.decoding import CatalogTrie, Retriever
 
 __all__ = ["retrieve"]

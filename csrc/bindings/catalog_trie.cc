@@ -102,7 +102,7 @@ void bind_catalog_trie(py::module_& module) {
   py::class_<ItemFilter, std::shared_ptr<ItemFilter>> filter(module, "ItemFilter", py::is_final(), plain_metaclass(),
                                                              "Which items of a catalogue a search may return.");
   filter
-      .def(py::init(&make_filter), py::arg("trie"), py::kw_only(), py::arg("allow") = py::none(),
+      .def(py::init(&make_filter), py::arg("trie").none(false), py::kw_only(), py::arg("allow") = py::none(),
            py::arg("deny") = py::none())
       .def_property_readonly("size", &ItemFilter::size, "Number of items that may be returned.")
       .def("__len__", &ItemFilter::size);

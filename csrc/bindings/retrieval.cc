@@ -107,8 +107,8 @@ void bind_retrieval(py::module_& module) {
   py::class_<Retriever> type(module, "Retriever", py::is_final(), plain_metaclass(),
                              "Beam search over a catalogue's trie that owns its state.");
   type.def(py::init(&make), py::arg("beams"), py::kw_only(), py::arg("normalization") = "raw")
-      .def("start", &start, py::arg("trie"), py::arg("batch") = 1, py::kw_only(), py::arg("filters") = py::none(),
-           "Begin anew, on a trie that the search keeps until the next start.")
+      .def("start", &start, py::arg("trie").none(false), py::arg("batch") = 1, py::kw_only(),
+           py::arg("filters") = py::none(), "Begin anew, on a trie that the search keeps until the next start.")
       .def("step", &step, py::arg("logits"), "Choose the next level's beams: parents, codes and scores, each (B, M).")
       .def("finish", &finish, "The best items and their scores, each (B, M).")
       .def("paths", &paths, "(B, M, level) uint16: the codes on the beams' paths so far, zeros of dead ones.")

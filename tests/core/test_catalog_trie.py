@@ -1,4 +1,5 @@
 import copy
+import itertools
 import os
 import subprocess
 import sys
@@ -33,7 +34,7 @@ def catalogues(draw, shapes=SHAPES, most=60):
 def assert_same_trie(trie, codes):
     """The edges of each level lead to the prefixes of the next depth, in order, and leaves hold their items."""
     levels = reference_levels(codes)
-    for level, (above, below) in enumerate(zip(levels, levels[1:], strict=False)):
+    for level, (above, below) in enumerate(itertools.pairwise(levels)):
         offsets, edge_codes = trie.level(level)
         assert (offsets.dtype, edge_codes.dtype) == (np.int64, np.uint16)
         children = [[prefix for prefix in below if prefix[:-1] == node] for node in above]
@@ -186,6 +187,10 @@ class TestItemFilter:
         with pytest.raises((TypeError, ValueError), match=r"deny must be int64 \(n,\) of item rows"):
             ItemFilter(CatalogTrie.open(small[0]), deny=rows)
 
+    def test_no_trie_is_refused(self):
+        with pytest.raises(TypeError):
+            ItemFilter(None)
+
 
 class TestFile:
     def test_no_temporary_file_is_left(self, small):
@@ -217,8 +222,9 @@ class TestFile:
 
         def work():
             for _ in range(50):
-                if CatalogTrie.open(path).level(0)[1].tolist() != np.unique(codes[:, 0]).tolist():
-                    wrong.append(1)
+                found = CatalogTrie.open(path).level(0)[1]
+                if not np.array_equal(found, np.unique(codes[:, 0])):
+                    wrong.append(found)
 
         threads = [threading.Thread(target=work) for _ in range(4)]
         for thread in threads:
@@ -238,7 +244,9 @@ class TestDamage:
         with path.open("r+b", buffering=0) as file:
             for position, byte in enumerate(content):
                 os.pwrite(file.fileno(), bytes([byte ^ 1 << bit]), position)
-                with pytest.raises(ValueError, match=r"trie.bin: (damaged|not a catalogue trie|written on|catalogue trie v)"):
+                with pytest.raises(
+                    ValueError, match=r"trie.bin: (damaged|not a catalogue trie|written on|catalogue trie v)"
+                ):
                     CatalogTrie.open(path)
                 os.pwrite(file.fileno(), bytes([byte]), position)
         assert len(CatalogTrie.open(path)) == 40
