@@ -235,3 +235,109 @@ class CandidateTrie:
         over the node's children. Ties keep the incoming order; unknown candidates come last with -inf. Raises
         ValueError on a NaN or infinite value, naming its row and column.
         """
+
+@final
+class CatalogTrie:
+    """The trie of a whole catalogue; items are the rows of its sorted codes. Immutable and thread-safe."""
+
+    def __init__(self, codes: NDArray[np.uint16], level_size: int) -> None:
+        """`codes` (N, L), L from 1 to 8, its rows in lexicographic order; equal rows share a leaf.
+
+        Raises ValueError that names the row and level of a code that is out of order or not below `level_size`, which
+        is 1 to 65536.
+        """
+
+    @staticmethod
+    def open(path: str | os.PathLike[str]) -> CatalogTrie:
+        """Map the file and check all of it. Raises ValueError with the reason if damaged, OSError if unreadable."""
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the file atomically; its bytes depend on the codes alone. Raises OSError if it cannot be written."""
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def levels(self) -> int: ...
+    @property
+    def level_size(self) -> int: ...
+    @property
+    def byte_size(self) -> int:
+        """Bytes of the whole index, which are also the file's."""
+
+    def __len__(self) -> int: ...
+    def level(self, level: int) -> tuple[NDArray[np.int64], NDArray[np.uint16]]:
+        """Offsets (n + 1,) and codes (e,) of the edges that leave the n nodes at depth `level`, 0 to L - 1.
+
+        Edge i leads to node i of the next depth; those of node j are offsets[j] to offsets[j + 1], their codes ascend.
+        """
+
+    def item_offsets(self) -> NDArray[np.int64]:
+        """(leaves + 1,): leaf i holds the items offsets[i] to offsets[i + 1]."""
+
+@final
+class ItemFilter:
+    """Which items of a catalogue a search may return, in memory of the size of the sets. Immutable and thread-safe."""
+
+    def __init__(
+        self, trie: CatalogTrie, *, allow: NDArray[np.int64] | None = None, deny: NDArray[np.int64] | None = None
+    ) -> None:
+        """Sets of item rows, in any order, repeated or not; with `allow`, all other items are denied.
+
+        Raises ValueError that names a row that the catalogue does not have.
+        """
+
+    @property
+    def size(self) -> int: ...
+    def __len__(self) -> int: ...
+
+@final
+class Retriever:
+    """Beam search over a catalogue's trie that owns its state. Calls from several threads wait for each other.
+
+    At each level each search keeps the M children with the highest scores among those that lead to a permitted item.
+    `raw` adds log softmax over the whole level, `local` over the node's permitted children. A child whose logit is -inf
+    is masked. Equal scores are ordered by the parent's rank, then by code. With fewer than M children the last beams
+    are dead. `gr2.decoding.reference_retrieve` computes the same, readably.
+    """
+
+    def __init__(self, beams: int, *, normalization: Literal["raw", "local"] = "raw") -> None:
+        """`beams`, M, is 1 to 4096. Raises ValueError."""
+
+    @property
+    def beams(self) -> int: ...
+    @property
+    def batch(self) -> int: ...
+    @property
+    def level(self) -> int: ...
+    def start(
+        self,
+        trie: CatalogTrie,
+        batch: int = 1,
+        *,
+        filters: ItemFilter | Sequence[ItemFilter | None] | None = None,
+    ) -> None:
+        """Begin `batch` searches, 1 to 65536, on a trie that they keep until the next start.
+
+        `filters` is one for all, or a list or tuple with one for each. Raises ValueError on a filter of another trie.
+        """
+
+    def step(self, logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+        """Parents, codes and scores, each (B, M), of the new beams, best first, from the logits (B, M, V) at the old.
+
+        Before the first step there is one beam: (B, 1, V). Parents are ranks among the old beams. A dead beam has
+        parent 0, code 0 and score -inf, and its logits are not read. Raises ValueError on other shapes and on logits
+        that are NaN or +inf, naming batch, beam and column, and the search is then where it was; RuntimeError after the
+        last level.
+        """
+
+    def finish(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The M best items of each search and their scores, (B, M); -1 and -inf where there are fewer.
+
+        Items of one leaf have its score and keep row order. Raises RuntimeError before the last level is done.
+        """
+
+    def paths(self) -> NDArray[np.uint16]:
+        """(B, M, level) codes on the beams' paths so far, zeros of dead ones."""
+
+    def nodes(self) -> NDArray[np.int64]:
+        """(B, M), (B, 1) before the first step: the beams' nodes, breadth-first over the whole trie; -1 if dead."""

@@ -67,5 +67,7 @@ Normalization require_normalization(const std::string& name);
 void bind_candidate_decoder(py::module_& module);
 void bind_candidate_trie(py::module_& module);
 void bind_codebook(py::module_& module);
+void bind_catalog_trie(py::module_& module);
+void bind_retrieval(py::module_& module);
 
 }  // namespace gr2::bindings

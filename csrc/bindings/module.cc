@@ -27,4 +27,6 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   gr2::bindings::bind_codebook(module);
   gr2::bindings::bind_candidate_trie(module);
   gr2::bindings::bind_candidate_decoder(module);
+  gr2::bindings::bind_catalog_trie(module);
+  gr2::bindings::bind_retrieval(module);
 }

@@ -9,7 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 try:
-    from gr2._core import CandidateDecoder, CandidateTrie, Codebook, CodebookBuilder
+    from gr2._core import (
+        CandidateDecoder,
+        CandidateTrie,
+        CatalogTrie,
+        Codebook,
+        CodebookBuilder,
+        ItemFilter,
+        Retriever,
+    )
 except ImportError as error:
     raise ImportError(
         f"gr2's C++ core cannot be loaded ({error}). Install the package with `pip install .`, which needs a C++20 "
@@ -19,8 +27,11 @@ except ImportError as error:
 __all__ = [
     "CandidateDecoder",
     "CandidateTrie",
+    "CatalogTrie",
     "Codebook",
     "CodebookBuilder",
+    "ItemFilter",
+    "Retriever",
     "write_codebook",
 ]
 

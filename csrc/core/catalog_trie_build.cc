@@ -1,0 +1,236 @@
+// CatalogTrie::build. Each row's first code that differs from the row before says where it leaves the tree so far.
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cassert>
+#include <cstring>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/catalog_trie.h"
+#include "core/catalog_trie_format.h"
+
+namespace gr2 {
+namespace {
+
+using catalog_trie_format::Header;
+using catalog_trie_format::padded;
+
+// Rows counted in a byte.
+constexpr std::size_t kBlock = 240;
+
+[[noreturn]] void fail(const std::string& message) {
+  throw std::invalid_argument(message);
+}
+
+std::string place(std::size_t row, std::size_t level) {
+  return "codes row " + std::to_string(row) + " level " + std::to_string(level);
+}
+
+// How many codes two rows share from the front on, and whether the first that differs is larger in the later row.
+struct Step {
+  std::size_t shared;
+  bool ascends;
+};
+
+template <std::size_t kLevels>
+Step compare(const std::uint16_t* before, const std::uint16_t* here) {
+  std::uint64_t left[2] = {}, right[2] = {};
+  std::memcpy(left, before, 2 * kLevels);
+  std::memcpy(right, here, 2 * kLevels);
+  const auto word = [&](std::size_t i) {
+    const auto shift = static_cast<std::size_t>(std::countr_zero(left[i] ^ right[i])) & ~std::size_t{15};
+    // A shift by all bits, of equal words, is not defined; whatever it gives is equal on both sides.
+    const auto code = [&](std::uint64_t from) { return static_cast<std::uint16_t>(from >> (shift & 63)); };
+    return Step{shift / 16, code(left[i]) <= code(right[i])};
+  };
+  Step step = word(0);
+  if constexpr (kLevels > 4) {
+    if (step.shared == 4) {
+      step = word(1);
+      step.shared += 4;
+    }
+  }
+  step.shared = std::min(step.shared, kLevels);
+  return step;
+}
+
+}  // namespace
+
+class CatalogTrieBuild {
+ public:
+  CatalogTrieBuild(std::span<const std::uint16_t> codes, std::size_t levels, std::uint32_t level_size)
+      : codes_(codes), levels_(levels), rows_(levels == 0 ? 0 : codes.size() / levels) {
+    if (levels < 1 || levels > CatalogTrie::kMaxLevels)
+      fail("codes must have 1 to 8 levels, got " + std::to_string(levels));
+    if (level_size < 1 || level_size > catalog_trie_format::kMaxLevelSize)
+      fail("level_size must be 1 to 65536, got " + std::to_string(level_size));
+    if (rows_ > catalog_trie_format::kMaxItems) fail("at most 4294967295 items, got " + std::to_string(rows_));
+    assert(codes.size() == rows_ * levels);
+    std::memcpy(header_.magic, catalog_trie_format::kMagic, sizeof header_.magic);
+    header_.version = catalog_trie_format::kVersion;
+    header_.byte_order = catalog_trie_format::kByteOrder;
+    header_.levels = static_cast<std::uint32_t>(levels);
+    header_.level_size = level_size;
+    header_.code_bytes = catalog_trie_format::code_bytes(level_size);
+    header_.items = rows_;
+  }
+
+  std::shared_ptr<const CatalogTrie> build() {
+    check_range();
+    shared_.resize(rows_);
+    with_levels([&]<std::size_t kLevels>() { compare_rows<kLevels>(); });
+    count_edges();
+    for (std::size_t level = 0; level < levels_; ++level) {
+      parts_[level].codes = std::make_unique_for_overwrite<std::byte[]>(header_.edges[level] * header_.code_bytes);
+      parts_[level].ends = std::make_unique_for_overwrite<std::uint32_t[]>(header_.edges[level]);
+    }
+    with_levels([&]<std::size_t kLevels>() {
+      header_.code_bytes == 1 ? write_edges<kLevels, std::uint8_t>() : write_edges<kLevels, std::uint16_t>();
+    });
+    for (std::size_t level = 0; level < levels_; ++level) write_ranges(level);
+    return assemble();
+  }
+
+ private:
+  template <typename Action>
+  void with_levels(Action&& action) const {
+    switch (levels_) {
+      case 1:
+        return action.template operator()<1>();
+      case 2:
+        return action.template operator()<2>();
+      case 3:
+        return action.template operator()<3>();
+      case 4:
+        return action.template operator()<4>();
+      case 5:
+        return action.template operator()<5>();
+      case 6:
+        return action.template operator()<6>();
+      case 7:
+        return action.template operator()<7>();
+      default:
+        return action.template operator()<8>();
+    }
+  }
+
+  void check_range() const {
+    std::uint16_t largest = 0;
+    for (const std::uint16_t code : codes_) largest = std::max(largest, code);
+    if (codes_.empty() || largest < header_.level_size) return;
+    const auto bad = static_cast<std::size_t>(
+        std::find_if(codes_.begin(), codes_.end(), [&](std::uint16_t code) { return code >= header_.level_size; }) -
+        codes_.begin());
+    fail(place(bad / levels_, bad % levels_) + " is " + std::to_string(codes_[bad]) + ", level_size is " +
+         std::to_string(header_.level_size));
+  }
+
+  template <std::size_t kLevels>
+  void compare_rows() {
+    bool sorted = true;
+    const std::uint16_t* row = codes_.data();
+    for (std::size_t i = 1; i < rows_; ++i, row += kLevels) {
+      const Step step = compare<kLevels>(row, row + kLevels);
+      shared_[i] = static_cast<std::uint8_t>(step.shared);
+      sorted &= step.ascends;
+    }
+    if (!sorted) report_order();
+  }
+
+  [[noreturn]] void report_order() const {
+    for (std::size_t i = 1;; ++i) {
+      const std::uint16_t *here = codes_.data() + i * levels_, *before = here - levels_;
+      const std::size_t level = shared_[i];
+      if (level == levels_ || before[level] <= here[level]) continue;
+      fail(place(i, level) + " is " + std::to_string(here[level]) + " and " + std::to_string(before[level]) +
+           " in the row before: rows must be in lexicographic order");
+    }
+  }
+
+  void count_edges() {
+    for (std::size_t level = 0; level < levels_; ++level) {
+      const auto most = static_cast<std::uint8_t>(level);
+      std::uint64_t edges = 0;
+      for (std::size_t start = 0; start < rows_; start += kBlock) {
+        const std::span<const std::uint8_t> block = std::span(shared_).subspan(start, std::min(kBlock, rows_ - start));
+        std::uint8_t fresh = 0;
+        for (const std::uint8_t shared : block) fresh = static_cast<std::uint8_t>(fresh + (shared <= most));
+        edges += fresh;
+      }
+      header_.edges[level] = edges;
+    }
+  }
+
+  // A row that leads to the same nodes as the one before writes their codes, and where their ranges end by now, once
+  // more: cheaper than a branch that nobody can predict.
+  template <std::size_t kLevels, typename Code>
+  void write_edges() {
+    std::array<Code*, kLevels> codes;
+    std::array<std::uint32_t*, kLevels> ends;
+    std::array<std::uint32_t, kLevels + 1> count{};
+    for (std::size_t level = 0; level < kLevels; ++level) {
+      codes[level] = reinterpret_cast<Code*>(parts_[level].codes.get());
+      ends[level] = parts_[level].ends.get();
+    }
+    const std::uint16_t* row = codes_.data();
+    const std::uint8_t* shared = shared_.data();
+    for (std::size_t i = 0; i < rows_; ++i, row += kLevels) {
+      for (std::size_t level = 0; level < kLevels; ++level) count[level] += shared[i] <= level;
+      ++count[kLevels];
+      for (std::size_t level = 0; level < kLevels; ++level) {
+        codes[level][count[level] - 1] = static_cast<Code>(row[level]);
+        ends[level][count[level] - 1] = count[level + 1];
+      }
+    }
+  }
+
+  void write_ranges(std::size_t level) {
+    Part& part = parts_[level];
+    const std::span<const std::uint32_t> ends(part.ends.get(), header_.edges[level]);
+    const std::uint32_t width = RangeTable::end_bytes(ends);
+    part.ranges.resize(RangeTable::bytes(ends.size(), width));
+    RangeTable::write(ends, width, part.ranges.data());
+    part.ends.reset();
+    header_.end_bytes[level] = static_cast<std::uint8_t>(width);
+  }
+
+  std::shared_ptr<const CatalogTrie> assemble() const {
+    std::size_t total = sizeof(Header);
+    for (std::size_t level = 0; level < levels_; ++level)
+      total += padded(header_.edges[level] * header_.code_bytes) + parts_[level].ranges.size();
+    CatalogTrie::Memory memory = CatalogTrie::allocate(total);
+    std::memcpy(memory.get(), &header_, sizeof header_);
+    std::byte* position = memory.get() + sizeof(Header);
+    for (std::size_t level = 0; level < levels_; ++level) {
+      const std::uint64_t bytes = header_.edges[level] * header_.code_bytes;
+      std::byte* end = std::copy_n(parts_[level].codes.get(), bytes, position);
+      std::fill(end, position += padded(bytes), std::byte{0});
+      position = std::copy(parts_[level].ranges.begin(), parts_[level].ranges.end(), position);
+    }
+    return std::shared_ptr<const CatalogTrie>(new CatalogTrie(std::move(memory), total));
+  }
+
+  // The edges of a level: their codes, and where the ranges of the nodes that they lead to end.
+  struct Part {
+    std::unique_ptr<std::byte[]> codes;
+    std::unique_ptr<std::uint32_t[]> ends;
+    std::vector<std::byte> ranges;
+  };
+
+  std::span<const std::uint16_t> codes_;
+  std::size_t levels_, rows_;
+  Header header_{};
+  std::vector<std::uint8_t> shared_;  // codes that row i shares with row i - 1
+  std::array<Part, CatalogTrie::kMaxLevels> parts_;
+};
+
+std::shared_ptr<const CatalogTrie> CatalogTrie::build(std::span<const std::uint16_t> codes, std::size_t levels,
+                                                      std::uint32_t level_size) {
+  return CatalogTrieBuild(codes, levels, level_size).build();
+}
+
+}  // namespace gr2

@@ -1,0 +1,35 @@
+// The loops over rows of logits, compiled once for each generation of x86-64; the processor's own are used.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace gr2 {
+
+// The largest value, and the sum, which is NaN or +infinity if any value is; a large finite sum may overflow to it,
+// too.
+struct RowSummary {
+  float largest;
+  float sum;
+};
+
+struct SimdKernels {
+  const char* name;
+  bool (*any_nonfinite)(const float* values, std::size_t count);
+  RowSummary (*summarize)(const float* values, std::size_t count);
+  // The sum of exp(values - offset); no value is above the offset.
+  float (*sum_exp)(const float* values, std::size_t count, float offset);
+  // Writes the places of the values above `limit` in ascending order, and returns their number. `places` has room for
+  // `count`.
+  std::size_t (*find_above)(const float* values, std::size_t count, float limit, std::uint32_t* places);
+};
+
+// Those in use: of the highest generation that the processor has.
+const SimdKernels& simd();
+
+// All that the processor can run, the lowest generation first; and, for tests, a choice among them.
+std::vector<const SimdKernels*> supported_simd();
+void use_simd(const SimdKernels& kernels);
+
+}  // namespace gr2
