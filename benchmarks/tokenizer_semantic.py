@@ -54,8 +54,8 @@ def semantic() -> Record:
     made["LETTER's IDs"] = letter_codes(catalog)[order]
     made["random codes"] = np.random.default_rng(SEED).integers(0, SIZE, made[OURS].shape)
     agreements = {name: category_agreement(codes.astype(np.uint16), categories) for name, codes in made.items()}
-    letter = 100 * uniqueness(made["LETTER's IDs"].astype(np.uint16))["unique"]
-    figures.append(Figure("LETTER's IDs on Beauty: unique", f"{letter:.2f} %", "beside ours", "ok"))
+    ours, letter = (100 * uniqueness(made[name].astype(np.uint16))["unique"] for name in (OURS, "LETTER's IDs"))
+    figures.append(Figure.judge("Beauty: unique, beside LETTER's IDs", ours, letter, unit=" %"))
     figures += [against(made, categories, agreements, baseline) for baseline in BASELINES]
     return Record(
         "tokenizer.semantic",
@@ -157,7 +157,7 @@ def unique_figures(name: str) -> list[Figure]:
     artifact = Artifact.load(ROOT / "runs" / name / "tokenize")
     assert configuration.build(TokenizeConfig, artifact.config, "tokenize") == TokenizeConfig()
     metrics = artifact.metrics
-    before = f"{name}: nearest codes {100 * metrics['nearest_unique']:.2f} %; unique after minimum-distance assignment"
+    before = f"{name}: nearest codes {100 * metrics['nearest_unique']:.2f} % unique; after minimum-distance assignment"
     return [
         Figure.judge(f"{name}: unique with the default settings", 100 * metrics["unique"], 99.9, unit=" %"),
         Figure.judge(before, 100 * metrics["unique"], 100.0, unit=" %"),
@@ -174,7 +174,7 @@ def against(
     value = (
         f"{values[0]:.3f} against {values[1]:.3f}, difference {values[0] - values[1]:+.3f} [{low:+.3f}, {high:+.3f}]"
     )
-    bar = "difference above 0" if baseline == "random codes" else "not below 0"
+    bar = "interval above 0" if baseline == "random codes" else "interval reaches 0"
     good = low > 0 if baseline == "random codes" else high > 0
     return Figure(
         f"same leaf among pairs with the same first code, ours against {baseline}",
