@@ -1,0 +1,111 @@
+// What a request and a model give to the decoder: bytes as codes, known flags, logits (any bit pattern) and choices.
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+
+#include "core/candidate_trie.h"
+#include "core/generation.h"
+#include "fuzz/driver.h"
+
+namespace gr2::fuzz {
+namespace {
+
+// Reads numbers off the input; zeros after its end.
+class Source {
+ public:
+  Source(const std::uint8_t* data, std::size_t size) : data_(data), size_(size) {}
+  template <typename Number>
+  Number take() {
+    Number number{};
+    const std::size_t part = std::min(sizeof number, size_ - at_);
+    if (part > 0) std::memcpy(&number, data_ + at_, part);
+    at_ += part;
+    return number;
+  }
+  bool done() const { return at_ == size_; }
+
+ private:
+  const std::uint8_t* data_;
+  std::size_t size_, at_ = 0;
+};
+
+void require(bool holds) {
+  if (!holds) std::abort();
+}
+
+// Mostly finite: a byte a logit, or four bytes as they are.
+std::vector<float> logits(Source& source, std::size_t count) {
+  std::vector<float> made(count);
+  const bool raw = source.take<std::uint8_t>() % 8 == 0;
+  for (float& value : made) value = raw ? source.take<float>() : static_cast<float>(source.take<std::int8_t>()) / 8.0f;
+  return made;
+}
+
+void check_permutation(std::span<const std::int32_t> order) {
+  std::vector<std::int32_t> sorted(order.begin(), order.end());
+  std::sort(sorted.begin(), sorted.end());
+  for (std::size_t i = 0; i < sorted.size(); ++i) require(sorted[i] == static_cast<std::int32_t>(i));
+}
+
+void generate(const std::shared_ptr<const CandidateTrie>& trie, Source& source) {
+  GenerationOptions options;
+  options.choice = source.take<std::uint8_t>() % 2 == 0 ? Choice::kGreedy : Choice::kSample;
+  options.seed = source.take<std::uint64_t>();
+  options.top_n = source.take<std::uint16_t>();
+  CandidateDecoder decoder(trie, options);
+  while (!decoder.done()) {
+    const std::vector<float> row = logits(source, trie->level_size());
+    if (source.take<std::uint8_t>() % 4 == 0) {
+      decoder.accept(source.take<std::uint16_t>(), row);
+    } else {
+      decoder.push(row);
+    }
+  }
+  std::vector<std::int32_t> order(trie->size());
+  decoder.ranking(logits(source, trie->size()), order);
+  check_permutation(order);
+}
+
+void use(Source& source) {
+  const std::size_t count = source.take<std::uint16_t>() % 40, levels = source.take<std::uint8_t>() % 10;
+  const std::uint32_t level_size = source.take<std::uint8_t>() % 20;
+  std::vector<std::uint16_t> codes(count * levels);
+  for (std::uint16_t& code : codes) code = source.take<std::uint8_t>() % 21;
+  std::vector<std::uint8_t> known(count);
+  for (std::uint8_t& flag : known) flag = source.take<std::uint8_t>() % 4 != 0;
+  const auto trie = std::make_shared<const CandidateTrie>(codes, known, levels, level_size);
+  const std::vector<float> all = logits(source, trie->node_count() * level_size), prior = logits(source, count);
+  std::vector<std::int32_t> order(count);
+  std::vector<float> scores(count);
+  try {
+    trie->score(all, prior, Normalization::kRaw, order, scores);
+    check_permutation(order);
+  } catch (const std::invalid_argument&) {
+  }
+  generate(trie, source);
+}
+
+}  // namespace
+
+std::vector<Bytes> seeds() {
+  std::vector<Bytes> made;
+  for (std::uint8_t levels = 1; levels < 5; ++levels) {
+    // Codes are below 21 and the level has 19, so that a part of the inputs is refused for its codes and most are not.
+    Bytes bytes = {30, 0, levels, 19};
+    for (std::size_t i = 0; i < 4000; ++i) bytes.push_back(static_cast<std::uint8_t>(1 + i * 7 % 18));
+    made.push_back(bytes);
+  }
+  return made;
+}
+
+}  // namespace gr2::fuzz
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  gr2::fuzz::Source source(data, size);
+  try {
+    gr2::fuzz::use(source);
+  } catch (const std::invalid_argument&) {
+  }
+  return 0;
+}
