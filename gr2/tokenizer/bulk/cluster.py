@@ -8,7 +8,7 @@ import os
 import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import chdir, contextmanager, nullcontext
 from typing import Any
 
 from gr2 import errors
@@ -109,7 +109,8 @@ def ray_pool(workers: int | None = None, *, address: str | None = None, gpu: boo
 
 def _connect(ray: Any, workers: int | None, address: str | None, folder: str) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
-    with interrupts_wait():
+    # Ray lets workers import from the current folder first, where the sources of another gr2 may lie.
+    with interrupts_wait(), chdir("/"):
         if address is None:
             cores = workers or len(os.sched_getaffinity(0))
             options |= {"num_cpus": cores, "object_store_memory": OBJECT_STORE_BYTES, "_temp_dir": folder}

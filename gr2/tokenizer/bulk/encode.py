@@ -83,6 +83,7 @@ def encode_items(
             buckets=bucket_count(source.rows),
             device=encoder.config.device,
             batch_size=encoder.config.batch_size,
+            folder=str(Path.cwd()),
         )
         log = _Log(work)
         with log.phase("encode"):

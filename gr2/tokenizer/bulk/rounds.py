@@ -11,6 +11,7 @@ process's peak memory in bytes. What was made before is left as it is.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -45,7 +46,7 @@ RECORDS = {
 @dataclass(frozen=True)
 class Job:
     """What all workers must know: the artefact `tokenize` and its digest, the codebook of the items known before, the
-    folder of scratch files, how many there will be.
+    folder of scratch files, how many there will be, and the folder that relative paths of the settings start in.
 
     `device` and `batch_size` are of the text encoder.
     """
@@ -58,11 +59,12 @@ class Job:
     buckets: int
     device: str
     batch_size: int
+    folder: str
 
     @property
     def encoder(self) -> Encoder:
         """The tokenizer, loaded once a process."""
-        return _load(self.tokenizer, self.codebook, self.digest, self.device, self.batch_size)
+        return _load(self.tokenizer, self.codebook, self.digest, self.device, self.batch_size, self.folder)
 
     @property
     def known(self) -> Path:
@@ -274,7 +276,8 @@ class Settle:
 
 
 @lru_cache(maxsize=1)
-def _load(tokenizer: str, codebook: str, digest: str, device: str, batch_size: int) -> Encoder:
+def _load(tokenizer: str, codebook: str, digest: str, device: str, batch_size: int, folder: str) -> Encoder:
+    os.chdir(folder)
     base = Artifact.load(tokenizer, "tokenize")
     if base.digest != digest:
         raise ArtifactError(f"{tokenizer}: has changed since the job began; start it again")
