@@ -29,6 +29,9 @@ Array<T> require_array(const py::object& value, const char* name, const char* ex
   const auto message = [&] { return std::string(name) + " must be " + expected + ", got " + describe(value); };
   if (!py::isinstance<py::array_t<T>>(value)) throw py::type_error(message());
   if (py::reinterpret_borrow<py::array>(value).ndim() != dimensions) throw py::value_error(message());
+  // What needs no copy needs no conversion either, which would take longer than all the rest.
+  constexpr int kAsIs = int{py::array::c_style} | int{py::detail::npy_api::NPY_ARRAY_ALIGNED_};
+  if (py::detail::check_flags(value.ptr(), kAsIs)) return py::reinterpret_borrow<Array<T>>(value);
   Array<T> array = Array<T>::ensure(value);
   if (!array) throw py::error_already_set();
   return array;

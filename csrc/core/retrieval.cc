@@ -80,7 +80,7 @@ void Retriever::start(std::shared_ptr<const CatalogTrie> trie, std::size_t batch
   const std::scoped_lock lock(mutex_);
   // Until all memory is there, there is no search.
   trie_ = nullptr;
-  ranges_.resize(beams_);
+  ranges_.resize(batch * beams_);
   current_.resize(batch * beams_);
   next_.resize(batch * beams_);
   parents_.resize(trie->levels() * batch * beams_);
@@ -137,6 +137,7 @@ void Retriever::step(const LogitsView& logits, std::span<std::int64_t> parents, 
   check_shape(logits);
   const std::size_t slots = batch_ * beams_, values = width_at(level_) * trie_->level_size();
   if (parents.size() != slots || codes.size() != slots || scores.size() != slots) fail("the batch has changed");
+  find_ranges();
   for (std::size_t search = 0; search < batch_; ++search) advance(search, logits.values.subspan(search * values));
   std::swap(current_, next_);
   ++level_;
@@ -146,15 +147,19 @@ void Retriever::step(const LogitsView& logits, std::span<std::int64_t> parents, 
   std::transform(current_.begin(), current_.end(), scores.begin(), [](const Beam& beam) { return beam.score; });
 }
 
+// Of the whole batch at once, so that the codes are on their way while the first searches are done.
+void Retriever::find_ranges() {
+  for (std::size_t slot = 0; slot < current_.size(); ++slot) {
+    if (current_[slot].node < 0 || slot % beams_ >= width_at(level_)) continue;
+    ranges_[slot] = trie_->below(level_, static_cast<std::uint64_t>(current_[slot].node));
+    trie_->prefetch_codes(level_, ranges_[slot].begin);
+  }
+}
+
 void Retriever::advance(std::size_t search, std::span<const float> logits) {
   const std::size_t first = search * beams_, width = width_at(level_), columns = trie_->level_size();
-  std::size_t live = 0;
-  for (; live < width && current_[first + live].node >= 0; ++live) {
-    ranges_[live] = trie_->below(level_, static_cast<std::uint64_t>(current_[first + live].node));
-    trie_->prefetch_codes(level_, ranges_[live].begin);
-  }
   best_.reset(beams_);
-  for (std::size_t rank = 0; rank < live; ++rank) {
+  for (std::size_t rank = 0; rank < width && current_[first + rank].node >= 0; ++rank) {
     prefetch(logits.subspan(rank * columns), columns);
     expand(search, rank, logits.subspan(rank * columns, columns));
   }
@@ -164,7 +169,7 @@ void Retriever::advance(std::size_t search, std::span<const float> logits) {
                 *codes = codes_.data() + level_ * batch_ * beams_;
   for (const std::uint64_t key : best_.sorted()) {
     const std::size_t parent = key_parent(key);
-    const std::uint64_t edge = ranges_[parent].begin + key_position(key);
+    const std::uint64_t edge = ranges_[first + parent].begin + key_position(key);
     trie_->prefetch_below(level_ + 1, edge);
     next_[slot] = {static_cast<std::int64_t>(edge), key_score(key)};
     parents[slot] = static_cast<std::uint16_t>(parent);
@@ -181,21 +186,26 @@ void Retriever::advance(std::size_t search, std::span<const float> logits) {
 void Retriever::expand(std::size_t search, std::size_t rank, std::span<const float> row) {
   const RowSummary whole = simd().summarize(row.data(), row.size());
   if (!(whole.sum < kInfinity)) check_row(row, search, rank);
-  const Children found = children(filter(search), row, ranges_[rank]);
-  if (found.logits.empty()) return;
-  const bool all = found.logits.data() == row.data();
-  const RowSummary own = all ? whole : simd().summarize(found.logits.data(), found.logits.size());
+  const Range range = ranges_[search * beams_ + rank];
   const bool raw = normalization_ == Normalization::kRaw;
+  // The best of many children is hardly below the row's best: they are only collected once they are needed.
+  const bool many = raw && range.size() > row.size() / 8;
+  Children found = many ? Children{} : children(filter(search), row, range);
+  if (found.logits.empty() && !many) return;
+  const RowSummary own = many ? whole : simd().summarize(found.logits.data(), found.logits.size());
   const RowSummary& norm = raw ? whole : own;
   if (own.largest == -kInfinity) return;
 
-  const auto parent = static_cast<double>(current_[search * beams_ + rank].score);
   const std::span<const float> normalised = raw ? row : found.logits;
-  const float gap = own.largest - norm.largest, worst = best_.full() ? key_score(best_.worst()) : -kInfinity;
-  const auto best = [&](double log_sum) { return gap + static_cast<float>(parent - log_sum); };
-  if (best_.full() && best(lower_log_sum(norm, normalised.size())) <= worst) return;
+  const auto parent = static_cast<double>(current_[search * beams_ + rank].score);
+  const auto cannot_enter = [&](double log_sum) {
+    const float best = (own.largest - norm.largest) + static_cast<float>(parent - log_sum);
+    return best <= key_score(best_.worst());
+  };
+  if (best_.full() && cannot_enter(lower_log_sum(norm, normalised.size()))) return;
   const double log_sum = logsumexp_below(normalised, norm.largest);
-  if (best_.full() && best(log_sum) <= worst) return;
+  if (best_.full() && cannot_enter(log_sum)) return;
+  if (many) found = children(filter(search), row, range);
   offer(found, rank, norm.largest, static_cast<float>(parent - log_sum));
 }
 

@@ -84,6 +84,7 @@ class Retriever {
   const ItemFilter* filter(std::size_t search) const;
   void require_started() const;
   void check_shape(const LogitsView& logits) const;
+  void find_ranges();
   // `logits` begin with those of this search.
   void advance(std::size_t search, std::span<const float> logits);
   void expand(std::size_t search, std::size_t rank, std::span<const float> row);
@@ -104,9 +105,11 @@ class Retriever {
   // Of all levels done, so that a beam's path can be read back.
   std::vector<std::uint16_t> parents_, codes_;
 
+  // Of one step: the children of each beam, as edges.
+  std::vector<Range> ranges_;
+
   // Of one expansion.
   TopKeys best_;
-  std::vector<Range> ranges_;
   std::vector<float> logits_;
   std::vector<std::uint32_t> positions_, places_;
 };

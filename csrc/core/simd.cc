@@ -68,10 +68,9 @@ constexpr SimdKernels kV3{"x86-64-v3", v3::any_nonfinite, v3::summarize, v3::sum
 constexpr SimdKernels kV4{"x86-64-v4", v4::any_nonfinite, v4::summarize, v4::sum_exp, v4::find_above};
 #endif
 
-std::atomic<const SimdKernels*>& in_use() {
-  static std::atomic<const SimdKernels*> kernels{supported_simd().back()};
-  return kernels;
-}
+// Until the best ones are found, when the library is loaded, the lowest.
+constinit std::atomic<const SimdKernels*> in_use{&kBase};
+const bool chosen = (use_simd(*supported_simd().back()), true);
 
 }  // namespace
 
@@ -94,11 +93,11 @@ std::vector<const SimdKernels*> supported_simd() {
 }
 
 const SimdKernels& simd() {
-  return *in_use().load(std::memory_order_relaxed);
+  return *in_use.load(std::memory_order_relaxed);
 }
 
 void use_simd(const SimdKernels& kernels) {
-  in_use().store(&kernels, std::memory_order_relaxed);
+  in_use.store(&kernels, std::memory_order_relaxed);
 }
 
 }  // namespace gr2

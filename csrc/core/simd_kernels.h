@@ -63,8 +63,10 @@ GR2_TARGET std::size_t find_above(const float* values, std::size_t count, float 
     for (std::uint32_t bits = above_bits(values + i, limit); bits != 0; bits &= bits - 1)
       places[found++] = static_cast<std::uint32_t>(i) + static_cast<std::uint32_t>(std::countr_zero(bits));
   }
+  // The last values, or few children, pass or do not at random: without a branch.
   for (; i < count; ++i) {
-    if (values[i] > limit) places[found++] = static_cast<std::uint32_t>(i);
+    places[found] = static_cast<std::uint32_t>(i);
+    found += values[i] > limit ? 1u : 0u;
   }
   return found;
 }

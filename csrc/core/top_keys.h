@@ -40,11 +40,10 @@ class TopKeys {
   std::uint64_t worst() const { return ordered_ ? keys_.back() : keys_.front(); }
   bool full() const { return held_ == keys_.size(); }
   void offer(std::uint64_t key) {
-    if (key >= worst()) return;
-    held_ += !full();
+    held_ = std::min(held_ + 1, keys_.size());
     if (ordered_) {
       insert(key);
-    } else {
+    } else if (key < keys_.front()) {
       std::pop_heap(keys_.begin(), keys_.end());
       keys_.back() = key;
       std::push_heap(keys_.begin(), keys_.end());
@@ -61,7 +60,8 @@ class TopKeys {
   // Of no candidate: its score would be NaN.
   static constexpr std::uint64_t kNone = std::numeric_limits<std::uint64_t>::max();
 
-  // Every key moves or stays without a branch: where a new one belongs cannot be predicted.
+  // Every key moves or stays, and the last one falls out, without a branch: where a new one belongs, or whether it does
+  // at all, cannot be predicted.
   void insert(std::uint64_t key) {
     for (std::size_t i = keys_.size() - 1; i > 0; --i) keys_[i] = std::min(keys_[i], std::max(keys_[i - 1], key));
     keys_[0] = std::min(keys_[0], key);
