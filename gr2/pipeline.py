@@ -42,12 +42,16 @@ SEEDS = 2**63
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of the pipeline: its module, its configuration's class there, and the extra it needs, if any."""
+    """A stage of the pipeline: its module, its configuration's class there, and the extra it needs, if any.
+
+    An optional stage runs only where the configuration has its table, or where it is named.
+    """
 
     name: str
     module: str
     config: str
     extra: str | None = None
+    optional: bool = False
 
 
 STAGES = {
@@ -85,6 +89,14 @@ class Step:
     module: ModuleType
     config: Any
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The stages that it reads: the module's `INPUTS`, or its `inputs(config)` where they depend on it."""
+        names: tuple[str, ...] = (
+            self.module.inputs(self.config) if hasattr(self.module, "inputs") else self.module.INPUTS
+        )
+        return names
+
     def parents(self, inputs: Mapping[str, Artifact]) -> dict[str, str]:
         """What the stage reads, by digest: other stages' artefacts and external files."""
         sources: dict[str, Path] = self.module.sources(self.config) if hasattr(self.module, "sources") else {}
@@ -93,7 +105,7 @@ class Step:
             raise ConfigError(
                 f"[{self.stage.name}] no such file: {', '.join(missing)} (paths are relative to {Path.cwd()})"
             )
-        return {name: inputs[name].digest for name in self.module.INPUTS} | {
+        return {name: inputs[name].digest for name in self.inputs} | {
             name: file_digest(Path(path)) for name, path in sources.items()
         }
 
@@ -120,6 +132,8 @@ class Outcome:
 def load_plan(path: Path, *, overrides: Sequence[str] = (), first: str | None = None, only: Sequence[str] = ()) -> Plan:
     """The plan for the TOML file `path`: all stages, those from `first` on, or `only` those named.
 
+    An optional stage is among all stages if the file has its table.
+
     Every table of a selected stage is validated before anything runs; a table that no stage reads is a ConfigError.
     """
     tables = configuration.apply_overrides(configuration.load_toml(path), overrides)
@@ -130,7 +144,8 @@ def load_plan(path: Path, *, overrides: Sequence[str] = (), first: str | None = 
         RunConfig, {"out": f"runs/{path.stem}", **table} if isinstance(table, dict) else table, "run"
     )
     names = list(STAGES)[list(STAGES).index(first) if first else 0 :]
-    selected = [STAGES[name] for name in names if not only or name in only]
+    wanted = only or [name for name in names if not STAGES[name].optional or name in tables or name == first]
+    selected = [STAGES[name] for name in names if name in wanted]
     modules = {stage.name: _load(stage) for stage in selected}
     steps = (
         Step(stage, module, configuration.build(getattr(module, stage.config), tables.get(stage.name, {}), stage.name))
@@ -140,7 +155,7 @@ def load_plan(path: Path, *, overrides: Sequence[str] = (), first: str | None = 
 
 
 def execute(plan: Plan, *, force: bool = False, say: Callable[[str], None] = print) -> list[Outcome]:
-    """Run the plan's stages in order and return what became of every stage of the pipeline.
+    """Run the plan's stages in order and return what became of every stage, of optional ones if there is any of it.
 
     A stage whose folder was made from the same inputs, configuration and seed is left as it is, unless `force`.
     A stage that was killed goes on from its last checkpoint, unless `force`. `say` gets one line an event.
@@ -149,7 +164,8 @@ def execute(plan: Plan, *, force: bool = False, say: Callable[[str], None] = pri
     with run_lock(plan.out):
         for step in plan.steps:
             outcomes[step.stage.name] = _advance(step, plan, outcomes, force=force, say=say)
-    return [outcomes.get(name) or _unselected(plan.out / name, name) for name in STAGES]
+    every = [outcomes.get(name) or _unselected(plan.out / name, name) for name in STAGES]
+    return [each for each in every if each.status != "missing" or not STAGES[each.stage].optional]
 
 
 def summarize(plan: Plan, outcomes: Sequence[Outcome]) -> Path:
@@ -185,9 +201,7 @@ def _advance(
 ) -> Outcome:
     name, out = step.stage.name, plan.out / step.stage.name
     # What this run made or found up to date was hashed then; other parents are hashed here.
-    inputs = {
-        parent: Artifact.load(plan.out / parent, parent, verify=parent not in before) for parent in step.module.INPUTS
-    }
+    inputs = {parent: Artifact.load(plan.out / parent, parent, verify=parent not in before) for parent in step.inputs}
     _consistent(name, inputs)
     parents = step.parents(inputs)
     current = is_current(out, name, step.config, parents, plan.seed)
