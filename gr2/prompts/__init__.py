@@ -1,0 +1,1 @@
+"""What a reasoning model reads and writes: semantic IDs as text, prompts, and answers."""
