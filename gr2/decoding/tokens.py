@@ -17,8 +17,8 @@ __all__ = ["CodeVocabulary", "TokenDecoder"]
 class CodeVocabulary:
     """`tokens` (L, V) int64 are the token IDs of each level's codes, no two equal in a level; `eos` ends a ranking.
 
-    An item is `begin`, its codes, `end`; `separator` stands between items. Raises TypeError on a wrong dtype and
-    ValueError on token IDs that are negative or not unique in their level.
+    An item is `begin`, its codes, `end`; `separator` stands between items, `close` after the last. Raises
+    TypeError on a wrong dtype and ValueError on token IDs that are negative or not unique in their level.
     """
 
     tokens: NDArray[np.int64]
@@ -26,6 +26,7 @@ class CodeVocabulary:
     begin: tuple[int, ...] = ()
     end: tuple[int, ...] = ()
     separator: tuple[int, ...] = ()
+    close: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.tokens, np.ndarray) or self.tokens.dtype != np.int64:
@@ -37,7 +38,7 @@ class CodeVocabulary:
             values, counts = np.unique(row, return_counts=True)
             if counts.max() > 1:
                 raise ValueError(f"tokens of level {level}: token {values[counts.argmax()]} stands for several codes")
-        smallest = min(int(self.tokens.min()), self.eos, *self.begin, *self.end, *self.separator)
+        smallest = min(int(self.tokens.min()), self.eos, *self.begin, *self.end, *self.separator, *self.close)
         if smallest < 0:
             raise ValueError(f"token IDs must not be negative, got {smallest}")
 
@@ -49,7 +50,8 @@ class CodeVocabulary:
     def length(self, items: int) -> int:
         """Tokens of a ranking of so many items, with `eos`: what `max_new_tokens` must be at least."""
         item = len(self.begin) + self.levels + len(self.end)
-        return items * item + max(items - 1, 0) * len(self.separator) + 1
+        around = (items - 1) * len(self.separator) + len(self.close) if items else 0
+        return items * item + around + 1
 
 
 class TokenDecoder:
@@ -91,7 +93,8 @@ class TokenDecoder:
     def next(self) -> list[int]:
         """The tokens since the last call, which the context must take in before the coming decision.
 
-        They are the code chosen, forced codes, what stands around items, and at last `eos`.
+        They are the code chosen, forced codes, what stands around items, and at last `eos`; `close` only if the last
+        item is whole.
         """
         vocabulary, decoder = self.vocabulary, self.decoder
         self._allowed = decoder.next()[1]
@@ -105,8 +108,8 @@ class TokenDecoder:
             self._spelled += 1
             if self.level == 0:
                 tokens += vocabulary.end
-                if number < len(fresh) or not done:
-                    tokens += (*vocabulary.separator, *vocabulary.begin)
+                last = done and number == len(fresh)
+                tokens += vocabulary.close if last else (*vocabulary.separator, *vocabulary.begin)
         if done and not self._ended:
             tokens.append(vocabulary.eos)
             self._ended = True

@@ -168,7 +168,10 @@ class RankingProcessor:
                 temperature=self._temperature,
                 top_n=self._top_n,
             )
-            self.rows.append(Row(stream))
+            self.rows.append(self._row(stream))
+
+    def _row(self, stream: TokenDecoder) -> Row:
+        return Row(stream)
 
     def _leave(self, row: Row, number: int, scores: Tensor, result: Tensor) -> None:
         """Let `generate` choose among the allowed tokens."""

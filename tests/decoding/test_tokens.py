@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from gr2.decoding import CandidateTrie
 from gr2.decoding.tokens import CodeVocabulary, TokenDecoder
 
-EOS, BEGIN, END, SEPARATOR = 0, (1, 2), (3,), (4, 5)
+EOS, BEGIN, END, SEPARATOR, CLOSE = 0, (1, 2), (3,), (4, 5), (2, 4)
 
 
 def vocabulary(levels, level_size, **options):
@@ -22,7 +22,7 @@ def spell(words, order, codes):
         result += words.begin
         result += [int(words.tokens[level, code]) for level, code in enumerate(codes[candidate].tolist())]
         result += words.end
-    return [*result, words.eos]
+    return [*result, *(words.close if len(order) else ()), words.eos]
 
 
 @settings(max_examples=300, deadline=None)
@@ -37,7 +37,9 @@ def test_the_tokens_are_the_ranking_written_out(seed, shape, size, around, top_n
     generator = np.random.default_rng(seed)
     codes = generator.integers(0, shape[1], (size, shape[0])).astype(np.uint16)
     known = generator.random(size) < 0.8
-    words = vocabulary(*shape, **({"begin": BEGIN, "end": END, "separator": SEPARATOR} if around else {}))
+    words = vocabulary(
+        *shape, **({"begin": BEGIN, "end": END, "separator": SEPARATOR, "close": CLOSE} if around else {})
+    )
     stream = TokenDecoder(CandidateTrie(codes, known, shape[1]), words, mode="sample", seed=seed, top_n=top_n)
     tokens = stream.next()
     while not stream.decoder.done:
@@ -62,7 +64,7 @@ def test_the_tokens_are_the_ranking_written_out(seed, shape, size, around, top_n
 
 def test_a_ranking_that_is_stopped_ends_at_once():
     codes = np.array([[0, 1], [0, 2], [1, 1]], np.uint16)
-    words = vocabulary(2, 3, begin=BEGIN)
+    words = vocabulary(2, 3, begin=BEGIN, close=CLOSE)
     stream = TokenDecoder(CandidateTrie(codes, np.ones(3, bool), 3), words)
     assert stream.next() == [*BEGIN]
     stream.accept(int(words.tokens[0, 0]))
