@@ -25,7 +25,7 @@ from gr2 import config as configuration
 from gr2.errors import ArtifactError
 from gr2.version import __version__
 
-__all__ = ["Artifact", "Workspace", "file_digest", "is_current", "open_stage", "write_atomic", "write_json"]
+__all__ = ["Artifact", "Workspace", "file_digest", "is_current", "open_stage", "recover", "write_atomic", "write_json"]
 
 SCHEMA = 1
 MANIFEST = "artifact.json"
@@ -156,7 +156,7 @@ def fingerprint(stage: str, config: Any, parents: Mapping[str, str], seed: int) 
 
 def is_current(out: Path, stage: str, config: Any, parents: Mapping[str, str], seed: int) -> bool:
     """True if `out` holds a finished artefact made from exactly these inputs, and none of its files has changed."""
-    _recover(out)
+    recover(out)
     try:
         return Artifact.load(out, stage, verify=True).fingerprint == fingerprint(stage, config, parents, seed)
     except ArtifactError:
@@ -174,7 +174,7 @@ def open_stage(out: Path, stage: str, config: Any, parents: Mapping[str, str], s
     out = out.resolve()
     partial = out.with_name(out.name + ".partial")
     _refuse_foreign(out, stage)
-    _recover(out)
+    recover(out)
     identity = fingerprint(stage, config, parents, seed)
     marker, checkpoints = partial / "fingerprint", partial / "checkpoints"
     if marker.is_file() and marker.read_text() == identity:
@@ -204,7 +204,7 @@ def open_stage(out: Path, stage: str, config: Any, parents: Mapping[str, str], s
         "metrics": work.metrics,
     }
     write_json(partial / MANIFEST, record)
-    _recover(out)
+    recover(out)
 
 
 def _refuse_foreign(out: Path, stage: str) -> None:
@@ -234,8 +234,11 @@ def _tidy(partial: Path) -> None:
             path.unlink()
 
 
-def _recover(out: Path) -> None:
-    """Finish the move of a committed workspace to `out`, wherever a crash may have left it."""
+def recover(out: Path) -> None:
+    """Finish the move of a committed workspace to `out`, wherever a crash may have left it.
+
+    Who goes on from what `out` holds calls it first: between the two renames of a move nothing is there.
+    """
     partial, old = out.with_name(out.name + ".partial"), out.with_name(f".{out.name}.replaced")
     if (partial / MANIFEST).is_file():
         shutil.rmtree(partial / "checkpoints", ignore_errors=True)

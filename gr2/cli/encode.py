@@ -55,7 +55,7 @@ def encode(
             from gr2.tokenizer.bulk.cluster import ray_pool
             from gr2.tokenizer.bulk.encode import encode_items
         with run_lock(plan.out):
-            inputs = {name: Artifact.load(plan.out / name, name) for name in ("prepare", "tokenize")}
+            inputs = {name: Artifact.load(plan.out / name, name, verify=True) for name in ("prepare", "tokenize")}
             gpu = inputs["tokenize"].config["vectors"] is None and wanted.device != "cpu"
             made = encode_items(
                 inputs,

@@ -81,7 +81,7 @@ def tokenize(
     from gr2.tokenizer.add import add_items
 
     with run_lock(plan.out):
-        inputs = {name: Artifact.load(plan.out / name, name) for name in ("prepare", "tokenize")}
+        inputs = {name: Artifact.load(plan.out / name, name, verify=True) for name in ("prepare", "tokenize")}
         made = add_items(inputs, add, plan.out / "tokenize-add", plan.steps[0].config)
     drift = made.metrics["drift"]
     _say(

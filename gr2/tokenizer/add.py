@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gr2 import config as configuration
-from gr2.artifact import Artifact, file_digest, open_stage
+from gr2.artifact import Artifact, file_digest, open_stage, recover
 from gr2.catalog import Catalog, ItemId
 from gr2.data.items import read_items
 from gr2.decoding import write_codebook
@@ -19,7 +19,7 @@ from gr2.errors import ArtifactError, ConfigError, DataError
 from gr2.tokenizer.assign import Assignment, extend_codes
 from gr2.tokenizer.order import content_order
 from gr2.tokenizer.quality import overflow_prefixes
-from gr2.tokenizer.residual_kmeans import Codebook
+from gr2.tokenizer.residual_kmeans import Codebook, are_finite
 from gr2.tokenizer.tokenize import TokenizeConfig, decoded_errors, item_vectors, sources
 
 __all__ = ["add_items", "require_model"]
@@ -35,8 +35,8 @@ def add_items(
     `inputs` has the artefacts `prepare` and `tokenize`. Where `out` holds earlier additions to the same IDs, they are
     kept. Items that have an ID already are passed over. Of the settings `wanted`, `vectors` names the file with those
     of the new items, where the IDs were made from such a file; by default it is the same one. The others must be those
-    that the IDs were made with, the device and the batch size aside. Raises ConfigError if they are not, and
-    ArtifactError if the embedding model has changed since.
+    that the IDs were made with, the device and the batch size aside. Raises ConfigError if they are not, ArtifactError
+    if the embedding model has changed since or earlier additions are damaged, and DataError for items that are wrong.
 
     Files: `items.parquet`, `codes.npy` (N, L) uint16 in its order, and `codebook.bin`. Metrics: `added`, `overflow`
     and `overflow_prefixes`, `reconstruction_error` after the last level that is not random, and `drift`, that error
@@ -59,7 +59,7 @@ def add_items(
     fresh = fresh.take(order)
     if embedded.shape[1:] != mean.shape:
         raise DataError(f"vectors of {embedded.shape[1]} columns, but the codes were learnt from {len(mean)}")
-    points = ((embedded[order] - mean) / scale).astype(np.float32)
+    points = _standardised(embedded[order], mean, scale, fresh)
     assignment = _extend(config, base, points, taken)
     per_item = max(1, int(np.isfinite(scale).sum()))
     last = config.levels - 1 - (config.random_levels if config.last_level == "random" else 0)
@@ -91,12 +91,36 @@ def _known(inputs: Mapping[str, Artifact], out: Path) -> tuple[Catalog, NDArray[
     if inputs["tokenize"].parents.get("prepare") != parents["prepare"]:
         raise ArtifactError(f"{inputs['tokenize'].path} was made from another prepare; run tokenize again first")
     source, catalog = inputs["tokenize"], inputs["prepare"]
+    recover(out)
     if (out / "artifact.json").exists():
-        earlier = Artifact.load(out, STAGE)
+        earlier = _earlier(out)
         if earlier.parents["tokenize"] == parents["tokenize"]:
             source = catalog = earlier
             parents["earlier"] = earlier.digest
     return Catalog.load(catalog.file("items.parquet")), source.array("codes.npy"), parents
+
+
+def _earlier(out: Path) -> Artifact:
+    try:
+        return Artifact.load(out, STAGE, verify=True)
+    except ArtifactError as error:
+        raise ArtifactError(
+            f"{out}: holds the only IDs of items that were added before, and is damaged ({error}); restore it from a "
+            "copy, or delete it and add them again, which may give them other IDs"
+        ) from error
+
+
+def _standardised(
+    vectors: NDArray[np.float32], mean: NDArray[np.float32], scale: NDArray[np.float32], items: Catalog
+) -> NDArray[np.float32]:
+    """(N, D) float32. Raises DataError with an item whose distances cannot be computed."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        points = ((vectors - mean) / scale).astype(np.float32)
+    good = are_finite(points)
+    if not good.all():
+        item = items.ids[int(good.argmin())]
+        raise DataError(f"the vector of item {item!r} has a value too large for what the codes were learnt from")
+    return points
 
 
 def _settings(learnt: TokenizeConfig, wanted: TokenizeConfig | None) -> TokenizeConfig:

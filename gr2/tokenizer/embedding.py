@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import io
 import os
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -18,6 +17,7 @@ from gr2.artifact import file_digest, write_atomic
 from gr2.errors import ConfigError, MissingExtraError
 from gr2.interrupts import interrupts_wait
 from gr2.progress import track
+from gr2.tokenizer.vectors import DAMAGED
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -96,7 +96,8 @@ def embed(texts: list[str], embedder: Embedder, *, cache: Path) -> NDArray[np.fl
 
     A text is computed once for a model: its vector is kept below `cache` by the hashes of both, so a changed catalogue
     costs its new texts only, and a killed run goes on where it stopped. Missing texts are computed in an order that
-    does not depend on the order of `texts`. Raises ConfigError if the cache cannot be written.
+    does not depend on the order of `texts`. Raises ConfigError if the cache cannot be written, or if the model makes
+    anything but finite numbers of a text.
     """
     folder = cache / "embeddings" / hashlib.sha256(embedder.fingerprint.encode()).hexdigest()[:32]
     keys = [hashlib.sha256(text.encode()).digest() for text in texts]
@@ -108,10 +109,21 @@ def embed(texts: list[str], embedder: Embedder, *, cache: Path) -> NDArray[np.fl
             for start in range(0, len(missing), SHARD):
                 shard = missing[start : start + SHARD]
                 vectors = embedder.encode([wanted[key] for key in shard])
+                _require_finite(vectors, shard, wanted)
                 _save_shard(folder, shard, vectors)
                 known.update(zip(shard, vectors, strict=True))
                 bar.advance(len(shard))
     return np.stack([known[key] for key in keys])
+
+
+def _require_finite(vectors: NDArray[np.float32], keys: list[bytes], texts: Mapping[bytes, str]) -> None:
+    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(bad):
+        raise ConfigError(
+            f"the embedding model makes NaN or infinite values of {len(bad):,} texts, first "
+            f"{texts[keys[int(bad[0])]][:80]!r}; its weights may be damaged, or of too low a precision: give another "
+            "[tokenize] model or device"
+        )
 
 
 def _load_known(folder: Path, wanted: Mapping[bytes, str]) -> dict[bytes, NDArray[np.float32]]:
@@ -124,7 +136,7 @@ def _load_known(folder: Path, wanted: Mapping[bytes, str]) -> dict[bytes, NDArra
                 if not wanted.keys().isdisjoint(keys):
                     pairs = zip(keys, shard["vectors"], strict=True)
                     known.update((key, vector) for key, vector in pairs if key in wanted)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        except DAMAGED:
             continue
     return known
 

@@ -9,7 +9,15 @@ from numpy.typing import NDArray
 
 from gr2.progress import track
 
-__all__ = ["Codebook", "cluster_count", "fit_residual_kmeans", "nearest_codes", "squared_distances", "standardise"]
+__all__ = [
+    "Codebook",
+    "are_finite",
+    "cluster_count",
+    "fit_residual_kmeans",
+    "nearest_codes",
+    "squared_distances",
+    "standardise",
+]
 
 ITEMS_PER_CLUSTER = 8
 SAMPLE_PER_CLUSTER = 1024
@@ -52,6 +60,13 @@ def standardise(vectors: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDAr
     scale[scale <= 1e-6 * (np.abs(mean) + scale.max(initial=0.0))] = np.inf
     standard = ((vectors - mean) / scale).astype(np.float32)
     return standard, np.stack([mean, scale]).astype(np.float32)
+
+
+def are_finite(points: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """(N,) bool: the rows whose distances can be computed, of standardised points (N, D)."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        good: NDArray[np.bool_] = np.isfinite(4.0 * np.einsum("nd,nd->n", points, points))
+    return good
 
 
 def cluster_count(items: int, level_size: int) -> int:

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from gr2.catalog import Catalog, ItemId
 from gr2.errors import DataError
 
-__all__ = ["load_vectors", "vector_files"]
+__all__ = ["DAMAGED", "load_vectors", "vector_files"]
 
 COLUMNS = ("item_id", "vector")
-# What reading a damaged `.npy` or `.npz` raises: its header is Python source, its members are deflated.
+# What reading a damaged `.npy` or `.npz` raises: its header is Python source, its members may be deflated or encrypted.
 DAMAGED = (
-    OSError, ValueError, TypeError, KeyError, EOFError, SyntaxError, NotImplementedError, MemoryError,
+    OSError, ValueError, TypeError, KeyError, EOFError, SyntaxError, RuntimeError, MemoryError,
     tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 

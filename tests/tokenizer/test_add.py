@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +117,51 @@ def test_vectors_of_new_items_may_come_in_another_file(tmp_path: Path) -> None:
     np.savez(tmp_path / "wide.npz", item_id=np.arange(3000, 3050), vector=np.ones((50, 7)))
     with pytest.raises(DataError, match="vectors of 7 columns, but the codes were learnt from 6"):
         add_items(inputs, new, tmp_path / "other", wanted(inputs, tmp_path / "wide.npz"))
+
+
+def test_a_value_that_no_distance_can_be_computed_from_is_refused(tmp_path: Path) -> None:
+    inputs, more = base(tmp_path), points(3)
+    more[7, 2] = 1e38
+    np.savez(tmp_path / "more.npz", item_id=np.arange(3000, 3050), vector=more)
+    new = items(tmp_path / "new.parquet", list(range(3000, 3050)))
+    with pytest.raises(DataError, match="the vector of item 3007 has a value too large"):
+        add_items(inputs, new, tmp_path / "added", wanted(inputs, tmp_path / "more.npz"))
+
+
+def test_a_kill_at_any_point_changes_no_id_that_was_given(
+    tmp_path: Path, kill_at: Callable[[Callable[[], object], int], bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next command adds other items, so that it finds whatever the kill left and cannot repeat what it did."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    inputs = base(tmp_path)
+    first, second, third = (
+        items(tmp_path / f"{start}.parquet", list(range(start, start + 10))) for start in (1000, 1010, 1020)
+    )
+    given = ids_of(add_items(inputs, first, tmp_path / "first"))
+    for number in itertools.count(1):
+        out = tmp_path / f"{number}" / "added"
+        shutil.copytree(tmp_path / "first", out)
+        killed = kill_at(lambda out=out: add_items(inputs, second, out), number)  # type: ignore[misc]
+        after = ids_of(add_items(inputs, third, out))
+        assert {item: after[item] for item in given} == given
+        assert len(after) in (420, 430)
+        again = ids_of(add_items(inputs, second, out))
+        assert {item: again[item] for item in after} == after
+        if not killed:
+            break
+    assert number > 20
+
+
+@pytest.mark.parametrize("name", ["codes.npy", "items.parquet", "codebook.bin"])
+def test_damaged_additions_are_refused_and_kept(tmp_path: Path, name: str) -> None:
+    inputs, out = base(tmp_path), tmp_path / "added"
+    add_items(inputs, items(tmp_path / "a.parquet", [1000, 1001]), out)
+    content = bytearray((out / name).read_bytes())
+    content[-3] ^= 1
+    (out / name).write_bytes(content)
+    with pytest.raises(ArtifactError, match=rf"holds the only IDs of items .*{name}: .* altered"):
+        add_items(inputs, items(tmp_path / "b.parquet", [1002]), out)
+    assert (out / name).read_bytes() == content
 
 
 def test_ids_of_another_type_are_refused(tmp_path: Path) -> None:

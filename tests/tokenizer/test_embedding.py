@@ -165,6 +165,27 @@ def test_damaged_shard_is_computed_again(tmp_path: Path, damage: bytes) -> None:
     assert again.computed == 3
 
 
+def test_a_flipped_bit_in_a_shard_costs_its_texts_again(tmp_path: Path) -> None:
+    vectors = embed(TEXTS, HashEmbedder(), cache=tmp_path)
+    (shard,) = tmp_path.rglob("*.npz")
+    whole = shard.read_bytes()
+    for place in range(0, len(whole), 2):
+        shard.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        np.testing.assert_array_equal(embed(TEXTS, HashEmbedder(), cache=tmp_path), vectors)
+
+
+def test_values_that_are_not_finite_are_refused_and_not_kept(tmp_path: Path) -> None:
+    class Broken(HashEmbedder):
+        def encode(self, texts: list[str]) -> NDArray[np.float32]:
+            vectors = super().encode(texts)
+            vectors[texts.index("b")] = np.nan
+            return vectors
+
+    with pytest.raises(ConfigError, match="NaN or infinite values of 1 texts, first 'b'"):
+        embed(["a", "b", "c"], Broken(), cache=tmp_path)
+    assert not list(tmp_path.rglob("*.npz"))
+
+
 def test_cache_that_cannot_be_written_names_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="set GR2_CACHE"):

@@ -167,10 +167,12 @@ def test_a_file_without_rows_is_refused(tmp_path: Path) -> None:
 def test_damaged_arrays_are_refused_with_a_reason(tmp_path: Path, writer: Writer) -> None:
     path = writer(tmp_path, [1, 2], [[1.0], [2.0]])
     content, rng = path.read_bytes(), np.random.default_rng(0)
-    for _ in range(200):
+    flipped = [{at: content[at] ^ 1} for at in range(len(content))]
+    places, values = rng.integers(0, len(content), (200, 3)).tolist(), rng.integers(0, 256, (200, 3)).tolist()
+    for changes in [*flipped, *map(dict, map(zip, places, values))]:
         damaged = bytearray(content)
-        for at in rng.integers(0, len(content), 3).tolist():
-            damaged[at] = int(rng.integers(0, 256))
+        for at, value in changes.items():
+            damaged[at] = value
         path.write_bytes(damaged)
         with contextlib.suppress(DataError):
             load_vectors(path, catalog([1, 2]))

@@ -115,12 +115,6 @@ class Encoder:
             points: NDArray[np.float32] = (vectors - self._mean) / self._scale
         return points
 
-    def are_finite(self, points: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """(n,) bool: the rows whose distances can be computed."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            good: NDArray[np.bool_] = np.isfinite(4.0 * np.einsum("nd,nd->n", points, points))
-        return good
-
     def encode(self, points: NDArray[np.float32]) -> Encoded:
         """The codes of standardised points, which must be finite."""
         codes = np.empty((len(points), self.config.levels), dtype=np.uint16)

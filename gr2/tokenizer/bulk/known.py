@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from gr2.artifact import Artifact
+from gr2.artifact import Artifact, recover
 from gr2.errors import ArtifactError
 from gr2.tokenizer.add import STAGE as ADD
 from gr2.tokenizer.bulk.buckets import lists
@@ -73,7 +73,8 @@ class Known:
 
 def _made_from(folder: Path, stage: str, base: Artifact) -> Artifact | None:
     """The artefact of the stage in the folder, if it continues the IDs of `base`."""
+    recover(folder)
     if not (folder / "artifact.json").is_file():
         return None
-    found = Artifact.load(folder)
+    found = Artifact.load(folder, verify=True)
     return found if found.stage == stage and found.parents.get("tokenize") == base.digest else None

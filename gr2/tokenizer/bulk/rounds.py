@@ -32,6 +32,7 @@ from gr2.tokenizer.bulk.encoder import NEAREST, Encoder, content_keys
 from gr2.tokenizer.bulk.groups import Items, decide, prefix_keys
 from gr2.tokenizer.bulk.source import Unit
 from gr2.tokenizer.bulk.tables import CodeTable, read_facts
+from gr2.tokenizer.residual_kmeans import are_finite
 
 __all__ = ["Assign", "Encode", "Job", "Revisit", "Settle", "peak_memory", "record_schema"]
 
@@ -144,7 +145,7 @@ class Encode:
             return
         batch = batch if len(rows) == len(batch.ids) else batch.take(rows)
         points = encoder.points(encoder.vectors(batch))
-        good = encoder.are_finite(points)
+        good = are_finite(points)
         if not good.all():
             row = unit.before + batch.first + int(rows[good.argmin()]) + 1
             raise DataError("NaN, infinite or too large value", path=unit.path, row=row, column="vector")
