@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ROOT", "Figure", "Record", "load", "machine", "main", "store"]
+__all__ = ["ROOT", "Figure", "Record", "details", "load", "machine", "main", "store"]
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "results"
@@ -95,6 +95,12 @@ def render(record: Record) -> list[str]:
     lines = [f"## {record.title}", "", f"`{record.command}` on {record.date} at {record.commit}: {record.machine}.", ""]
     lines += ["| figure | value | bar | |", "|---|---|---|---|"]
     lines += [f"| {f.what} | {f.value} | {f.bar} | {f.status} |" for f in record.figures]
+    return [*lines, *details(record)]
+
+
+def details(record: Record) -> list[str]:
+    """The record's tables and notes as Markdown lines."""
+    lines: list[str] = []
     for table in record.tables:
         lines += ["", f"**{table['title']}**", "", "| " + " | ".join(table["columns"]) + " |"]
         lines += ["|" + "---|" * len(table["columns"])]

@@ -1,11 +1,11 @@
-"""The lines of a `make show-NAME`: stored figures first, then what runs now, one line each."""
+"""The lines of a `make show-NAME`: stored figures first, then what runs now, one line each, with their tables."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
 
-from benchmarks.results import Figure, Record, load, store
+from benchmarks.results import Figure, Record, details, load, store
 
 __all__ = ["show"]
 
@@ -13,7 +13,7 @@ __all__ = ["show"]
 def show(
     name: str, title: str, *, stored: Mapping[str, str], measures: Iterable[tuple[str, Callable[[], Record]]]
 ) -> None:
-    """Print the figures of the `stored` records (record to make target) and of the `measures`, and exit.
+    """Print the figures and tables of the `stored` records (record to make target) and of the `measures`, and exit.
 
     A measure is what it makes and how; its record is stored under its own name. One whose libraries are missing is
     not measured. The exit code is 1 if a figure is short.
@@ -34,6 +34,7 @@ def show(
             continue
         for figure in record.figures:
             line(figure, f" stored commit={record.commit} date={record.date}")
+        print("\n".join(details(record)), flush=True)
     for what, measure in measures:
         try:
             record = measure()
@@ -43,4 +44,5 @@ def show(
         store(record)
         for figure in record.figures:
             line(figure, "")
+        print("\n".join(details(record)), flush=True)
     sys.exit(short)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from benchmarks.show import show
 from benchmarks.tokenizer_lookup import lookup
+from benchmarks.tokenizer_paper import paper
 from benchmarks.tokenizer_semantic import semantic
 
 __all__ = ["main"]
@@ -16,7 +17,7 @@ STORED = {"tokenizer.ablation": "make tokenizer-ablation", "tokenizer.scale": "m
 
 def main() -> None:
     """Print one line a figure, store the fresh ones, and exit with 1 if a figure is short."""
-    measures = [("uniqueness and meaning", semantic), ("look-up", lookup)]
+    measures = [("uniqueness and meaning", semantic), ("switches", paper), ("look-up", lookup)]
     show("tokenizer", "the tokenizer", stored=STORED, measures=measures)
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from benchmarks.quality import gr2
 from benchmarks.results import ROOT, Figure, Record, store
+from benchmarks.tokenizer_agreement import Codes, agreement, leaf_numbers, pairs, resampled
 from gr2 import config as configuration
 from gr2.artifact import Artifact
 from gr2.catalog import Catalog
@@ -23,7 +25,7 @@ from gr2.data.dataset import Dataset
 from gr2.tokenizer.assign import assign_codes
 from gr2.tokenizer.order import content_order
 from gr2.tokenizer.pairs import training_partners
-from gr2.tokenizer.quality import category_agreement, uniqueness
+from gr2.tokenizer.quality import uniqueness
 from gr2.tokenizer.residual_kmeans import fit_residual_kmeans, standardise
 from gr2.tokenizer.rqvae import fit_rqvae
 from gr2.tokenizer.tokenize import TokenizeConfig, item_vectors
@@ -31,8 +33,6 @@ from gr2.tokenizer.tokenize import TokenizeConfig, item_vectors
 __all__ = ["semantic"]
 
 LEVELS, SIZE, SEED = 4, 256, 0
-RESAMPLES = 1_000
-Codes = NDArray[np.integer[Any]]
 
 
 def semantic() -> Record:
@@ -43,7 +43,7 @@ def semantic() -> Record:
     contents, vectors = item_vectors(TokenizeConfig(), catalog)
     order = content_order(contents, catalog.ids, SEED)
     points = np.ascontiguousarray(standardise(vectors[order])[0])
-    categories = [catalog.categories[row] for row in order.tolist()]
+    leaves = leaf_numbers([catalog.categories[row] for row in order.tolist()])
     partners = training_partners(Dataset.load(inputs.path), order)
     made: dict[str, Codes] = {}
     seconds: dict[str, float] = {}
@@ -51,34 +51,38 @@ def semantic() -> Record:
         began = time.monotonic()
         made[name] = method()
         seconds[name] = time.monotonic() - began
-    made["LETTER's IDs"] = letter_codes(catalog)[order]
+    made[LETTER] = letter_codes(catalog)[order]
     made["random codes"] = np.random.default_rng(SEED).integers(0, SIZE, made[OURS].shape)
-    agreements = {name: category_agreement(codes.astype(np.uint16), categories) for name, codes in made.items()}
-    ours, letter = (100 * uniqueness(made[name].astype(np.uint16))["unique"] for name in (OURS, "LETTER's IDs"))
-    figures.append(Figure.judge("Beauty: unique, beside LETTER's IDs", ours, letter, unit=" %"))
-    figures += [against(made, categories, agreements, baseline) for baseline in BASELINES]
+    figures.append(beside_letter(*(len(np.unique(made[name], axis=0)) for name in (OURS, LETTER)), len(points)))
+    figures.append(against_chance(made[OURS], leaves))
+    figures += [against(made, leaves, baseline) for baseline in BASELINES]
     return Record(
         "tokenizer.semantic",
         "Unique and semantic",
         "make show-tokenizer",
         figures,
-        [table(made, agreements, seconds)],
-        NOTES,
+        [table(made, leaves, seconds)],
+        [*NOTES, ranked(made, leaves)],
     )
 
 
 OURS = "gr2, residual k-means (the default)"
+LETTER = "LETTER's IDs"
 BASELINES = (
     "faiss ResidualQuantizer, beam 1",
     "faiss ResidualQuantizer, beam 5",
     "vector-quantize-pytorch",
-    "LETTER's IDs",
+    LETTER,
     "random codes",
 )
 NOTES = [
-    "same leaf: the share of pairs of items with the same leaf category among those that share the first 1, 2, 3 "
-    "codes; among all pairs it is what random codes have",
-    "finer prefixes (more of them) agree more by themselves: read the agreement beside the number of prefixes",
+    "same leaf: of the pairs of items that share the first 1, 2, 3 codes, the share with the same leaf category; of "
+    "all pairs it is what random codes have at 1 code",
+    "found: of the pairs with the same leaf category, the share with the same first 1, 2, 3 codes. Finer prefixes "
+    "(more of them) raise the first share and lower this one by themselves, so that methods are comparable "
+    "in both together, or in the adjusted Rand index of prefixes against leaf categories: 0 is chance, 1 is one "
+    "prefix a category",
+    "faiss with a beam chooses an item's first codes together with those that follow, the others level by level",
     "codes of all methods but LETTER's come from the same vectors, standardised; each has one seed. Ours differ by "
     "about .02 at the first code from seed to seed",
 ]
@@ -164,12 +168,37 @@ def unique_figures(name: str) -> list[Figure]:
     ]
 
 
-def against(
-    made: Mapping[str, Codes], categories: list[list[str]], agreements: Mapping[str, Any], baseline: str
-) -> Figure:
+def beside_letter(ours: int, letter: int, items: int) -> Figure:
+    """How many IDs are distinct."""
+    share = f"{100 * ours / items:.2f} % ({ours:,} of {items:,})"
+    bar = f">={100 * letter / items:.2f} % ({letter:,} of {items:,})"
+    return Figure("beauty: unique, beside LETTER's IDs", share, bar, "ok" if ours >= letter else "short")
+
+
+def ranked(made: Mapping[str, Codes], leaves: NDArray[np.int64]) -> str:
+    """The methods by adjusted Rand index at each length, best first, as a sentence."""
+    orders = []
+    for length in (1, 2, 3):
+        rand = {name: agreement(codes, leaves, length).rand for name, codes in made.items()}
+        orders.append(f"{length}: {', '.join(sorted(rand, key=lambda name: -rand[name])[:3])}")
+    return f"the highest adjusted Rand index at so many codes: {'; '.join(orders)}"
+
+
+def against_chance(codes: Codes, leaves: NDArray[np.int64]) -> Figure:
+    """Ours at 1, 2 and 3 codes beside all pairs, in rising order."""
+    known = leaves[leaves >= 0]
+    chance = pairs(known) / pairs(np.zeros_like(known))
+    shares = [agreement(codes, leaves, length).same_leaf or 0.0 for length in (1, 2, 3)]
+    value = " ".join(f"{share:.3f}" for share in shares) + f" against {chance:.3f}"
+    rising = all(low < high for low, high in itertools.pairwise([chance, *shares]))
+    what = "same leaf among pairs with the same first 1, 2, 3 codes, ours against random pairs"
+    return Figure(what, value, "rising, above random", "ok" if rising else "short")
+
+
+def against(made: Mapping[str, Codes], leaves: NDArray[np.int64], baseline: str) -> Figure:
     """Ours minus a baseline at the first code, with the bootstrap interval over first codes' groups."""
-    values = [agreements[name]["prefix_1"] for name in (OURS, baseline)]
-    draws = [resampled(made[name][:, 0], categories, seed) for seed, name in enumerate((OURS, baseline))]
+    values = [agreement(made[name], leaves, 1).same_leaf or 0.0 for name in (OURS, baseline)]
+    draws = [resampled(made[name][:, 0], leaves, seed) for seed, name in enumerate((OURS, baseline))]
     low, high = np.quantile(draws[0] - draws[1], [0.025, 0.975])
     value = (
         f"{values[0]:.3f} against {values[1]:.3f}, difference {values[0] - values[1]:+.3f} [{low:+.3f}, {high:+.3f}]"
@@ -184,36 +213,24 @@ def against(
     )
 
 
-def resampled(codes: Codes, categories: list[list[str]], seed: int) -> NDArray[np.float64]:
-    """(RESAMPLES,) the agreement at one code when the code's groups are drawn with replacement."""
-    leaves = {path: number for number, path in enumerate(sorted({tuple(path) for path in categories if path}))}
-    groups: dict[int, list[int]] = {}
-    for code, path in zip(codes.tolist(), categories, strict=True):
-        if path:
-            groups.setdefault(code, []).append(leaves[tuple(path)])
-    pairs = np.array([len(members) * (len(members) - 1) / 2 for members in groups.values()])
-    same = np.array([sum(n * (n - 1) / 2 for n in np.bincount(members)) for members in groups.values()])
-    drawn = np.random.default_rng(seed).integers(0, len(pairs), (RESAMPLES, len(pairs)))
-    ratio: NDArray[np.float64] = same[drawn].sum(axis=1) / pairs[drawn].sum(axis=1)
-    return ratio
-
-
-def table(made: Mapping[str, Codes], agreements: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, Any]:
+def table(made: Mapping[str, Codes], leaves: NDArray[np.int64], seconds: Mapping[str, float]) -> dict[str, Any]:
     """Uniqueness, agreement and the number of prefixes of every method."""
     rows = []
     for name, codes in made.items():
-        prefixes = [len(np.unique(codes[:, :length], axis=0)) for length in (1, 2, 3)]
-        agreement = [agreements[name].get(f"prefix_{length}") for length in (1, 2, 3)]
+        found = [agreement(codes, leaves, length) for length in (1, 2, 3)]
         rows.append(
             [
                 name,
                 f"{100 * uniqueness(codes.astype(np.uint16))['unique']:.2f}",
-                *("" if value is None else f"{value:.3f}" for value in agreement),
-                " ".join(f"{count:,}" for count in prefixes),
+                *("" if each.same_leaf is None else f"{each.same_leaf:.3f}" for each in found),
+                " ".join(f"{each.found:.3f}" for each in found),
+                " ".join(f"{each.rand:.3f}" for each in found),
+                " ".join(f"{each.prefixes:,}" for each in found),
                 f"{seconds[name]:.0f}" if name in seconds else "",
             ]
         )
-    columns = ["", "unique, %", "same leaf, 1 code", "2 codes", "3 codes", "prefixes of 1, 2, 3 codes", "seconds"]
+    columns = ["", "unique, %", "same leaf, 1 code", "2 codes", "3 codes"]
+    columns += ["found, 1 2 3 codes", "adjusted Rand, 1 2 3 codes", "prefixes of 1 2 3 codes", "seconds"]
     return {"title": f"Beauty, {LEVELS} x {SIZE}", "columns": columns, "rows": rows}
 
 
