@@ -22,7 +22,7 @@ from gr2.tokenizer.quality import overflow_prefixes
 from gr2.tokenizer.residual_kmeans import Codebook, are_finite
 from gr2.tokenizer.tokenize import TokenizeConfig, decoded_errors, item_vectors, sources
 
-__all__ = ["add_items", "require_model"]
+__all__ = ["add_items", "ids_before", "require_model"]
 
 STAGE = "tokenize-add"
 
@@ -85,29 +85,31 @@ def add_items(
     return Artifact.load(out, STAGE)
 
 
+def ids_before(folder: Path, stage: str | None = None) -> Artifact | None:
+    """The artefact in the folder, whose IDs are to stay as they are; None if there is none. Raises ArtifactError."""
+    recover(folder)
+    if not (folder / "artifact.json").exists():
+        return None
+    try:
+        return Artifact.load(folder, stage, verify=True)
+    except ArtifactError as error:
+        raise ArtifactError(
+            f"{folder}: holds the only IDs of items that were added before, and cannot be gone on from ({error}); "
+            "restore it from a copy, or delete it and add them again, which may give them other IDs"
+        ) from error
+
+
 def _known(inputs: Mapping[str, Artifact], out: Path) -> tuple[Catalog, NDArray[np.uint16], dict[str, str]]:
     """The items that have an ID, their IDs, and what says so."""
     parents = {name: inputs[name].digest for name in ("prepare", "tokenize")}
     if inputs["tokenize"].parents.get("prepare") != parents["prepare"]:
         raise ArtifactError(f"{inputs['tokenize'].path} was made from another prepare; run tokenize again first")
     source, catalog = inputs["tokenize"], inputs["prepare"]
-    recover(out)
-    if (out / "artifact.json").exists():
-        earlier = _earlier(out)
-        if earlier.parents["tokenize"] == parents["tokenize"]:
-            source = catalog = earlier
-            parents["earlier"] = earlier.digest
+    earlier = ids_before(out, STAGE)
+    if earlier is not None and earlier.parents["tokenize"] == parents["tokenize"]:
+        source = catalog = earlier
+        parents["earlier"] = earlier.digest
     return Catalog.load(catalog.file("items.parquet")), source.array("codes.npy"), parents
-
-
-def _earlier(out: Path) -> Artifact:
-    try:
-        return Artifact.load(out, STAGE, verify=True)
-    except ArtifactError as error:
-        raise ArtifactError(
-            f"{out}: holds the only IDs of items that were added before, and is damaged ({error}); restore it from a "
-            "copy, or delete it and add them again, which may give them other IDs"
-        ) from error
 
 
 def _standardised(

@@ -23,6 +23,7 @@ from gr2.catalog import Catalog
 from gr2.cli.app import app
 from gr2.decoding import Codebook
 from gr2.errors import ArtifactError, ConfigError, DataError
+from gr2.pipeline import run_lock
 from gr2.tokenizer.add import add_items, require_model
 from gr2.tokenizer.tokenize import TokenizeConfig, run
 
@@ -179,6 +180,19 @@ def test_command_adds_items_to_a_run(tmp_path: Path) -> None:
     assert answer.exit_code == 0, answer.output
     assert "50 items added, 0 had an ID, 450 in all" in answer.stderr
     assert Artifact.load(tmp_path / "tokenize-add", verify=True).metrics["items"] == 450
+
+
+def test_two_commands_at_once_refuse_each_other(tmp_path: Path) -> None:
+    base(tmp_path)
+    items(tmp_path / "new.parquet", list(range(1000, 1050)))
+    (tmp_path / "run.toml").write_text(f'[run]\nout = "{tmp_path}"\n')
+    with run_lock(tmp_path):
+        answer = CliRunner().invoke(
+            app, ["tokenize", str(tmp_path / "run.toml"), "--add", str(tmp_path / "new.parquet")]
+        )
+    assert isinstance(answer.exception, ArtifactError)
+    assert "another run is at work in this folder" in str(answer.exception)
+    assert not (tmp_path / "tokenize-add").exists()
 
 
 def wanted(inputs: dict[str, Artifact], vectors: Path) -> TokenizeConfig:

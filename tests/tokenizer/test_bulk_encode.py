@@ -305,6 +305,29 @@ def test_a_catalogue_that_grows_keeps_the_ids_it_had(tmp_path: Path, inputs: dic
     assert len(CodebookFile(made.file("codebook.bin"))) == KNOWN + 600
 
 
+def test_a_catalogue_keeps_its_ids_when_a_kill_left_them_half_moved(
+    tmp_path: Path, inputs: dict[str, Artifact]
+) -> None:
+    """The state between the two renames of a commit: nothing is where the job's IDs were."""
+    before = codes_of(
+        encode(inputs, write(tmp_path / "a", np.arange(1000, 1300), vectors(2, 300)), tmp_path / "encode")
+    )
+    (tmp_path / "encode").rename(tmp_path / "encode.partial")
+    after = codes_of(encode(inputs, write(tmp_path / "b", np.arange(1300, 1600), vectors(3, 300)), tmp_path / "encode"))
+    assert {item: after[item] for item in before} == before
+    assert len(set(after.values())) == len(after) == KNOWN + 600
+
+
+def test_damaged_codes_of_an_earlier_job_are_refused(tmp_path: Path, inputs: dict[str, Artifact]) -> None:
+    made = encode(inputs, write(tmp_path / "a", np.arange(1000, 1300), vectors(2, 300)), tmp_path / "encode")
+    path = min((made.path / "codes").iterdir())
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"holds the only IDs .*codes/.*parquet: missing, or altered"):
+        encode(inputs, write(tmp_path / "b", np.arange(1300, 1600), vectors(3, 300)), tmp_path / "encode")
+
+
 def test_items_that_were_added_before_keep_their_ids(tmp_path: Path) -> None:
     run_inputs = tokenizer(tmp_path)
     write(tmp_path / "new", np.arange(1000, 1050), vectors(2, 50))

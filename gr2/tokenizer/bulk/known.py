@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from gr2.artifact import Artifact, recover
+from gr2.artifact import Artifact
 from gr2.errors import ArtifactError
 from gr2.tokenizer.add import STAGE as ADD
+from gr2.tokenizer.add import ids_before
 from gr2.tokenizer.bulk.buckets import lists
 
 __all__ = ["Known"]
@@ -73,8 +74,7 @@ class Known:
 
 def _made_from(folder: Path, stage: str, base: Artifact) -> Artifact | None:
     """The artefact of the stage in the folder, if it continues the IDs of `base`."""
-    recover(folder)
-    if not (folder / "artifact.json").is_file():
-        return None
-    found = Artifact.load(folder, verify=True)
-    return found if found.stage == stage and found.parents.get("tokenize") == base.digest else None
+    found = ids_before(folder)
+    return (
+        found if found is not None and found.stage == stage and found.parents.get("tokenize") == base.digest else None
+    )
