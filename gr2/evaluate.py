@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -17,11 +17,11 @@ from gr2.artifact import Artifact, open_stage
 from gr2.data.candidates import PADDING, CandidateLists
 from gr2.data.dataset import Dataset
 from gr2.errors import DataError
-from gr2.metrics import metric_values, paired_bootstrap, ranking_metrics
+from gr2.metrics import compare_ranks, ranking_metrics
 from gr2.progress import track
 from gr2.serving.engine import Engine
 
-__all__ = ["INPUTS", "EvaluateConfig", "compare", "engine_ranks", "run"]
+__all__ = ["INPUTS", "EvaluateConfig", "engine_ranks", "run"]
 
 INPUTS = ("prepare", "prerank", "export")
 FITTED = "The weights of the student's parts were fitted on these lists: its figures are those of data it has seen."
@@ -71,13 +71,15 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Artifact], out: Path, seed:
             "target_in_candidates": len(lists.with_target()),
             "target_in_slate": len(slates),
             "slate": config.slate,
-            "all": compare(incoming, student, seed, resamples=config.resamples),
+            "all": compare_ranks(incoming, student, seed, name="student", resamples=config.resamples),
             "shuffled": {"student": ranking_metrics(shuffled), "slates_that_differ": int((shuffled != student).sum())},
             "request_seconds": spent / len(slates),
         }
         if config.split == "test":  # which targets are tied is known of the last events only
             untied = ~dataset.tied[slates.user]
-            work.metrics["untied"] = compare(incoming[untied], student[untied], seed, resamples=config.resamples)
+            work.metrics["untied"] = compare_ranks(
+                incoming[untied], student[untied], seed, name="student", resamples=config.resamples
+            )
             columns["untied"] = untied
         else:
             work.metrics["note"] = FITTED
@@ -117,18 +119,3 @@ def engine_ranks(
             ranks[row] = 1 + int(np.flatnonzero(answered == labels[row])[0])
             bar.advance()
     return ranks
-
-
-def compare(
-    incoming: NDArray[np.int64], student: NDArray[np.int64], seed: int, *, resamples: int
-) -> dict[str, Any] | None:
-    """The metrics of two rankings of the same slates and the interval of their difference; None without slates."""
-    if not len(incoming):
-        return None
-    differences = paired_bootstrap(metric_values(incoming), metric_values(student), seed, resamples=resamples)
-    return {
-        "slates": len(incoming),
-        "incoming": ranking_metrics(incoming),
-        "student": ranking_metrics(student),
-        "difference": {name: asdict(difference) for name, difference in differences.items()},
-    }

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["METRICS", "Difference", "metric_values", "paired_bootstrap", "rank_of_target", "ranking_metrics"]
+__all__ = [
+    "METRICS",
+    "Difference",
+    "compare_ranks",
+    "metric_values",
+    "paired_bootstrap",
+    "rank_of_target",
+    "ranking_metrics",
+]
 
 RECALL_AT = (1, 3, 5)
 NDCG_AT = (3, 5, 10)
@@ -104,3 +113,21 @@ def paired_bootstrap(
     low, high = np.percentile(means, (2.5, 97.5), axis=0)
     mean = differences.mean(axis=0)
     return {name: Difference(float(mean[i]), float(low[i]), float(high[i])) for i, name in enumerate(names)}
+
+
+def compare_ranks(
+    incoming: NDArray[np.int64], ranks: NDArray[np.int64], seed: int, *, name: str, resamples: int = 10_000
+) -> dict[str, Any] | None:
+    """The metrics of the incoming order and of `ranks`, called `name`, and the intervals of their differences.
+
+    Both are (R,), the target's rank in each slate. None without slates.
+    """
+    if not len(incoming):
+        return None
+    differences = paired_bootstrap(metric_values(incoming), metric_values(ranks), seed, resamples=resamples)
+    return {
+        "slates": len(incoming),
+        "incoming": ranking_metrics(incoming),
+        name: ranking_metrics(ranks),
+        "difference": {metric: asdict(difference) for metric, difference in differences.items()},
+    }

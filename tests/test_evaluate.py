@@ -13,7 +13,7 @@ from gr2.artifact import Artifact
 from gr2.data.candidates import CandidateLists
 from gr2.data.dataset import Dataset
 from gr2.errors import DataError
-from gr2.evaluate import INPUTS, EvaluateConfig, compare, engine_ranks, run
+from gr2.evaluate import INPUTS, EvaluateConfig, engine_ranks, run
 from gr2.metrics import METRICS, ranking_metrics
 from gr2.report import evaluation_table
 from gr2.serving.engine import Engine
@@ -130,11 +130,6 @@ def test_lists_without_any_target_are_an_error(
     absent.save(folder / "test.parquet")
     with pytest.raises(DataError, match=r"none of \d+ lists has its target among its top 10"):
         run(EvaluateConfig(), {**inputs, "prerank": replace(inputs["prerank"], path=folder)}, tmp_path / "out", 0)
-
-
-def test_no_slates_compare_to_nothing() -> None:
-    empty = np.array([], dtype=np.int64)
-    assert compare(empty, empty, 0, resamples=100) is None
 
 
 @pytest.mark.parametrize("wrong", [{"slate": 1}, {"resamples": 10}])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gr2.metrics import METRICS, metric_values, paired_bootstrap, rank_of_target, ranking_metrics
+from gr2.metrics import METRICS, compare_ranks, metric_values, paired_bootstrap, rank_of_target, ranking_metrics
 
 slates = st.integers(1, 12).flatmap(
     lambda k: st.tuples(
@@ -103,3 +103,19 @@ def test_bootstrap_refuses_different_metrics() -> None:
     values = metric_values(np.array([1, 5, 2]))
     with pytest.raises(ValueError, match="same metrics"):
         paired_bootstrap(values, {"R@1": values["R@1"]}, 0)
+
+
+def test_a_comparison_has_both_rankings_and_their_difference() -> None:
+    incoming, ranks = np.array([1, 2, 4]), np.array([1, 1, 7])
+    found = compare_ranks(incoming, ranks, 0, name="student")
+    assert found is not None
+    assert (found["slates"], found["incoming"], found["student"]) == (
+        3, ranking_metrics(incoming), ranking_metrics(ranks),
+    )  # fmt: skip
+    assert found["difference"]["R@1"]["mean"] == pytest.approx(1 / 3)
+    assert found["difference"]["R@5"]["mean"] == pytest.approx(-1 / 3)
+
+
+def test_no_slates_compare_to_nothing() -> None:
+    empty = np.array([], dtype=np.int64)
+    assert compare_ranks(empty, empty, 0, name="student") is None
