@@ -341,3 +341,12 @@ class Retriever:
 
     def nodes(self) -> NDArray[np.int64]:
         """(B, M), (B, 1) before the first step: the beams' nodes, breadth-first over the whole trie; -1 if dead."""
+
+def simd_levels() -> list[str]:
+    """The generations of vector instructions that this processor has, lowest first: "base" to "x86-64-v4"."""
+
+def simd_level() -> str:
+    """The generation in use: the highest, unless another was chosen."""
+
+def use_simd_level(level: str) -> None:
+    """Use another generation from now on, in all threads. Raises ValueError on one that the processor lacks."""

@@ -72,5 +72,6 @@ void bind_candidate_trie(py::module_& module);
 void bind_codebook(py::module_& module);
 void bind_catalog_trie(py::module_& module);
 void bind_retrieval(py::module_& module);
+void bind_simd(py::module_& module);
 
 }  // namespace gr2::bindings

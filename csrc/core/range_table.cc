@@ -66,6 +66,8 @@ bool RangeTable::valid_as() const {
     const std::uint64_t count = std::min(kRanges, count_ - start);
     holds &= here.begin == next && here.ends[0] > 0;
     for (std::uint64_t i = 1; i < count; ++i) holds &= here.ends[i] > here.ends[i - 1];
+    // A search counts what fills up the last block, too.
+    for (std::uint64_t i = count; i < kRanges; ++i) holds &= here.ends[i] == here.ends[count - 1];
     next = here.begin + here.ends[count - 1];
   }
   return holds && next == total_;

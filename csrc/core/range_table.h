@@ -43,7 +43,8 @@ class RangeTable {
     if (end_bytes_ != 0) __builtin_prefetch(blocks_ + index / per_block(end_bytes_) * kBlockBytes);
   }
   std::uint64_t count() const { return count_; }
-  // Whether the ranges are not empty, follow each other and fill 0 to `total`.
+  // Whether the ranges are not empty, follow each other and fill 0 to `total`, and the last block ends as `write` ends
+  // it.
   bool valid() const;
 
   // The bytes of the blocks of `count` ranges.

@@ -28,7 +28,7 @@ struct SimdKernels {
 // Those in use: of the highest generation that the processor has.
 const SimdKernels& simd();
 
-// All that the processor can run, the lowest generation first; and, for tests, a choice among them.
+// All that the processor can run, the lowest generation first; and a choice among them.
 std::vector<const SimdKernels*> supported_simd();
 void use_simd(const SimdKernels& kernels);
 

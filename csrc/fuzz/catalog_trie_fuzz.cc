@@ -3,11 +3,14 @@
 
 #include <cstring>
 #include <filesystem>
+#include <optional>
+#include <vector>
 
 #include "core/catalog_trie.h"
 #include "core/catalog_trie_format.h"
 #include "core/errors.h"
 #include "core/hash.h"
+#include "core/item_filter.h"
 #include "core/retrieval.h"
 #include "fuzz/file_input.h"
 
@@ -16,7 +19,7 @@ namespace {
 
 using catalog_trie_format::Header;
 
-constexpr std::size_t kBeams = 5, kBatch = 2;
+constexpr std::size_t kBeams = 5, kBatch = 3;
 
 // Three of four inputs get checksums that fit, so that the checks behind them are reached.
 void seal(Bytes& bytes) {
@@ -29,8 +32,13 @@ void seal(Bytes& bytes) {
 }
 
 std::int64_t search(const std::shared_ptr<const CatalogTrie>& trie) {
+  // A filter asks the file which node every one of its items is under.
+  std::vector<std::int64_t> some;
+  for (std::uint64_t row = 0; row < trie->size(); row += 2) some.push_back(static_cast<std::int64_t>(row));
   Retriever retriever(kBeams, Normalization::kLocal);
-  retriever.start(trie, kBatch, {});
+  retriever.start(trie, kBatch,
+                  {nullptr, std::make_shared<const ItemFilter>(trie, std::nullopt, some),
+                   std::make_shared<const ItemFilter>(trie, some, std::span<const std::int64_t>())});
   std::vector<std::int64_t> parents(kBatch * kBeams), codes(parents), items(parents);
   std::vector<float> scores(parents.size());
   while (retriever.level() < trie->levels()) {

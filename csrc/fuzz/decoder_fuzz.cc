@@ -1,11 +1,19 @@
-// What a request and a model give to the decoder: bytes as codes, known flags, logits (any bit pattern) and choices.
+// What a request and a model give to the decoders: bytes as codes, known flags, item sets, logits (any bit pattern) and
+// choices.
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
+#include <optional>
 #include <stdexcept>
+#include <vector>
 
 #include "core/candidate_trie.h"
+#include "core/catalog_trie.h"
 #include "core/generation.h"
+#include "core/item_filter.h"
+#include "core/retrieval.h"
+#include "core/sampling.h"
 #include "fuzz/driver.h"
 
 namespace gr2::fuzz {
@@ -67,6 +75,48 @@ void generate(const std::shared_ptr<const CandidateTrie>& trie, Source& source) 
   check_permutation(order);
 }
 
+template <typename Action>
+void refused(Action&& action) {
+  try {
+    action();
+  } catch (const std::invalid_argument&) {
+  }
+}
+
+std::vector<std::int64_t> rows(Source& source) {
+  std::vector<std::int64_t> made(source.take<std::uint8_t>() % 8);
+  for (std::int64_t& row : made) row = source.take<std::int8_t>() % 45;
+  return made;
+}
+
+void retrieve(const std::vector<std::uint16_t>& codes, std::size_t levels, std::uint32_t level_size, Source& source) {
+  std::vector<std::vector<std::uint16_t>> sorted;
+  for (auto row = codes.begin(); row != codes.end(); row += static_cast<std::ptrdiff_t>(levels))
+    sorted.emplace_back(row, row + static_cast<std::ptrdiff_t>(levels));
+  if (source.take<std::uint8_t>() % 8 != 0) std::sort(sorted.begin(), sorted.end());
+  std::vector<std::uint16_t> flat;
+  for (const auto& row : sorted) flat.insert(flat.end(), row.begin(), row.end());
+  const auto trie = CatalogTrie::build(flat, levels, level_size);
+  std::optional<std::span<const std::int64_t>> allow;
+  const std::vector<std::int64_t> allowed = rows(source), denied = rows(source);
+  if (source.take<std::uint8_t>() % 2 == 0) allow = allowed;
+  Retriever retriever(source.take<std::uint8_t>() % 40,
+                      source.take<std::uint8_t>() % 2 == 0 ? Normalization::kRaw : Normalization::kLocal);
+  retriever.start(trie, 1, {std::make_shared<const ItemFilter>(trie, allow, denied)});
+  std::vector<std::int64_t> parents(retriever.beams()), chosen(parents), items(parents);
+  std::vector<float> scores(parents.size());
+  while (retriever.level() < levels) {
+    const std::size_t width = retriever.width();
+    retriever.step({logits(source, width * level_size), 1, width, level_size}, parents, chosen, scores);
+  }
+  retriever.finish(items, scores);
+  for (const std::int64_t item : items) {
+    require(item >= -1 && item < static_cast<std::int64_t>(sorted.size()));
+    require(item == -1 || std::find(denied.begin(), denied.end(), item) == denied.end());
+    require(item == -1 || !allow || std::find(allowed.begin(), allowed.end(), item) != allowed.end());
+  }
+}
+
 void use(Source& source) {
   const std::size_t count = source.take<std::uint16_t>() % 40, levels = source.take<std::uint8_t>() % 10;
   const std::uint32_t level_size = source.take<std::uint8_t>() % 20;
@@ -75,14 +125,20 @@ void use(Source& source) {
   std::vector<std::uint8_t> known(count);
   for (std::uint8_t& flag : known) flag = source.take<std::uint8_t>() % 4 != 0;
   const auto trie = std::make_shared<const CandidateTrie>(codes, known, levels, level_size);
+  refused([&] { retrieve(codes, levels, level_size, source); });
   const std::vector<float> all = logits(source, trie->node_count() * level_size), prior = logits(source, count);
   std::vector<std::int32_t> order(count);
   std::vector<float> scores(count);
-  try {
-    trie->score(all, prior, Normalization::kRaw, order, scores);
-    check_permutation(order);
-  } catch (const std::invalid_argument&) {
+  for (const Normalization normalization : {Normalization::kRaw, Normalization::kLocal}) {
+    refused([&] {
+      trie->score(all, prior, normalization, order, scores);
+      check_permutation(order);
+    });
   }
+  refused([&] {
+    sample_paths(*trie, prior, source.take<std::uint64_t>(), source.take<std::uint8_t>() / 64.0, order, scores);
+    check_permutation(order);
+  });
   generate(trie, source);
 }
 
@@ -93,7 +149,7 @@ std::vector<Bytes> seeds() {
   for (std::uint8_t levels = 1; levels < 5; ++levels) {
     // Codes are below 21 and the level has 19, so that a part of the inputs is refused for its codes and most are not.
     Bytes bytes = {30, 0, levels, 19};
-    for (std::size_t i = 0; i < 4000; ++i) bytes.push_back(static_cast<std::uint8_t>(1 + i * 7 % 18));
+    for (std::size_t i = 0; i < 12000; ++i) bytes.push_back(static_cast<std::uint8_t>(1 + i * 7 % 18));
     made.push_back(bytes);
   }
   return made;

@@ -226,6 +226,25 @@ void test_ranges_are_found_by_value() {
   }
 }
 
+// A search for a value counts the ends of a whole block, also those behind the last range.
+void test_a_forged_end_of_the_last_block_is_refused() {
+  const std::uint32_t ends[] = {5, 9, 300, 70000};
+  for (const std::uint32_t width : {1u, 2u, 4u}) {
+    const std::span<const std::uint32_t> some = std::span(ends).first(width == 4 ? 4 : width + 1);
+    std::vector<std::uint64_t> blocks(gr2::RangeTable::bytes(some.size(), width) / 8);
+    auto* bytes = reinterpret_cast<std::byte*>(blocks.data());
+    gr2::RangeTable::write(some, width, bytes);
+    const gr2::RangeTable table(bytes, some.size(), some.back(), width);
+    CHECK(table.valid());
+    for (std::size_t at = 8 + some.size() * width; at < gr2::RangeTable::kBlockBytes; ++at) {
+      const std::byte before = bytes[at];
+      bytes[at] ^= std::byte{1};
+      CHECK(!table.valid());
+      bytes[at] = before;
+    }
+  }
+}
+
 void test_the_best_keys_are_kept_in_order() {
   std::mt19937_64 generator(4);
   for (const std::size_t capacity : {1u, 2u, 10u, 32u, 33u, 200u}) {
@@ -421,6 +440,7 @@ int main() {
   const TemporaryFolder folder;
   test_wrong_arguments_are_refused();
   test_ranges_are_found_by_value();
+  test_a_forged_end_of_the_last_block_is_refused();
   test_the_best_keys_are_kept_in_order();
   test_every_generation_finds_the_same();
   test_pruning_is_exact();

@@ -17,6 +17,9 @@ try:
         CodebookBuilder,
         ItemFilter,
         Retriever,
+        simd_level,
+        simd_levels,
+        use_simd_level,
     )
 except ImportError as error:
     raise ImportError(
@@ -32,6 +35,9 @@ __all__ = [
     "CodebookBuilder",
     "ItemFilter",
     "Retriever",
+    "simd_level",
+    "simd_levels",
+    "use_simd_level",
     "write_codebook",
 ]
 
