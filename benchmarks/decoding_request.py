@@ -17,10 +17,9 @@ from benchmarks.results import ROOT, Figure, Record
 from gr2.decoding import CandidateDecoder, CandidateTrie
 from gr2.decoding.reference_generate import reference_generate
 
-__all__ = ["request"]
+__all__ = ["generate", "logits_of", "request", "seconds", "slate"]
 
 LEVELS, ROUNDS = 4, 15
-SIZES, LEVEL_SIZES = (10, 30, 100, 300, 1024), (256, 2048, 8192)
 
 
 def compiled() -> dict[str, dict[str, float]]:
@@ -84,41 +83,11 @@ def against_reference(*, skewed: bool) -> tuple[float, float]:
     return float(np.median(ratios)), 1 - decisions / len(decoder.codes)
 
 
-def cost(size: int, level_size: int) -> list[str]:
-    """A row of the cost table."""
-    codes, known = slate(size, level_size), np.ones(size, dtype=np.bool_)
-    trie, table = CandidateTrie(codes, known, level_size), logits_of(level_size)
-    decoder = CandidateDecoder(trie)
-    decisions = generate(decoder, table)
-    assert sorted(decoder.ranking().tolist()) == list(range(size))
-    logits = table[np.arange(trie.node_count) % 64]
-    scores = trie.score(logits)[1]
-    work: list[Callable[[], Any]] = [
-        lambda: CandidateTrie(codes, known, level_size),
-        lambda: trie.score(logits),
-        lambda: trie.sample(scores, seed=0),
-        lambda: generate(decoder, table),
-    ]
-    calls = max(1, 3000 // size)
-    times = np.array([[seconds(each, calls=calls) for each in work] for _ in range(ROUNDS)])
-    micros = [f"{1e6 * value:.1f}" for value in np.median(times, axis=0)]
-    return [
-        str(level_size),
-        str(size),
-        str(trie.node_count),
-        *micros,
-        str(decisions),
-        str(trie.nbytes),
-        str(decoder.nbytes),
-    ]
-
-
 def request() -> Record:
-    """The bars on build and score, generation against the reference, and the costs over K and V."""
+    """The bars on build and score, and generation against the reference."""
     inside = compiled()
     gc.disable()
     uniform, skewed = against_reference(skewed=False), against_reference(skewed=True)
-    rows = [cost(size, level_size) for level_size in LEVEL_SIZES for size in SIZES]
     gc.enable()
     figures = [
         Figure.judge("trie of 100 over std::sort of its keys, times", inside["build"]["ratio"], 6.0, at_most=True),
@@ -144,18 +113,8 @@ def request() -> Record:
             for name, each in inside.items()
         ],
     }
-    costs = {
-        "title": "The whole Python call, microseconds; uniform codes, 4 levels; generation without the model's cost",
-        "columns": [
-            *("V", "K", "nodes", "trie", "score", "sample", "generate"),
-            *("decisions", "bytes of trie", "bytes of state"),
-        ],
-        "rows": rows,
-    }
     notes = [
         "bounds: std::sort of the same packed keys for the trie, a log-sum-exp of every row for score",
         "local needs no log-sum-exp of whole rows, and so may cost less than the bound",
-        "the table repeats one request, which the processor comes to predict: a trie of 100 costs what the bounds say",
-        "state: what generation changes, 2 (K + 1) bytes and the codes allowed, without the record of codes",
     ]
-    return Record("decoding.request", "Decoding one request", "make show-decoding", figures, [bounds, costs], notes)
+    return Record("decoding.request", "Decoding one request", "make show-decoding", figures, [bounds], notes)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from benchmarks.results import Figure, Record
 from gr2.decoding import CatalogTrie, Retriever
 
-__all__ = ["retrieve"]
+__all__ = ["catalogue", "our_search", "requests", "retrieve"]
 
 ITEMS, LEVELS, BEAMS = 1_000_000, 4, 10
 LEVEL_SIZES, SHAPES = (256, 2048), ("uniform", "skewed")
@@ -130,14 +130,14 @@ def our_search(retriever: Retriever, trie: CatalogTrie, logits: Logits) -> tuple
     return retriever.paths(), scores
 
 
-def catalogue(shape: str, level_size: int) -> NDArray[np.uint16]:
-    """Sorted codes (ITEMS, LEVELS), uniform, or by Zipf's law with exponent 1 at each level."""
+def catalogue(shape: str, level_size: int, *, items: int = ITEMS) -> NDArray[np.uint16]:
+    """Sorted codes (items, LEVELS), uniform, or by Zipf's law with exponent 1 at each level."""
     rng = np.random.default_rng(0)
     weights = np.ones(level_size) if shape == "uniform" else 1 / np.arange(1, level_size + 1)
     columns = [
-        rng.permutation(level_size)[rng.choice(level_size, ITEMS, p=weights / weights.sum())] for _ in range(LEVELS)
+        rng.permutation(level_size)[rng.choice(level_size, items, p=weights / weights.sum())] for _ in range(LEVELS)
     ]
-    keys = np.zeros(ITEMS, np.int64)
+    keys = np.zeros(items, np.int64)
     for column in columns:
         keys = keys * level_size + column
     return np.stack(columns, axis=1).astype(np.uint16)[np.argsort(keys, kind="stable")]

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ROOT", "Figure", "Record", "details", "load", "machine", "main", "store"]
+__all__ = ["FOLDER", "ROOT", "Figure", "Record", "details", "load", "machine", "main", "store"]
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "results"
@@ -46,6 +46,7 @@ class Record:
     figures: list[Figure]
     tables: list[dict[str, Any]] = field(default_factory=list)  # {"title", "columns": [...], "rows": [[...], ...]}
     notes: list[str] = field(default_factory=list)
+    pictures: list[dict[str, str]] = field(default_factory=list)  # {"title", "file"}, the file beside the record
     date: str = ""
     machine: str = ""
     commit: str = ""
@@ -105,6 +106,8 @@ def details(record: Record) -> list[str]:
         lines += ["", f"**{table['title']}**", "", "| " + " | ".join(table["columns"]) + " |"]
         lines += ["|" + "---|" * len(table["columns"])]
         lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in table["rows"]]
+    for picture in record.pictures:
+        lines += ["", f"![{picture['title']}](results/{picture['file']})"]
     if record.notes:
         lines += ["", *[f"- {note}" for note in record.notes]]
     return [*lines, ""]

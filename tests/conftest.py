@@ -11,8 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# `pytest --hypothesis-profile=thorough`: tests that take the profile's number of examples when it is above their own.
+settings.register_profile("thorough", max_examples=10_000, deadline=None)
 
 
 class Killed(BaseException):

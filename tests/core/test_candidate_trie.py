@@ -1,3 +1,4 @@
+import itertools
 import threading
 
 import numpy as np
@@ -44,7 +45,7 @@ def assert_same_scores(codes, known, level_size, logits, prior, normalization):
 
 
 class TestStructure:
-    @settings(max_examples=400, deadline=None)
+    @settings(max_examples=max(400, settings.default.max_examples), deadline=None)
     @given(slate=slates())
     def test_nodes_parents_and_mask_are_those_of_the_reference(self, slate):
         codes, known, level_size = slate
@@ -96,7 +97,7 @@ class TestStructure:
 
 
 class TestScore:
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=max(300, settings.default.max_examples), deadline=None)
     @given(
         slate=slates([(1, 1), (1, 7), (2, 3), (3, 256), (4, 4), (4, 31), (8, 3)], most=25),
         seed=st.integers(0, 2**32 - 1),
@@ -111,6 +112,30 @@ class TestScore:
         logits = (spread * generator.standard_normal((nodes, level_size))).astype(np.float32)
         prior = generator.standard_normal(len(codes)).astype(np.float32) if with_prior else None
         assert_same_scores(codes, known, level_size, logits, prior, normalization)
+
+    @settings(max_examples=max(100, settings.default.max_examples // 5), deadline=None)
+    @given(
+        slate=slates([(1, 7), (2, 3), (3, 256), (8, 3)], most=6).filter(lambda slate: len(slate[0]) <= 6),
+        seed=st.integers(0, 2**32 - 1),
+        normalization=st.sampled_from(["raw", "local"]),
+    )
+    def test_the_order_is_the_likeliest_of_all_permutations(self, slate, seed, normalization):
+        """Of drawing one candidate after the other by exp(score), without replacement; ties in incoming order."""
+        codes, known, level_size = slate
+        nodes = CandidateTrie(codes, known, level_size).node_count
+        logits = np.random.default_rng(seed).standard_normal((nodes, level_size)).astype(np.float32)
+        order, scores = CandidateTrie(codes, known, level_size).score(logits, normalization=normalization)
+        _, expected = reference_score(codes, known, logits, normalization=normalization)
+        rounded = np.where(known, np.round(expected, 4), -np.inf)  # equal codes tie, and what rounding could part does
+        if np.any(np.diff(np.unique(scores[known])) < 1e-3):
+            return
+
+        def likelihood(permutation):
+            left = np.logaddexp.accumulate(rounded[list(reversed(permutation))])[::-1]
+            return sum(rounded[list(permutation)] - left)
+
+        best = max(itertools.permutations(np.flatnonzero(known).tolist()), key=likelihood)
+        assert order.tolist() == [*best, *np.flatnonzero(~known)]
 
     @pytest.mark.parametrize("normalization", ["raw", "local"])
     def test_the_largest_slate(self, normalization):

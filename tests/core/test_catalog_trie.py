@@ -61,7 +61,7 @@ def small(tmp_path):
 
 
 class TestStructure:
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=max(300, settings.default.max_examples), deadline=None)
     @given(catalogue=catalogues())
     def test_nodes_and_items_are_those_of_the_reference(self, catalogue):
         codes, level_size = catalogue

@@ -83,7 +83,7 @@ def assert_same_search(search, beams, normalization, kind, masked):
 
 
 class TestAgainstReference:
-    @settings(max_examples=3_500, deadline=None)
+    @settings(max_examples=max(1_000, settings.default.max_examples), deadline=None)
     @given(
         seed=st.integers(0, 2**32 - 1),
         shape=st.sampled_from(SHAPES),
@@ -95,7 +95,7 @@ class TestAgainstReference:
     def test_beams_and_items_are_those_of_the_reference(self, seed, shape, beams, normalization, kind, masked):
         assert_same_search(Search(seed, shape), beams, normalization, kind, masked)
 
-    @settings(max_examples=3_000, deadline=None)
+    @settings(max_examples=max(1_000, settings.default.max_examples), deadline=None)
     @given(
         seed=st.integers(0, 2**32 - 1),
         shape=st.sampled_from(SHAPES),
@@ -106,7 +106,7 @@ class TestAgainstReference:
     def test_ties_break_by_parent_and_then_by_code(self, seed, shape, beams, normalization, masked):
         assert_same_search(Search(seed, shape), beams, normalization, "ties", masked)
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=150, deadline=None)
     @given(
         seed=st.integers(0, 2**32 - 1),
         normalization=st.sampled_from(["raw", "local"]),
@@ -122,7 +122,7 @@ class TestAgainstReference:
         search.trie = CatalogTrie(search.codes, search.level_size)
         assert_same_search(search, int(generator.choice([5, 33, 40])), normalization, kind, 0.0)
 
-    @settings(max_examples=1_000, deadline=None)
+    @settings(max_examples=300, deadline=None)
     @given(seed=st.integers(0, 2**32 - 1), batch=st.integers(1, 4), normalization=st.sampled_from(["raw", "local"]))
     def test_searches_of_a_batch_do_not_see_each_other(self, seed, batch, normalization):
         search = Search(seed, SHAPES[seed % len(SHAPES)])
@@ -144,7 +144,7 @@ class TestAgainstReference:
 
 
 class TestAgainstBruteForce:
-    @settings(max_examples=2_500, deadline=None)
+    @settings(max_examples=max(600, settings.default.max_examples), deadline=None)
     @given(
         seed=st.integers(0, 2**32 - 1),
         shape=st.sampled_from(SHAPES),
