@@ -3,7 +3,7 @@ PYTHON ?= python
 DATA ?= ../shared/data
 FUZZ_SECONDS ?= 600
 
-.PHONY: help dev lint format sanitize fuzz test bench proto constraints results show-spine show-decoding decoding-fuzz show-tokenizer tokenizer-ablation tokenizer-scale beauty games18 sasrec
+.PHONY: help dev lint format sanitize fuzz test bench proto constraints results show-spine show-decoding decoding-fuzz decoding-processors show-tokenizer tokenizer-ablation tokenizer-scale beauty games18 sasrec
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -59,6 +59,9 @@ show-spine: ## every figure of the end-to-end path, one line each; exit code 1 i
 
 decoding-fuzz: ## the fuzz targets for ten minutes; stores what they found
 	$(PYTHON) -m benchmarks.decoding_fuzz --seconds 600
+
+decoding-processors: ## the C++ tests on emulated older processors (needs qemu-user); stores the outcome
+	$(PYTHON) -m benchmarks.decoding_processors
 
 show-decoding: ## every figure of the decoding core, one line each; exit code 1 if one is short
 	$(PYTHON) -m benchmarks.show_decoding

@@ -6,6 +6,7 @@ import gc
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def catalog_cost(items: int, level_size: int, path: Path) -> CatalogCost:
     times = []
     for _ in range(SEARCH_ROUNDS):
         for logits in pool:
-            times.append(1e6 * seconds(lambda: our_search(retriever, trie, logits)))
+            times.append(1e6 * seconds(partial(our_search, retriever, trie, logits)))
             found = retriever.finish()[0]
             assert np.all((found >= 0) & (found < items))
     return CatalogCost(

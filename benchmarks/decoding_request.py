@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,21 +18,26 @@ from benchmarks.results import ROOT, Figure, Record
 from gr2.decoding import CandidateDecoder, CandidateTrie
 from gr2.decoding.reference_generate import reference_generate
 
-__all__ = ["generate", "logits_of", "request", "seconds", "slate"]
+__all__ = ["build_release", "generate", "logits_of", "request", "seconds", "slate"]
 
 LEVELS, ROUNDS = 4, 15
 
 
-def compiled() -> dict[str, dict[str, float]]:
-    """The figures of csrc/benchmarks/request_benchmark.cc, built optimised and without assertions."""
+def build_release(*targets: str) -> Path:
+    """The folder of the optimised build, without assertions, after building the targets in it."""
     python = [f"-DPython_EXECUTABLE={sys.executable}"]
     commands = [
         ["cmake", "--preset", "release", *python],
-        ["cmake", "--build", "--preset", "release", "--target", "request_benchmark"],
+        ["cmake", "--build", "--preset", "release", "--target", *targets],
     ]
     for command in commands:
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    program = ROOT / "build" / "release" / "request_benchmark"
+    return ROOT / "build" / "release"
+
+
+def compiled() -> dict[str, dict[str, float]]:
+    """The figures of csrc/benchmarks/request_benchmark.cc."""
+    program = build_release("request_benchmark") / "request_benchmark"
     figures: dict[str, dict[str, float]] = json.loads(subprocess.run(program, check=True, capture_output=True).stdout)
     return figures
 

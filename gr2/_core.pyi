@@ -316,7 +316,7 @@ class Retriever:
         *,
         filters: ItemFilter | Sequence[ItemFilter | None] | None = None,
     ) -> None:
-        """Begin `batch` searches, 1 to 65536, on a trie that they keep until the next start.
+        """Begin `batch` searches, 1 to 65536 and with M times that at most 2^24, on a trie that they keep.
 
         `filters` is one for all, or a list or tuple with one for each. Raises ValueError on a filter of another trie.
         """

@@ -4,9 +4,12 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <cstddef>
+#include <new>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "core/candidate_trie.h"
 
@@ -19,21 +22,37 @@ inline std::string describe(const py::handle& value) {
   return std::string(py::str(value.attr("dtype"))) + " " + std::string(py::str(value.attr("shape")));
 }
 
+// As Python writes the tuple.
+inline std::string shape_text(const std::vector<py::ssize_t>& shape) {
+  std::string text;
+  for (const py::ssize_t extent : shape) text += (text.empty() ? "" : ", ") + std::to_string(extent);
+  return "(" + text + (shape.size() == 1 ? ",)" : ")");
+}
+
 // An aligned, C-contiguous array of type T; an array with strides is copied into one.
 template <typename T>
 using Array = py::array_t<T, int{py::array::c_style} | int{py::detail::npy_api::NPY_ARRAY_ALIGNED_}>;
 
-// `expected` is, for example, "uint16 (K, L)".
+// `expected` is, for example, "uint16 (K, L)"; `shape` what it must be, if that is known.
 template <typename T>
-Array<T> require_array(const py::object& value, const char* name, const char* expected, py::ssize_t dimensions) {
-  const auto message = [&] { return std::string(name) + " must be " + expected + ", got " + describe(value); };
-  if (!py::isinstance<py::array_t<T>>(value)) throw py::type_error(message());
-  if (py::reinterpret_borrow<py::array>(value).ndim() != dimensions) throw py::value_error(message());
+Array<T> require_array(const py::object& value, const char* name, const std::string& expected, py::ssize_t dimensions,
+                       const std::vector<py::ssize_t>& shape = {}) {
+  const auto message = [&](const std::string& what) {
+    return std::string(name) + " must be " + what + ", got " + describe(value);
+  };
+  if (!py::isinstance<py::array_t<T>>(value)) throw py::type_error(message(expected));
+  const auto given = py::reinterpret_borrow<py::array>(value);
+  if (given.ndim() != dimensions) throw py::value_error(message(expected));
+  // Before anything is copied: a view may be of any size.
+  if (!shape.empty() && !std::equal(shape.begin(), shape.end(), given.shape())) {
+    throw py::value_error(message(expected.substr(0, expected.find(' ') + 1) + shape_text(shape)));
+  }
   // What needs no copy needs no conversion either, which would take longer than all the rest.
   constexpr int kAsIs = int{py::array::c_style} | int{py::detail::npy_api::NPY_ARRAY_ALIGNED_};
   if (py::detail::check_flags(value.ptr(), kAsIs)) return py::reinterpret_borrow<Array<T>>(value);
   Array<T> array = Array<T>::ensure(value);
-  if (!array) throw py::error_already_set();
+  // All else was checked.
+  if (!array) throw std::bad_alloc();
   return array;
 }
 

@@ -57,18 +57,9 @@ py::tuple score(const CandidateTrie& trie, const py::object& logits, const py::o
   const Normalization kind = require_normalization(normalization);
   const auto rows = static_cast<py::ssize_t>(trie.node_count()), size = static_cast<py::ssize_t>(trie.size());
   const auto columns = static_cast<py::ssize_t>(trie.level_size());
-  const auto table = require_array<float>(logits, "logits", "float32 (n, V)", 2);
-  if (table.shape(0) != rows || table.shape(1) != columns) {
-    throw py::value_error("logits must be float32 (" + std::to_string(rows) + ", " + std::to_string(columns) +
-                          "), got " + describe(table));
-  }
+  const auto table = require_array<float>(logits, "logits", "float32 (n, V)", 2, {rows, columns});
   Array<float> bias;
-  if (!prior.is_none()) {
-    bias = require_array<float>(prior, "prior", "float32 (K,)", 1);
-    if (bias.shape(0) != size) {
-      throw py::value_error("prior must be float32 (" + std::to_string(size) + ",), got " + describe(bias));
-    }
-  }
+  if (!prior.is_none()) bias = require_array<float>(prior, "prior", "float32 (K,)", 1, {size});
   py::array_t<std::int32_t> order(size);
   py::array_t<float> scores(size);
   const std::span<const float> bias_view = view(bias);
@@ -83,10 +74,7 @@ py::tuple score(const CandidateTrie& trie, const py::object& logits, const py::o
 
 py::tuple sample(const CandidateTrie& trie, const py::object& scores, std::uint64_t seed, double temperature) {
   const auto size = static_cast<py::ssize_t>(trie.size());
-  const auto values = require_array<float>(scores, "scores", "float32 (K,)", 1);
-  if (values.shape(0) != size) {
-    throw py::value_error("scores must be float32 (" + std::to_string(size) + ",), got " + describe(values));
-  }
+  const auto values = require_array<float>(scores, "scores", "float32 (K,)", 1, {size});
   py::array_t<std::int32_t> order(size);
   py::array_t<float> log_probs(size);
   const std::span<std::int32_t> order_view = mutable_view(order);

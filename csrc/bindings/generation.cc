@@ -36,12 +36,8 @@ py::array_t<T> copy(std::span<const T> values) {
 }
 
 Array<float> require_row(const CandidateDecoder& decoder, const py::object& logits) {
-  auto row = require_array<float>(logits, "logits", "float32 (V,)", 1);
   const auto columns = static_cast<py::ssize_t>(decoder.trie().level_size());
-  if (row.shape(0) != columns) {
-    throw py::value_error("logits must be float32 (" + std::to_string(columns) + ",), got " + describe(row));
-  }
-  return row;
+  return require_array<float>(logits, "logits", "float32 (V,)", 1, {columns});
 }
 
 void require_due(const CandidateDecoder& decoder) {
@@ -111,12 +107,7 @@ py::array_t<std::int32_t> ranking(const py::object& self, const py::object& scor
   const auto& decoder = self.cast<const CandidateDecoder&>();
   const auto size = static_cast<py::ssize_t>(decoder.trie().size());
   Array<float> values(0);
-  if (!scores.is_none()) {
-    values = require_array<float>(scores, "scores", "float32 (K,)", 1);
-    if (values.shape(0) != size) {
-      throw py::value_error("scores must be float32 (" + std::to_string(size) + ",), got " + describe(values));
-    }
-  }
+  if (!scores.is_none()) values = require_array<float>(scores, "scores", "float32 (K,)", 1, {size});
   py::array_t<std::int32_t> order(size);
   decoder.ranking(view(values), mutable_view(order));
   return order;
@@ -143,7 +134,7 @@ auto copied(std::span<const T> (CandidateDecoder::*method)() const) {
 void bind_candidate_decoder(py::module_& module) {
   py::class_<CandidateDecoder> type(module, "CandidateDecoder", py::is_final(), plain_metaclass(),
                                     "Emits a request's candidates one after the other, each once.");
-  type.def(py::init(&make), py::arg("trie"), py::kw_only(), py::arg("mode") = "greedy", py::arg("seed") = 0,
+  type.def(py::init(&make), py::arg("trie").none(false), py::kw_only(), py::arg("mode") = "greedy", py::arg("seed") = 0,
            py::arg("temperature") = 1.0, py::arg("top_n") = py::none())
       .def_property_readonly("done", locked(&CandidateDecoder::done), "True if no decision is due.")
       .def_property_readonly("node", locked(&CandidateDecoder::node), "Node of the coming decision, -1 if none is due.")

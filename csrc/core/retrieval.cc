@@ -69,6 +69,10 @@ Retriever::Retriever(std::size_t beams, Normalization normalization) : beams_(be
 void Retriever::start(std::shared_ptr<const CatalogTrie> trie, std::size_t batch,
                       std::vector<std::shared_ptr<const ItemFilter>> filters) {
   if (batch < 1 || batch > kMaxBatch) fail("batch must be 1 to 65536, got " + std::to_string(batch));
+  if (batch * beams_ > kMaxSlots) {
+    fail("batch times beams must be at most 16777216, got " + std::to_string(batch) + " times " +
+         std::to_string(beams_));
+  }
   if (filters.size() > 1 && filters.size() != batch) {
     fail("filters must be one or " + std::to_string(batch) + ", one for each of the batch, got " +
          std::to_string(filters.size()));

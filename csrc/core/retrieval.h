@@ -34,13 +34,14 @@ class Retriever {
  public:
   static constexpr std::size_t kMaxBeams = 4096;
   static constexpr std::size_t kMaxBatch = 65536;
+  static constexpr std::size_t kMaxSlots = std::size_t{1} << 24;  // beams of a batch: some hundred bytes each
 
   // Throws std::invalid_argument on a number of beams, M, that is not 1 to 4096.
   Retriever(std::size_t beams, Normalization normalization);
 
   // Begins anew, on a trie that the search keeps until the next start. There is no filter, one for all of the batch, or
   // one each; null permits every item. Throws std::invalid_argument on a filter of another trie and on sizes out of
-  // range.
+  // range, of which one is batch * M.
   void start(std::shared_ptr<const CatalogTrie> trie, std::size_t batch,
              std::vector<std::shared_ptr<const ItemFilter>> filters);
 

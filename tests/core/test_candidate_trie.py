@@ -294,6 +294,16 @@ class TestArguments:
         with pytest.raises(ValueError, match=r"prior row 2 is -?(nan|inf)"):
             trie.score(np.zeros((1, 2), np.float32), prior)
 
+    def test_a_view_of_any_size_is_refused_before_it_is_copied(self):
+        trie = CandidateTrie(np.array([[1, 2]], np.uint16), np.ones(1, bool), 3)
+        huge = np.broadcast_to(np.float32(0), (2**30, 2**30))
+        with pytest.raises(
+            ValueError, match=r"logits must be float32 \(2, 3\), got float32 \(1073741824, 1073741824\)"
+        ):
+            trie.score(huge)
+        with pytest.raises(ValueError, match=r"prior must be float32 \(1,\), got float32 \(1073741824,\)"):
+            trie.score(np.zeros((2, 3), np.float32), huge[0])
+
     def test_an_unknown_normalization_is_named(self):
         trie = CandidateTrie(np.zeros((1, 1), np.uint16), np.ones(1, bool), 2)
         with pytest.raises(ValueError, match="normalization must be 'raw' or 'local', got 'global'"):

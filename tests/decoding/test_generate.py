@@ -1,5 +1,6 @@
 import itertools
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -458,6 +459,46 @@ class TestSteps:
     def test_new_alone_makes_no_object(self, new):
         with pytest.raises(TypeError):
             new(CandidateDecoder)
+
+    @pytest.mark.parametrize("trie", [None, 1, np.zeros((1, 2), np.uint16)])
+    def test_what_is_no_trie_is_refused(self, trie):
+        with pytest.raises(TypeError):
+            CandidateDecoder(trie)
+
+    def test_threads_that_share_a_decoder_leave_it_whole(self):
+        codes = np.random.default_rng(0).integers(0, 4, (60, 3)).astype(np.uint16)
+        decoder, errors = CandidateDecoder(CandidateTrie(codes, np.ones(60, bool), 4), mode="sample"), []
+
+        def work(seed):
+            generator = np.random.default_rng(seed)
+            calls = [
+                lambda: decoder.push(generator.standard_normal(4).astype(np.float32)),
+                lambda: decoder.accept(int(generator.integers(0, 4))),
+                lambda: decoder.score_forced(np.zeros((decoder.forced_count, 4), np.float32)),
+                decoder.next,
+                lambda: decoder.ranking(np.zeros(60, np.float32)),
+                lambda: decoder.reset(seed),
+            ]
+            for _ in range(3_000):
+                try:
+                    calls[generator.choice(6, p=[0.5, 0.2, 0.1, 0.1, 0.09, 0.01])]()
+                except ValueError:
+                    pass  # another thread went on in between
+                except BaseException as error:
+                    errors.append(error)
+
+        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not errors
+        assert sorted(decoder.ranking(np.zeros(60, np.float32)).tolist()) == list(range(60))
+        decoder.reset(7)
+        fresh = CandidateDecoder(CandidateTrie(codes, np.ones(60, bool), 4), mode="sample", seed=7)
+        for each in (decoder, fresh):
+            generate(each, Model(4, 0))
+        assert decoder.order.tolist() == fresh.order.tolist()
 
     def test_a_decoder_keeps_its_trie(self):
         decoder = self.decoder()

@@ -346,6 +346,8 @@ class TestErrors:
         for batch in (0, -1, 65537):
             with pytest.raises(ValueError, match=f"batch must be 1 to 65536, got {batch}"):
                 retriever.start(trie, batch)
+        with pytest.raises(ValueError, match="batch times beams must be at most 16777216, got 65536 times 4096"):
+            Retriever(4096).start(trie, 65536)
         foreign = ItemFilter(other)
         for filters, error, message in [
             (foreign, ValueError, "filter 0 is of another trie"),
