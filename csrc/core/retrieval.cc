@@ -16,6 +16,8 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 // Logits that are compared with one limit, the first and the most: as many as were compared before, because a limit
 // that was set by n lets about M of the next n pass.
 constexpr std::size_t kFirstChunk = 32, kLargestChunk = 1024;
+// Children of which the limit for the first ones is found by rank, and not by taking them all.
+constexpr std::size_t kRanked = 128;
 
 [[noreturn]] void fail(const std::string& message) {
   throw std::invalid_argument(message);
@@ -41,12 +43,12 @@ void check_row(std::span<const float> row, std::size_t search, std::size_t rank)
 
 // No larger than log(sum(exp(row - largest))): the largest alone, or as if all were equal to their mean (Jensen). The
 // slack covers the rounding of the sum.
-double lower_log_sum(const RowSummary& row, std::size_t count) {
+double lower_log_sum(const RowSummary& row, std::size_t count, double log_count) {
   if (!std::isfinite(row.sum)) return 0.0;
   const auto top = static_cast<double>(row.largest), size = static_cast<double>(count);
   const double mean = static_cast<double>(row.sum) / size;
   const double slack = 3e-8 * size * (std::abs(top) + top - mean) + 1e-5;
-  return std::max(0.0, std::log(size) + mean - top - slack) - 1e-6;
+  return std::max(0.0, log_count + mean - top - slack) - 1e-6;
 }
 
 // Logits up to this one do not lead to a score above `score`; some that are larger do not, either.
@@ -93,6 +95,7 @@ void Retriever::start(std::shared_ptr<const CatalogTrie> trie, std::size_t batch
   positions_.resize(trie->level_size());
   places_.resize(kLargestChunk);
   std::fill(current_.begin(), current_.end(), Beam{0, 0.0f});
+  log_columns_ = std::log(static_cast<double>(trie->level_size()));
   trie_ = std::move(trie);
   filters_ = std::move(filters);
   batch_ = batch;
@@ -206,7 +209,10 @@ void Retriever::expand(std::size_t search, std::size_t rank, std::span<const flo
     const float best = (own.largest - norm.largest) + static_cast<float>(parent - log_sum);
     return best <= key_score(best_.worst());
   };
-  if (best_.full() && cannot_enter(lower_log_sum(norm, normalised.size()))) return;
+  if (best_.full()) {
+    const double log_count = raw ? log_columns_ : std::log(static_cast<double>(normalised.size()));
+    if (cannot_enter(lower_log_sum(norm, normalised.size(), log_count))) return;
+  }
   const double log_sum = logsumexp_below(normalised, norm.largest);
   if (best_.full() && cannot_enter(log_sum)) return;
   if (many) found = children(filter(search), row, range);
@@ -245,11 +251,19 @@ Retriever::Children Retriever::gather(const ItemFilter* filter, std::span<const 
 }
 
 void Retriever::offer(const Children& children, std::size_t rank, float top, float base) {
+  const std::span<const float> logits = children.logits;
   std::size_t size = best_.full() ? kLargestChunk : kFirstChunk;
-  for (std::size_t start = 0; start < children.logits.size(); start += size) {
+  float floor = -kInfinity;
+  if (!best_.full() && beams_ <= kGroups && logits.size() >= kRanked) {
+    // Scores below one that M of these children reach are not among the best M; an equal one may be.
+    const float reached = (simd().reached_by(logits.data(), logits.size(), beams_) - top) + base;
+    floor = limit_for(std::nextafter(reached, -kInfinity), top, base);
+    size = kLargestChunk;
+  }
+  for (std::size_t start = 0; start < logits.size(); start += size) {
     if (start > 0) size = std::min(start, kLargestChunk);
-    const std::span<const float> chunk = children.logits.subspan(start, std::min(size, children.logits.size() - start));
-    const float limit = limit_for(best_.full() ? key_score(best_.worst()) : -kInfinity, top, base);
+    const std::span<const float> chunk = logits.subspan(start, std::min(size, logits.size() - start));
+    const float limit = best_.full() ? limit_for(key_score(best_.worst()), top, base) : floor;
     const std::size_t count = simd().find_above(chunk.data(), chunk.size(), limit, places_.data());
     for (std::size_t i = 0; i < count; ++i) {
       const float score = (chunk[places_[i]] - top) + base;

@@ -102,6 +102,7 @@ class Retriever {
   std::shared_ptr<const CatalogTrie> trie_;
   std::vector<std::shared_ptr<const ItemFilter>> filters_;
   std::size_t batch_ = 0, level_ = 0;
+  double log_columns_ = 0.0;  // log(level_size)
   std::vector<Beam> current_, next_;
   // Of all levels done, so that a beam's path can be read back.
   std::vector<std::uint16_t> parents_, codes_;

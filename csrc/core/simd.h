@@ -14,12 +14,17 @@ struct RowSummary {
   float sum;
 };
 
+inline constexpr std::size_t kGroups = 32;
+
 struct SimdKernels {
   const char* name;
   bool (*any_nonfinite)(const float* values, std::size_t count);
   RowSummary (*summarize)(const float* values, std::size_t count);
   // The sum of exp(values - offset); no value is above the offset.
   float (*sum_exp)(const float* values, std::size_t count, float offset);
+  // A value that at least `wanted` of the values reach, which is 1 to kGroups, as `count` is at least. Not many more
+  // do.
+  float (*reached_by)(const float* values, std::size_t count, std::size_t wanted);
   // Writes the places of the values above `limit` in ascending order, and returns their number. `places` has room for
   // `count`.
   std::size_t (*find_above)(const float* values, std::size_t count, float limit, std::uint32_t* places);

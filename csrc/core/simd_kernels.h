@@ -57,6 +57,28 @@ GR2_TARGET float sum_exp(const float* values, std::size_t count, float offset) {
   return sum;
 }
 
+// The best of each of 32 interleaved groups, and of those the one that `wanted` reach: found by counting, which needs
+// no branch.
+GR2_TARGET float reached_by(const float* values, std::size_t count, std::size_t wanted) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  float best[kGroups];
+  for (float& each : best) each = -kInfinity;
+  for (std::size_t i = 0; i + kGroups <= count; i += kGroups) {
+#pragma omp simd
+    for (std::size_t group = 0; group < kGroups; ++group)
+      best[group] = values[i + group] > best[group] ? values[i + group] : best[group];
+  }
+  std::uint32_t larger[kGroups] = {};
+  for (const float other : best) {
+#pragma omp simd
+    for (std::size_t group = 0; group < kGroups; ++group) larger[group] += other > best[group] ? 1u : 0u;
+  }
+  float least = kInfinity;
+  for (std::size_t group = 0; group < kGroups; ++group)
+    least = larger[group] < wanted && best[group] < least ? best[group] : least;
+  return least;
+}
+
 GR2_TARGET std::size_t find_above(const float* values, std::size_t count, float limit, std::uint32_t* places) {
   std::size_t found = 0, i = 0;
   for (; i + kLanes <= count; i += kLanes) {

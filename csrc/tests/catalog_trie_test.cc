@@ -292,6 +292,14 @@ void test_loops_of(const gr2::SimdKernels& kernels) {
       CHECK(std::abs(gr2::logsumexp_below(values, top) - std::log(sum)) < 1e-5);
       CHECK(std::abs(gr2::logsumexp(values) - (static_cast<double>(top) + std::log(sum))) < 1e-5);
 
+      for (std::size_t wanted = 1; wanted <= std::min(size, gr2::kGroups); ++wanted) {
+        if (size < gr2::kGroups) break;
+        const float reached = kernels.reached_by(values.data(), size, wanted);
+        const auto many = std::count_if(values.begin(), values.end(), [&](float value) { return value >= reached; });
+        CHECK(many >= static_cast<std::ptrdiff_t>(wanted));
+        CHECK(spread == 0.0f || wanted > gr2::kGroups / 2 || many <= 60);
+      }
+
       std::vector<std::uint32_t> places(size), expected;
       const float limit = values[generator() % size];
       for (std::uint32_t i = 0; i < size; ++i) {
