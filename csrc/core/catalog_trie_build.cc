@@ -151,6 +151,12 @@ class CatalogTrieBuild {
     }
   }
 
+  template <std::size_t kLevels, typename Code>
+  void write_edges() {
+    rows_ > 0 && header_.edges[0] <= rows_ / 64 ? write_edges<kLevels, Code, true>()
+                                                : write_edges<kLevels, Code, false>();
+  }
+
   void count_edges() {
     for (std::size_t level = 0; level < levels_; ++level) {
       const auto most = static_cast<std::uint8_t>(level);
@@ -167,7 +173,8 @@ class CatalogTrieBuild {
 
   // A row that leads to the same nodes as the one before writes their codes, and where their ranges end by now, once
   // more: cheaper than a branch that nobody can predict.
-  template <std::size_t kLevels, typename Code>
+  // Where there are few edges of level 0, a branch tells when one begins; the loop leaves that level out.
+  template <std::size_t kLevels, typename Code, bool kFewFirst>
   void write_edges() {
     std::array<Code*, kLevels> codes;
     std::array<std::uint32_t*, kLevels> ends;
@@ -179,13 +186,19 @@ class CatalogTrieBuild {
     const std::uint16_t* row = codes_.data();
     const std::uint8_t* shared = shared_.data();
     for (std::size_t i = 0; i < rows_; ++i, row += kLevels) {
-      for (std::size_t level = 0; level < kLevels; ++level) count[level] += shared[i] <= level;
+      constexpr std::size_t kFirst = kFewFirst ? 1 : 0;
+      if (kFewFirst && shared[i] == 0) [[unlikely]] {
+        if (i > 0) ends[0][count[0] - 1] = count[1];
+        codes[0][count[0]++] = static_cast<Code>(row[0]);
+      }
+      for (std::size_t level = kFirst; level < kLevels; ++level) count[level] += shared[i] <= level;
       ++count[kLevels];
-      for (std::size_t level = 0; level < kLevels; ++level) {
+      for (std::size_t level = kFirst; level < kLevels; ++level) {
         codes[level][count[level] - 1] = static_cast<Code>(row[level]);
         ends[level][count[level] - 1] = count[level + 1];
       }
     }
+    if (kFewFirst) ends[0][count[0] - 1] = count[1];
   }
 
   void write_ranges(std::size_t level) {

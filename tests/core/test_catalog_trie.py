@@ -69,6 +69,13 @@ class TestStructure:
         assert_same_trie(trie, codes)
         assert trie.level_size == level_size
 
+    @pytest.mark.parametrize("levels", range(1, 9))
+    @pytest.mark.parametrize("level_size", [3, 3000])
+    def test_many_items_under_few_first_codes(self, levels, level_size):
+        generator = np.random.default_rng(levels)
+        codes = sorted_rows((level_size - 1 - generator.integers(0, 3, (200, levels))).astype(np.uint16))
+        assert_same_trie(CatalogTrie(codes, level_size), codes)
+
     @settings(max_examples=60, deadline=None)
     @given(catalogue=catalogues())
     def test_a_file_holds_the_same_trie(self, folder, catalogue):
