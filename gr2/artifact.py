@@ -150,7 +150,7 @@ class Workspace:
 
 def fingerprint(stage: str, config: Any, parents: Mapping[str, str], seed: int) -> str:
     """A hash of everything that decides a stage's result: its name, configuration, inputs, seed and gr2's version."""
-    record = [stage, configuration.to_json(config), dict(parents), seed, __version__]
+    record = [stage, configuration.deciding(config), dict(parents), seed, __version__]
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 

@@ -15,9 +15,11 @@ from typing import Any, TypeVar
 
 from gr2.errors import ConfigError
 
-__all__ = ["apply_overrides", "build", "load_toml", "to_json"]
+__all__ = ["INCIDENTAL", "apply_overrides", "build", "deciding", "load_toml", "to_json"]
 
 T = TypeVar("T")
+# The metadata of a field that decides how a stage works and not what comes of it.
+INCIDENTAL = {"incidental": True}
 
 
 def load_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -78,6 +80,13 @@ def build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
 def to_json(config: Any) -> dict[str, Any]:
     """The configuration dataclass as JSON-ready values."""
     return dataclasses.asdict(config)
+
+
+def deciding(config: Any) -> dict[str, Any]:
+    """`to_json` without the fields that are `INCIDENTAL`."""
+    values = to_json(config)
+    fields = dataclasses.fields(config)
+    return {field.name: values[field.name] for field in fields if not field.metadata.get("incidental", False)}
 
 
 def _coerce(value: Any, hint: Any, where: str) -> Any:

@@ -60,6 +60,7 @@ STAGES = {
         Stage("prepare", "gr2.data.prepare", "PrepareConfig"),
         Stage("prerank", "gr2.training.prerank", "PrerankConfig", "train"),
         Stage("tokenize", "gr2.tokenizer.tokenize", "TokenizeConfig", "train"),
+        Stage("traces", "gr2.training.traces", "TracesConfig", "train", optional=True),
         Stage("distill", "gr2.training.distill", "DistillConfig", "train"),
         Stage("export", "gr2.export.bundle", "ExportConfig", "train"),
         Stage("evaluate", "gr2.evaluate", "EvaluateConfig"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +38,8 @@ def register(app: typer.Typer) -> None:
     for name in STAGES:
         if name == "tokenize":
             app.command(name, rich_help_panel="One stage alone")(tokenize)
+        elif name == "traces":
+            app.command(name, rich_help_panel="One stage alone")(traces)
         else:
             _register_stage(app, name)
 
@@ -92,6 +96,30 @@ def tokenize(
     if made.metrics["without_content"]:
         _say(f"tokenize: {made.metrics['without_content']:,} of them have no text, their IDs say nothing of them")
     _say(f"tokenize: {made.path}")
+
+
+def traces(
+    config: Config,
+    ray: Annotated[bool, typer.Option("--ray", help="Share the lists among the workers of a Ray Data job.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Workers of the Ray job, a core each.", show_default="all cores")
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="A Ray cluster; `auto` is the one this machine is in.")] = None,
+    force: Force = False,
+    overrides: Set = None,
+) -> None:
+    """Have a teacher re-rank training lists and say why; a killed run goes on without repeating a paid call.
+
+    gr2 traces configs/beauty.toml
+    gr2 traces configs/beauty.toml --set traces.teacher=endpoint --set traces.model=NAME
+    gr2 traces configs/beauty.toml --ray --workers 16
+    """
+    extra = []
+    if ray or workers is not None or address is not None:
+        extra.append(f"traces.workers={workers or len(os.sched_getaffinity(0))}")
+    if address is not None:
+        extra.append(f"traces.address={json.dumps(address)}")
+    _run(config, [*(overrides or ()), *extra], only=["traces"], force=force)
 
 
 def _run(

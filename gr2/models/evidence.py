@@ -31,6 +31,7 @@ __all__ = [
     "count_copurchases",
     "cross_fitted_evidence",
     "evidence_columns",
+    "evidence_folds",
     "list_evidence",
 ]
 
@@ -158,6 +159,11 @@ def list_evidence(
     return columns
 
 
+def evidence_folds(users: int, folds: int, seed: int) -> NDArray[np.int64]:
+    """(U,) int64: the fold of each user in `cross_fitted_evidence`."""
+    return np.random.default_rng(seed).integers(0, folds, users)
+
+
 def cross_fitted_evidence(
     dataset: Dataset,
     codes: NDArray[np.uint16],
@@ -171,7 +177,7 @@ def cross_fitted_evidence(
     """`list_evidence` of training lists, each with the counts of other users: a table that has counted a user's events
     knows the user's targets. Users are dealt into `folds`; counts are scaled up for the share of users left out.
     """
-    fold = np.random.default_rng(seed).integers(0, folds, dataset.users)
+    fold = evidence_folds(dataset.users, folds, seed)
     columns = np.zeros((*lists.candidates.shape, len(EVIDENCE)), dtype=np.float32)
     for number in range(folds):
         rows = np.flatnonzero(fold[lists.user] == number)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,6 +51,19 @@ def tiny_parents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact
         np.save(work.path / "codes.npy", codes, allow_pickle=False)
         write_codebook(str(work.path / "codebook.bin"), np.array(dataset.catalog.ids, dtype=np.int64), codes, 8)
     return {name: Artifact.load(folder / name, name) for name in ("prepare", "prerank", "tokenize")}
+
+
+@pytest.fixture(scope="session")
+def chat() -> Any:
+    """The module `benchmarks/chat_server.py`, which is not installed."""
+    name = "gr2_chat_server"
+    path = Path(__file__).resolve().parents[2] / "benchmarks" / "chat_server.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _dataset(rng: np.random.Generator) -> Dataset:
