@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList
 
 from gr2.decoding import CandidateTrie
-from gr2.decoding.tokens import TokenDecoder
-from gr2.models.answer_grammar import CLOSED, ESCAPED, FIRST, FORBIDDEN, AnswerGrammar
-from gr2.models.constrained import RankingProcessor, Row
+from gr2.models.answer_decoding import generate_answers, process_answers, takes_gaps
+from gr2.models.answer_grammar import AnswerGrammar
+from gr2.models.answer_processor import AnswerProcessor
 from gr2.models.reasoner import Reasoner
 from gr2.progress import track
 from gr2.prompts.answer import Answer, AnswerError, parse_answer
@@ -80,72 +77,6 @@ class Answered:
     answer: Answer | AnswerError
     ranking: NDArray[np.int32]
     allowed: list[NDArray[np.int64]] = field(default_factory=list)
-
-
-class AnswerRow(Row):
-    """A sequence that opens, explains itself in up to `limit` tokens, and then ranks; 0 is no explanation."""
-
-    def __init__(self, stream: TokenDecoder, grammar: AnswerGrammar, limit: int) -> None:
-        super().__init__(stream)
-        self.grammar, self.left = grammar, limit
-        self.state = FIRST if limit else CLOSED
-        self._ranking, self.queue = self.queue, deque()
-        self._force(grammar.opening if limit else grammar.ranking_opening)
-        if not limit:
-            self.queue.extend(self._ranking)
-
-    @property
-    def explains(self) -> bool:
-        """Whether the next token is the explanation's."""
-        return self.state < CLOSED and not self.queue
-
-    def take(self, token: int) -> None:
-        """Go on by the token that was emitted. Raises ValueError."""
-        if not self.explains:
-            super().take(token)
-            # A ranking of one candidate leaves its decoder nothing to decide, so that it is done from the start.
-            self.ended = self.ended and self.state == CLOSED
-            return
-        move = int(self.grammar.moves[self.state, token])
-        if move == FORBIDDEN:
-            raise ValueError(f"token {token} is not allowed in an explanation")
-        self.allowed.append(self.grammar.allowed[self.state])
-        self.left -= 1
-        if self.left <= 0 and move != ESCAPED:
-            move = max(move, CLOSED)
-        if move >= CLOSED:
-            self._force(self.grammar.bridge[move - CLOSED])
-            self.queue.extend(self._ranking)
-        self.state = min(move, CLOSED)
-
-    def _force(self, tokens: Sequence[int]) -> None:
-        self.queue.extend((token, np.array([token])) for token in tokens)
-
-
-class AnswerProcessor(RankingProcessor):
-    """A `LogitsProcessor` for `model.generate`: each row emits an explanation, its request's ranking, and `eos`.
-
-    Rows belong to requests as in RankingProcessor. `max_reasoning` is the most tokens of an explanation, which is then
-    closed; 0 is the ranking alone. `generate` chooses, greedily or sampling, among the allowed tokens: turn `top_k` and
-    `top_p` off where log-probabilities matter.
-    """
-
-    def __init__(self, tries: Sequence[CandidateTrie], grammar: AnswerGrammar, *, max_reasoning: int) -> None:
-        super().__init__(tries, grammar.vocabulary)
-        self.grammar, self.max_reasoning = grammar, max_reasoning
-        self._masks: Tensor | None = None
-
-    def _row(self, stream: TokenDecoder) -> Row:
-        return AnswerRow(stream, self.grammar, self.max_reasoning)
-
-    def _leave(self, row: Row, number: int, scores: Tensor, result: Tensor) -> None:
-        if not (isinstance(row, AnswerRow) and row.explains):
-            super()._leave(row, number, scores, result)
-            return
-        if self._masks is None:
-            forbidden = torch.from_numpy(self.grammar.moves == FORBIDDEN)
-            self._masks = torch.zeros(forbidden.shape).masked_fill(forbidden, -torch.inf).to(scores)
-        torch.add(scores[number], self._masks[row.state], out=result[number])
 
 
 def answers(
@@ -218,7 +149,7 @@ def answer_batch(
     *,
     seed: int,
 ) -> list[Answered]:
-    """The answers of one call of `generate` to prompts given as tokens, those of one prompt side by side."""
+    """The answers to one batch of prompts given as tokens, those of one prompt side by side."""
     codes = [[item.codes for item in slate.candidates] for slate in slates]
     if not all(codes):
         raise ValueError("a slate has no candidates: there is nothing to rank")
@@ -227,17 +158,23 @@ def answer_batch(
         CandidateTrie(np.array(each, dtype=np.uint16), np.ones(len(each), dtype=np.bool_), level_size) for each in codes
     ]
     processor = AnswerProcessor(tries, grammar, max_reasoning=asking.limit) if asking.constrained else None
-    most = grammar.length(max(map(len, codes)), asking.limit)
-    sequences = _generate(reasoner, prompts, processor, asking, most=most, seed=seed)
-    rankings = None if processor is None else processor.rankings(sequences)
+    options: dict[str, Any] = {"samples": asking.samples, "temperature": asking.temperature, "seed": seed}
+    if processor is not None and takes_gaps(reasoner.model):
+        sequences = process_answers(reasoner.model, prompts, processor, **options)
+    else:
+        most = grammar.length(max(map(len, codes)), asking.limit)
+        eos = grammar.vocabulary.eos
+        sequences = generate_answers(reasoner.model, prompts, processor, most=most, eos=eos, **options)
     result = []
-    for row, tokens in enumerate(sequences[:, max(map(len, prompts)) :].tolist()):
+    for row, tokens in enumerate(sequences):
         candidates = codes[row // asking.samples]
         text = grammar.text(tokens)
         answer = _parsed(text, candidates, level_size, asking)
         order = range(len(candidates)) if isinstance(answer, AnswerError) else answer.ranking
-        ranking = np.array(order, dtype=np.int32) if rankings is None else rankings[row]
-        allowed = [] if processor is None else processor.allowed[row]
+        ranking = np.array(order, dtype=np.int32)
+        allowed: list[NDArray[np.int64]] = []
+        if processor is not None:
+            ranking, allowed = processor.rows[row].stream.decoder.ranking(), processor.rows[row].allowed
         result.append(Answered(text, grammar.turn(tokens), answer, ranking, allowed))
     return result
 
@@ -249,49 +186,3 @@ def _parsed(
         return parse_answer(text, candidates, level_size=level_size, reasoning=asking.reasoning)
     except AnswerError as error:
         return error
-
-
-def _generate(
-    reasoner: Reasoner,
-    prompts: Sequence[Sequence[int]],
-    processor: AnswerProcessor | None,
-    asking: Answering,
-    *,
-    most: int,
-    seed: int,
-) -> Tensor:
-    """(B, T) prompts, padded on the left, and what follows them in up to `most` tokens."""
-    model, eos = reasoner.model, reasoner.vocabulary.eos
-    width = max(map(len, prompts))
-    ids = torch.full((len(prompts), width), eos)
-    attention = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt)
-        attention[row, width - len(prompt) :] = 1
-    # A checkpoint's own defaults would narrow what is sampled from.
-    config = GenerationConfig(  # type: ignore[no-untyped-call]
-        max_new_tokens=most,
-        do_sample=asking.temperature > 0,
-        temperature=asking.temperature or 1.0,
-        top_k=0,
-        top_p=1.0,
-        repetition_penalty=1.0,
-        num_return_sequences=asking.samples,
-        eos_token_id=eos,
-        pad_token_id=eos,
-    )
-    training = model.training
-    model.eval()  # type: ignore[no-untyped-call]
-    devices = [model.device] if model.device.type == "cuda" else []
-    try:
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
-            sequences: Tensor = model.generate(  # type: ignore[operator]
-                ids.to(model.device),
-                attention_mask=attention.to(model.device),
-                generation_config=config,
-                logits_processor=LogitsProcessorList([] if processor is None else [processor]),
-            )
-    finally:
-        model.train(training)
-    return sequences.cpu()

@@ -104,6 +104,13 @@ class RankingProcessor:
         not those of the call before, longer by one token.
         """
         self._advance(input_ids)
+        return self.choices(scores)
+
+    def choices(self, scores: Tensor) -> Tensor:
+        """The `scores` (B, N) of each row's next token, -inf where it is not allowed. Raises ValueError as a call does.
+
+        A row that is all masked is thereby stopped.
+        """
         bad = torch.isnan(scores) | (scores == torch.inf)
         if bool(bad.any()):
             row, column = bad.nonzero()[0].tolist()
@@ -143,7 +150,7 @@ class RankingProcessor:
     def _advance(self, ids: Tensor) -> None:
         """Take in the tokens since the call before."""
         if self._seen is None:
-            self._start(len(ids))
+            self.start(len(ids))
         elif ids.shape[1] != self._seen.shape[1] + 1 or not torch.equal(ids[:, :-1], self._seen):
             raise ValueError("a processor serves one call of generate, without beams; make a new one for each")
         else:
@@ -154,7 +161,8 @@ class RankingProcessor:
                     raise ValueError(f"row {number}: {error}") from error
         self._seen = ids
 
-    def _start(self, count: int) -> None:
+    def start(self, count: int) -> None:
+        """Make `count` rows, as the first call does. Raises ValueError if they do not fit the requests."""
         if not self.tries or count % len(self.tries):
             raise ValueError(f"rows must be a multiple of the {len(self.tries)} requests, got {count}")
         mode: Literal["greedy", "sample"] = "sample" if self.choose == "sample" else "greedy"

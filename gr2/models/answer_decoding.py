@@ -1,0 +1,155 @@
+"""Answers' tokens from a model: by its own `generate`, or by passes that skip what is forced anyway."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, PreTrainedModel
+
+from gr2.models.answer_processor import AnswerProcessor
+
+__all__ = ["generate_answers", "process_answers", "takes_gaps"]
+
+
+class Context:
+    """What a model has read, a row a sequence. Rows may take in different numbers of tokens at once.
+
+    A block of tokens is padded on the left, so that the last column has each row's last token; attention never sees the
+    padding, and positions do not count it.
+    """
+
+    def __init__(self, model: PreTrainedModel, rows: int) -> None:
+        self.model, self.cache = model, DynamicCache(config=model.config)
+        self.seen = torch.zeros(rows, 0, dtype=torch.int64, device=model.device)
+
+    def read(self, tokens: Sequence[Sequence[int]]) -> Tensor:
+        """(B, N) logits of what follows each row's `tokens`; those of a row that is given none mean nothing."""
+        width = max(map(len, tokens))
+        ids = torch.tensor([[0] * (width - len(each)) + list(each) for each in tokens], device=self.seen.device)
+        fresh = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in tokens], device=self.seen.device)
+        positions = (self.seen.sum(1, keepdim=True) + fresh.cumsum(1) - 1).clamp(min=0)
+        self.seen = torch.cat([self.seen, fresh], 1)
+        logits: Tensor = self.model(
+            input_ids=ids,
+            attention_mask=self.seen,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits
+        return logits[:, -1].float()
+
+    def repeat(self, times: int) -> None:
+        """Make so many rows of each, side by side."""
+        self.cache.batch_repeat_interleave(times)
+        self.seen = self.seen.repeat_interleave(times, 0)
+
+
+def takes_gaps(model: PreTrainedModel) -> bool:
+    """Whether padding inside a sequence is nothing to the model: all its layers attend to everything before."""
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None)
+    return set(kinds) == {"full_attention"} if kinds else getattr(config, "sliding_window", None) is None
+
+
+@torch.no_grad()
+def process_answers(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    processor: AnswerProcessor,
+    *,
+    samples: int,
+    temperature: float,
+    seed: int,
+) -> list[list[int]]:
+    """The tokens of `samples` answers to each prompt, those of one prompt side by side, `eos` included.
+
+    The model is asked only where there is something to decide: forced tokens are read with what follows them, and a
+    prompt is read once for all its samples. Temperature 0 takes the likeliest token.
+    """
+    processor.start(len(prompts) * samples)
+    rows = processor.rows
+    device = model.device
+    generator = torch.Generator(device=device).manual_seed(seed)
+    answers = [row.drain() for row in rows]
+    if all(row.ended for row in rows):
+        return answers
+    with evaluating(model):
+        context = Context(model, len(prompts))
+        logits = context.read([[*prompt, *answers[samples * number]] for number, prompt in enumerate(prompts)])
+        context.repeat(samples)
+        logits = logits.repeat_interleave(samples, 0)
+        while True:
+            scores = processor.choices(logits)
+            if temperature:
+                chosen = torch.multinomial(torch.softmax(scores / temperature, -1), 1, generator=generator)[:, 0]
+            else:
+                chosen = scores.argmax(-1)
+            fresh: list[list[int]] = []
+            for row, answer, token in zip(rows, answers, chosen.tolist(), strict=True):
+                went_on = [] if row.ended else row.go_on(token)
+                answer += went_on
+                # Nothing is read after the end of an answer.
+                fresh.append([] if row.ended else went_on)
+            if all(row.ended for row in rows):
+                return answers
+            logits = context.read(fresh)
+
+
+def generate_answers(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    processor: AnswerProcessor | None,
+    *,
+    most: int,
+    eos: int,
+    samples: int,
+    temperature: float,
+    seed: int,
+) -> list[list[int]]:
+    """The same by `model.generate`, in up to `most` tokens; what follows `eos` is padding. None is free answers."""
+    width = max(map(len, prompts))
+    ids = torch.full((len(prompts), width), eos)
+    attention = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        attention[row, width - len(prompt) :] = 1
+    # A checkpoint's own defaults would narrow what is sampled from.
+    sampling = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
+    config = GenerationConfig(  # type: ignore[no-untyped-call]
+        **sampling,
+        max_new_tokens=most,
+        do_sample=temperature > 0,
+        repetition_penalty=1.0,
+        num_return_sequences=samples,
+        eos_token_id=eos,
+        pad_token_id=eos,
+    )
+    devices = [model.device] if model.device.type == "cuda" else []
+    with evaluating(model), torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        sequences: Tensor = model.generate(  # type: ignore[operator]
+            ids.to(model.device),
+            attention_mask=attention.to(model.device),
+            generation_config=config,
+            logits_processor=LogitsProcessorList([] if processor is None else [processor]),
+        )
+    if processor is not None:
+        # It has not seen the last tokens.
+        processor.rankings(sequences)
+    answers: list[list[int]] = sequences[:, width:].tolist()
+    return answers
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """The model is in evaluation mode inside the block, and in its own after it."""
+    training = model.training
+    model.eval()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        model.train(training)
