@@ -65,6 +65,15 @@ def test_what_is_forced_has_a_set_of_one(tiny_reasoner, asked):
     assert answered.tokens[: len(grammar.ranking_opening)] == grammar.ranking_opening
 
 
+def test_candidates_of_equal_codes_are_each_named(tiny_reasoner, asked):
+    twin, other = asked[1][0].candidates[:2]
+    slate = Slate((), (twin, other, twin))
+    (answered,) = answers(tiny_reasoner, [render(slate, PromptConfig())], [slate], max_reasoning=3)
+    assert isinstance(answered.answer, Answer)
+    assert answered.answer.ranking == tuple(answered.ranking.tolist())
+    assert sorted(answered.answer.ranking) == [0, 1, 2]
+
+
 def test_neither_the_batch_nor_its_padding_change_a_greedy_answer(tiny_reasoner, asked):
     prompts, slates = asked
     together = answers(tiny_reasoner, prompts, slates, max_reasoning=8)
