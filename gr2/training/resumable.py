@@ -70,8 +70,9 @@ def tracker_callbacks(tracker: str, folder: Path) -> tuple[list[str], list[Train
 class Resumable(Trainer):
     """What goes before `Trainer`, or a trainer of TRL, among a class's bases.
 
-    Its arguments must train one epoch over a data set whose rows are the batches, in order (`grouped_steps`), with
-    `save_strategy="no"`: checkpoints are written every `checkpoint_seconds`, and after the last step.
+    Its arguments must train one epoch over a data set whose rows are the batches, in order (`grouped_steps`), or
+    `max_steps` of batches that do not come from the data set, with `save_strategy="no"`: checkpoints are written every
+    `checkpoint_seconds`, and after the last step.
     `compute_loss` says with `count` what belongs to `history`.
     """
 
@@ -96,8 +97,8 @@ class Resumable(Trainer):
         if last is not None:
             read = json.loads((last / HISTORY).read_text(encoding="utf-8"))
             self.history = [{name: (total, count) for name, (total, count) in step.items()} for step in read]
-        loader = len(self.get_train_dataloader())
-        steps = -(-loader // self.args.gradient_accumulation_steps)
+        batches = len(self.get_train_dataloader())
+        steps = self.args.max_steps if self.args.max_steps > 0 else -(-batches // self.args.gradient_accumulation_steps)
         with track(steps, description, unit="steps", start=len(self.history)) as bar:
             self._bar, self._logged = bar, len(self.history)
             self._began = self._saved = time.monotonic()
