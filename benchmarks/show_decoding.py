@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from benchmarks.decoding_checks import checks
+from benchmarks.decoding_checks import checks, sanitizers
 from benchmarks.decoding_request import request
 from benchmarks.results import Record
 from benchmarks.show import show
@@ -38,6 +38,7 @@ def main() -> None:
         ("retrieval beside STATIC", retrieve),
         ("the cost curve", cost),
         ("answers and refusals", checks),
+        ("sanitizers", sanitizers),
     ]
     show("decoding", "the decoding core", stored=STORED, measures=measures)
 
