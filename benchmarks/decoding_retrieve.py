@@ -164,10 +164,12 @@ def assert_same_beams(ours: tuple[Any, Any], theirs: tuple[torch.Tensor, torch.T
 
 
 def interleaved(calls: dict[str, Callable[[], Any]], pool: list[Logits], buffers: Logits) -> dict[str, Any]:
-    """Seconds of this thread a call, (ROUNDS,), the median over the pool; each round measures each call on each request once.
+    """Seconds of this thread a call, (ROUNDS,), the median over the pool; each round takes each request once.
 
-    The logits are written into `buffers` before each call, outside the time, as a model would have just done.
+    The logits are written into `buffers` before each call, outside the time, as a model would have just done. What the
+    clock itself takes, a system call, is taken off.
     """
+    clock = clock_seconds()
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(ROUNDS + 1):
         for name, call in calls.items():
@@ -177,9 +179,14 @@ def interleaved(calls: dict[str, Callable[[], Any]], pool: list[Logits], buffers
                     np.copyto(buffer, values)
                 began = time.thread_time()
                 call()
-                taken.append(time.thread_time() - began)
+                taken.append(time.thread_time() - began - clock)
             times[name].append(float(np.median(taken)))
     return {name: np.array(values[1:]) for name, values in times.items()}
+
+
+def clock_seconds() -> float:
+    """What lies between two readings of the thread's clock."""
+    return float(np.median([-(time.thread_time() - time.thread_time()) for _ in range(1_000)]))
 
 
 def read_bandwidth() -> float:
