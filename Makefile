@@ -3,7 +3,7 @@ PYTHON ?= python
 DATA ?= ../shared/data
 FUZZ_SECONDS ?= 600
 
-.PHONY: help dev lint format sanitize fuzz test bench proto constraints results show-spine show-decoding decoding-fuzz decoding-processors show-tokenizer tokenizer-ablation tokenizer-scale beauty games18 sasrec
+.PHONY: help dev lint format sanitize fuzz test bench proto constraints results show-spine show-decoding decoding-fuzz decoding-processors show-tokenizer tokenizer-ablation tokenizer-scale beauty games18 sasrec reasoner-teachers
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -65,6 +65,9 @@ decoding-processors: ## the C++ tests on emulated older processors (needs qemu-u
 
 show-decoding: ## every figure of the decoding core, one line each; exit code 1 if one is short
 	$(PYTHON) -m benchmarks.show_decoding
+
+reasoner-teachers: ## the teachers on Beauty and against endpoints that misbehave; stores its figures
+	$(PYTHON) -m benchmarks.reasoner_teachers
 
 tokenizer-ablation: ## the tokenizer's switches on Beauty, after `make beauty` (long); stores its figures
 	$(PYTHON) -m benchmarks.tokenizer_ablation --seeds 0

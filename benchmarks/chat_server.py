@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
-__all__ = ["Call", "ChatServer", "Response", "closed_port", "completion", "serving"]
+__all__ = ["Call", "ChatServer", "Response", "closed_port", "completion", "serving", "transformers_serve"]
+
+START_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -125,6 +132,46 @@ def serving(respond: Callable[[Call], Response]) -> Iterator[ChatServer]:
 
 def closed_port() -> str:
     """The `base_url` of a server that is not there."""
+    return f"http://127.0.0.1:{_free_port()}/v1"
+
+
+@contextlib.contextmanager
+def transformers_serve(model: Path) -> Iterator[str]:
+    """The `base_url` of a `transformers serve` of the folder `model`, without a network.
+
+    Raises RuntimeError with what it said if it does not start.
+    """
+    port = _free_port()
+    program = "from transformers.cli.transformers import main; main()"
+    command = [sys.executable, "-c", program, "serve", str(model), "--device", "cpu"]
+    with subprocess.Popen(
+        [*command, "--host", "127.0.0.1", "--port", str(port)],
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            _wait_for(f"http://127.0.0.1:{port}/health", process)
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            process.terminate()
+            process.communicate()
+
+
+def _free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+        return int(free.getsockname()[1])
+
+
+def _wait_for(url: str, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.1)
+    process.kill()
+    raise RuntimeError(f"transformers serve did not start:\n{process.communicate()[1]}")

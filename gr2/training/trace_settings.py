@@ -89,6 +89,11 @@ class TracesConfig(PromptConfig):
         if self.teacher == "local" and not self.model:
             raise ValueError("teacher = 'local' needs model, a folder with a causal language model")
 
+    @property
+    def rounds(self) -> int:
+        """Attempts that may differ: shown the target, the evidence teacher always says the same."""
+        return 1 if (self.teacher, self.sampling) == ("evidence", "targeted") else self.attempts
+
     def endpoint(self, *, workers: int = 1) -> Endpoint:
         """The endpoint as one of so many workers may use it."""
         per_minute = self.requests_per_minute

@@ -126,13 +126,13 @@ def _ask_all(job: TraceJob, lists: int) -> dict[tuple[int, int], Attempt]:
     """The log after as many attempts at every list as it takes or may take."""
     log = read_log(Path(job.log))
     with _asking(job) as ask:
-        for number in range(job.config.attempts):
+        for number in range(job.config.rounds):
             done = {row for (row, attempt), each in log.items() if each.settles(attempt == number)}
             rows = [row for row in range(lists) if row not in done]
             if not rows:
                 continue
             accepted = sum(each.verdict == "accepted" for each in log.values())
-            with track(len(rows), f"attempt {number + 1} of {job.config.attempts}", "list") as bar:
+            with track(len(rows), f"attempt {number + 1} of {job.config.rounds}", "list") as bar:
                 for count, more, shown in ask(rows, number):
                     accepted += more
                     bar.advance(count, accepted=accepted, **shown)

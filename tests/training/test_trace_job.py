@@ -3,12 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,8 +19,6 @@ from gr2.prompts.answer import answer_text
 from gr2.prompts.render import Prompt, read_candidates
 from gr2.tokenizer.bulk.cluster import ray_pool
 from gr2.training.traces import TracesConfig, prepare, run
-
-SERVER_SECONDS = 120.0
 
 
 def artifacts(run_folder: Path) -> dict[str, Artifact]:
@@ -88,42 +80,12 @@ def test_what_a_worker_logged_before_it_died_is_not_asked_again(tiny_run: Path, 
 
 
 @pytest.fixture(scope="module")
-def real_server(model: Path) -> Iterator[str]:
+def real_server(model: Path, chat: Any) -> Iterator[str]:
     """The `base_url` of a `transformers serve` of the tiny model."""
     for package in ("fastapi", "uvicorn"):
         pytest.importorskip(package, reason="needs the extra transformers[serving]")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    program = "from transformers.cli.transformers import main; main()"
-    command = [sys.executable, "-c", program, "serve", str(model), "--device", "cpu"]
-    offline = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        [*command, "--host", "127.0.0.1", "--port", str(port)],
-        env=offline,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            wait_for(f"http://127.0.0.1:{port}/health", process)
-            yield f"http://127.0.0.1:{port}/v1"
-        finally:
-            process.terminate()
-            process.communicate()
-
-
-def wait_for(url: str, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + SERVER_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with urllib.request.urlopen(url, timeout=5) as answer:
-                assert answer.status == 200
-                return
-        except OSError:
-            time.sleep(0.1)
-    process.kill()
-    pytest.fail(f"transformers serve did not start:\n{process.communicate()[1]}")
+    with chat.transformers_serve(model) as url:
+        yield url
 
 
 def test_a_real_server_is_asked_and_its_tokens_are_counted(

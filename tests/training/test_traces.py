@@ -105,6 +105,7 @@ def test_targeted_sampling_takes_one_attempt(tiny_run: Path, tmp_path: Path) -> 
     made = run(config(sampling="targeted"), artifacts(tiny_run), tmp_path / "traces", 0)
     traces = load_traces(made.file("traces.parquet"))
     assert made.metrics["verdicts"]["rejected"] == 0
+    assert made.metrics["attempts"] == made.metrics["lists"]
     assert len(traces) > 0.5 * made.metrics["lists"]
     assert {trace.attempts for trace in traces} == {1}
     assert all(trace.candidates[trace.ranking[0]] == trace.target for trace in traces)

@@ -81,7 +81,7 @@ def test_explanations_have_the_three_steps_and_a_bounded_length(teacher: Evidenc
             steps = [statement.step for statement in read_statements(explanation)]
             assert steps[0] == "Pattern"
             assert steps[1:3] == ["Goes with it", "Match"]
-            assert count_tokens(explanation) <= 130
+            assert count_tokens(explanation) <= 118
 
 
 def test_shown_the_target_comes_first_and_hidden_it_depends_on_the_draw(teacher: EvidenceTeacher) -> None:
