@@ -11,16 +11,15 @@ from typing import Annotated
 
 import typer
 
+from gr2.artifact import Artifact
 from gr2.errors import ConfigError
-from gr2.pipeline import STAGES, execute, load_plan, run_lock, show, summarize
+from gr2.pipeline import STAGES, Outcome, execute, load_plan, run_lock, show, summarize
 
 __all__ = ["register"]
 
 ABOUT = {
     "prepare": "Read items and interactions, keep the k-core, and order every user's events.",
     "prerank": "Train the pre-ranker, or import another's lists, and write the candidate lists.",
-    "rl": "Let a reasoner learn to re-rank by trying, with rewards that can be verified.",
-    "bypass": "Let it learn to rank without reasoning first.",
     "distill": "Train the student that re-orders a slate.",
     "export": "Write the serving bundle, and check that it answers as the student does.",
     "evaluate": "Re-rank the test lists with the exported bundle and compare with the incoming order.",
@@ -42,6 +41,8 @@ def register(app: typer.Typer) -> None:
             app.command(name, rich_help_panel="One stage alone")(tokenize)
         elif name == "traces":
             app.command(name, rich_help_panel="One stage alone")(traces)
+        elif name == "midtrain":
+            app.command(name, rich_help_panel="One stage alone")(midtrain)
         else:
             _register_stage(app, name)
 
@@ -83,7 +84,6 @@ def tokenize(
     if force:
         raise ConfigError("--add changes no ID that exists, so there is nothing to --force; leave one of them out")
     plan = load_plan(config, overrides=overrides or (), only=["tokenize"])
-    from gr2.artifact import Artifact
     from gr2.tokenizer.add import add_items
 
     with run_lock(plan.out):
@@ -124,9 +124,50 @@ def traces(
     _run(config, [*(overrides or ()), *extra], only=["traces"], force=force)
 
 
+def midtrain(
+    config: Config,
+    from_scratch: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Start from nothing: tiny, small or base.")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Start from the Hugging Face causal model in this folder.")
+    ] = None,
+    force: Force = False,
+    overrides: Set = None,
+) -> None:
+    """Teach a language model the semantic IDs, and rank every user's next item with it.
+
+    gr2 midtrain configs/beauty-reasoner.toml --from-scratch small
+    gr2 midtrain shop.toml --model models/Qwen3-0.6B --set midtrain.lora_rank=16
+    accelerate launch --multi_gpu --num_processes 2 -m gr2.cli midtrain shop.toml
+    """
+    if from_scratch is not None and model is not None:
+        raise ConfigError("a model starts from a folder or from scratch; leave --from-scratch or --model out")
+    chosen = list(overrides or ())
+    if from_scratch is not None:
+        chosen += [f"midtrain.from_scratch={json.dumps(from_scratch)}", 'midtrain.model=""']
+    if model is not None:
+        chosen.append(f"midtrain.model={json.dumps(str(model))}")
+    _run_launched("midtrain", config, chosen, force=force)
+
+
+def _run_launched(name: str, config: Path, overrides: Sequence[str], *, force: bool) -> None:
+    """Run a stage in all processes of a launch: the first runs it, the others follow."""
+    if int(os.environ.get("RANK", "0")) > 0:
+        plan = load_plan(config, overrides=overrides, only=[name])
+        (step,) = plan.steps
+        inputs = {parent: Artifact.load(plan.out / parent, parent) for parent in step.inputs}
+        step.module.follow(step.config, inputs, plan.out / name, plan.seed)
+        return
+    outcomes = _run(config, overrides, only=[name], force=force)
+    (own,) = (outcome for outcome in outcomes if outcome.stage == name)
+    if own.status != "ran" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        load_plan(config, overrides=overrides, only=[name]).steps[0].module.leave()
+
+
 def _run(
     config: Path, overrides: Sequence[str], *, first: str | None = None, only: Sequence[str] = (), force: bool = False
-) -> None:
+) -> list[Outcome]:
     try:
         plan = load_plan(config, overrides=overrides, first=first, only=only)
         outcomes = execute(plan, force=force, say=_say)
@@ -136,6 +177,7 @@ def _run(
     path = summarize(plan, outcomes)
     show(outcomes)
     _say(f"summary: {path}")
+    return outcomes
 
 
 def _register_stage(app: typer.Typer, name: str) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,16 @@ class CandidateLists:
             self.scores[rows],
             features,
         )
+
+    @classmethod
+    def join(cls, parts: Sequence[CandidateLists]) -> CandidateLists:
+        """The rows of all parts, in order; lists are of one width, and none has features or all have as many."""
+        columns = {
+            column.name: np.concatenate([getattr(part, column.name) for part in parts])
+            for column in fields(cls)
+            if getattr(parts[0], column.name) is not None
+        }
+        return cls(**columns)
 
     def label(self) -> NDArray[np.int64]:
         """(R,) int64: the column of the target, -1 where the list does not hold it."""

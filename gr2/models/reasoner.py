@@ -24,7 +24,7 @@ from gr2.models.pretrained import load_pretrained, without_bars
 from gr2.models.scratch import CHAT_TEMPLATE, END_OF_TURN, START_OF_TURN, Size, scratch_model, scratch_tokenizer
 from gr2.prompts.semantic_id import BEGIN, END, level_tokens
 
-__all__ = ["Reasoner", "SidSpec", "extend", "from_scratch"]
+__all__ = ["RECORD", "Reasoner", "SidSpec", "extend", "from_scratch", "vocabulary_rows"]
 
 SCHEMA = 1
 RECORD = "gr2_reasoner.json"
@@ -152,8 +152,7 @@ def extend(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sids: Sid
     if len(tokenizer) > len(_rows(model.get_input_embeddings())):
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     generator = torch.Generator().manual_seed(seed)
-    both = [_rows(model.get_input_embeddings()), _rows(model.get_output_embeddings())]  # type: ignore[no-untyped-call]
-    for weight in {id(weight): weight for weight in both}.values():
+    for weight in vocabulary_rows(model):
         _start_rows(weight.data, before, len(tokenizer), generator)
     reasoner = Reasoner.of(model, tokenizer, sids)
     _name_special_tokens(reasoner)
@@ -174,6 +173,12 @@ def from_scratch(size: Size, texts: Iterable[str], sids: SidSpec, *, vocabulary:
     reasoner = Reasoner.of(scratch_model(size, tokenizer, seed=seed), tokenizer, sids)
     _name_special_tokens(reasoner)
     return reasoner
+
+
+def vocabulary_rows(model: PreTrainedModel) -> list[Tensor]:
+    """The model's (N, D) input and output rows of its vocabulary, once where they are tied."""
+    both = [_rows(model.get_input_embeddings()), _rows(model.get_output_embeddings())]  # type: ignore[no-untyped-call]
+    return list({id(weight): weight for weight in both}.values())
 
 
 def _add_tokens(tokenizer: PreTrainedTokenizerBase, sids: SidSpec) -> None:

@@ -1,0 +1,340 @@
+"""The stage `midtrain`: a language model learns the semantic IDs, by what users did and by what items are.
+
+1. A model of the user's own gets a row for each level's code, which train alone at first, the rest being frozen. With
+   no model at hand, one starts from scratch.
+2. All of it, or low-rank adapters, trains on a mix of tasks (`midtrain_tasks`).
+3. Beam search over the catalogue ranks the next item of every user (`next_item`): of the validation and test splits,
+   and of the first training event that was held out, so that lists for training come from a model that has not seen
+   their targets.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gr2.artifact import Artifact, file_digest, open_stage
+from gr2.data.candidates import CandidateLists
+from gr2.data.dataset import Dataset
+from gr2.errors import ConfigError, DataError
+from gr2.models.code_rows import start_from_centroids
+from gr2.models.linear_cross_entropy import fast_logits_dtype
+from gr2.models.pretrained import load_pretrained
+from gr2.models.reasoner import RECORD, Reasoner, SidSpec, extend, from_scratch
+from gr2.models.scratch import Size
+from gr2.training.attention import fast_attention
+from gr2.training.causal import CausalTrainer, Recipe
+from gr2.training.causal_loss import CausalLoss
+from gr2.training.dropout import dropout
+from gr2.training.lora import adapters, only_new_rows
+from gr2.training.midtrain_tasks import TASKS, sequential_rows, task_texts, text_rows, tokenizer_texts
+from gr2.training.mix import Mix
+from gr2.training.next_item import NextItem, list_metrics
+from gr2.training.optimisation import threads
+from gr2.training.workers import Workers
+
+__all__ = ["INPUTS", "MidtrainConfig", "follow", "leave", "positions", "run", "sources"]
+
+INPUTS = ("prepare", "tokenize")
+# What the first process tells the others.
+LEAVE, TRAIN = 0, 1
+
+
+@dataclass(frozen=True)
+class MidtrainConfig:
+    """The model, the tasks, the training, and the lists.
+
+    Attributes:
+        model: a folder with a Hugging Face causal language model; "" for one from scratch.
+        from_scratch: size of a model from scratch: `tiny`, `small` or `base`.
+        vocabulary: most tokens of a model from scratch, semantic IDs included.
+        holdout: training events at each user's end that mid-training does not see.
+        max_history: events that the model sees, the most recent ones.
+        max_tokens: of a row of text.
+        sequential: share of the users' sequences that an epoch learns, as semantic IDs; above 1 some come again.
+        caption: share of the items' descriptions, from and to their IDs.
+        persona: share of the users' tastes and titled histories.
+        general: share of the lines of `corpus`.
+        corpus: text files, general text a line.
+        warmup_epochs: passes in which a given model's new rows train alone.
+        warmup_learning_rate: of these passes.
+        epochs: passes in which all of it trains.
+        lora_rank: of the adapters; 0 trains all weights. Ignored from scratch.
+        dropout: on embeddings and block outputs.
+        batch_tokens: tokens of one batch, with padding.
+        accumulate: batches a step and process.
+        learning_rate: of AdamW, at its peak.
+        weight_decay: of AdamW, on matrices and embeddings.
+        warmup: share of the steps in which the learning rate rises.
+        clip: largest norm of a gradient.
+        precision: of matrix products; `auto` is bfloat16 where the device multiplies it in hardware.
+        checkpoint_seconds: time between two checkpoints.
+        list_size: candidates a list.
+        beams: of the search for them, at least `list_size`.
+        evaluate: rank the validation and test splits; without it, only the training lists are made.
+        tracker: `none`, or where losses go besides the screen: `tensorboard` and whatever else accelerate knows.
+        threads: of torch; 0 leaves torch's own choice.
+    """
+
+    model: str = ""
+    from_scratch: Size = "small"
+    vocabulary: int = 4096
+    holdout: int = 1
+    max_history: int = 50
+    max_tokens: int = 512
+    sequential: float = 1.0
+    caption: float = 0.1
+    persona: float = 0.02
+    general: float = 1.0
+    corpus: tuple[str, ...] = ()
+    warmup_epochs: int = 1
+    warmup_learning_rate: float = 1e-3
+    epochs: int = 12
+    lora_rank: int = 0
+    dropout: float = 0.1
+    batch_tokens: int = 4096
+    accumulate: int = 1
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.1
+    warmup: float = 0.05
+    clip: float = 1.0
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    checkpoint_seconds: float = 60.0
+    list_size: int = 10
+    beams: int = 20
+    evaluate: bool = True
+    tracker: str = "none"
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("vocabulary", "max_history", "max_tokens", "batch_tokens", "accumulate", "list_size", "beams"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("holdout", *TASKS, "warmup_epochs", "epochs", "lora_rank", "weight_decay", "threads"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("learning_rate", "warmup_learning_rate", "clip"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("dropout", "warmup"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if self.beams < self.list_size:
+            raise ValueError(f"beams must be at least list_size, {self.list_size}, got {self.beams}")
+        if self.checkpoint_seconds < 0:
+            raise ValueError(f"checkpoint_seconds must not be negative, got {self.checkpoint_seconds}")
+
+    def recipe(self) -> Recipe:
+        """What `CausalTrainer` needs to know."""
+        return Recipe(**{field.name: getattr(self, field.name) for field in fields(Recipe)})
+
+
+def sources(config: MidtrainConfig) -> dict[str, Path]:
+    """The files outside the run that the stage reads: the corpus, and all of a given model's folder."""
+    files = {f"file:corpus{number}": Path(name) for number, name in enumerate(config.corpus)}
+    if config.model:
+        folder = Path(config.model)
+        if not folder.is_dir():
+            raise ConfigError(f"[midtrain] model: no such folder: {folder}; give one with a causal language model")
+        files |= {f"model:{path.name}": path for path in sorted(folder.iterdir()) if path.is_file()}
+    return files
+
+
+def run(config: MidtrainConfig, inputs: Mapping[str, Artifact], out: Path, seed: int) -> Artifact:
+    """Write `model/` (see `Reasoner`) and train.parquet, val.parquet and test.parquet (CandidateLists).
+
+    Raises Gr2Error if the training diverges.
+    """
+    parents = {name: inputs[name].digest for name in INPUTS}
+    parents |= {name: file_digest(path) for name, path in sources(config).items()}
+    with open_stage(out, "midtrain", config, parents, seed) as work, threads(config.threads):
+        began = time.monotonic()
+        logs = work.checkpoints / "logs"
+        workers = Workers(tracker=config.tracker, folder=logs)
+        workers.agree(TRAIN)
+        reasoner, lists, metrics = midtrain(config, inputs, seed=seed, workers=workers, checkpoints=work.checkpoints)
+        workers.end()
+        reasoner.save(work.path / "model")
+        for split, made in lists.items():
+            made.save(work.path / f"{split}.parquet")
+        if logs.is_dir():
+            shutil.copytree(logs, work.path / "logs")
+        work.metrics.update(metrics, total_seconds=time.monotonic() - began)
+    return Artifact.load(out, "midtrain")
+
+
+def follow(config: MidtrainConfig, inputs: Mapping[str, Artifact], out: Path, seed: int) -> None:
+    """What the other processes of a launch do while the first is in `run`, or has told them to `leave`."""
+    workers = Workers()
+    with threads(config.threads):
+        if workers.agree(LEAVE) == TRAIN:
+            checkpoints = out.resolve().with_name(out.name + ".partial") / "checkpoints"
+            midtrain(config, inputs, seed=seed, workers=workers, checkpoints=checkpoints)
+    workers.end()
+
+
+def leave() -> None:
+    """Tell the processes that `follow` that there is nothing to do."""
+    workers = Workers()
+    workers.agree(LEAVE)
+    workers.end()
+
+
+def midtrain(
+    config: MidtrainConfig, inputs: Mapping[str, Artifact], *, seed: int, workers: Workers, checkpoints: Path
+) -> tuple[Reasoner, dict[str, CandidateLists], dict[str, Any]]:
+    """The trained reasoner, its lists by split, and the metrics; the same in every process."""
+    dataset = Dataset.load(inputs["prepare"].path)
+    codes = inputs["tokenize"].array("codes.npy")
+    entropy = seed & 0xFFFF_FFFF
+    texts = task_texts(dataset, codes, config.corpus, holdout=config.holdout)
+    reasoner = _start(config, inputs["tokenize"], dataset, texts["general"], entropy)
+    dtype = reasoner.model.dtype
+    reasoner.model.to(workers.device, torch.float32)  # type: ignore[arg-type]
+    tasks = {name: text_rows(reasoner, lines, longest=config.max_tokens) for name, lines in texts.items()}
+    tasks["sequential"] = sequential_rows(
+        reasoner, dataset, codes, holdout=config.holdout, max_history=config.max_history
+    )
+    mix = Mix.of(tasks, {name: getattr(config, name) for name in TASKS})
+    if not len(mix.rows):
+        raise DataError("no task has anything to learn: every share is 0, or the users have too few events")
+    metrics: dict[str, Any] = {
+        "parameters": sum(parameter.numel() for parameter in reasoner.model.parameters()),
+        "vocabulary": len(reasoner.tokenizer),
+        "processes": workers.count,
+        "task_tokens": {name: len(rows.tokens) for name, rows in tasks.items()},
+    }
+    bfloat16 = _bfloat16(config, workers.device)
+    with fast_attention(reasoner.model):
+        metrics |= _train(config, reasoner, mix, entropy, workers, checkpoints, bfloat16=bfloat16)
+        began = time.monotonic()
+        lists, metrics["lists"] = _lists(config, reasoner, dataset, codes, workers, bfloat16=bfloat16)
+        metrics["list_seconds"] = time.monotonic() - began
+    reasoner.model.to("cpu", dtype)  # type: ignore[arg-type]
+    return reasoner, lists, metrics
+
+
+def _start(config: MidtrainConfig, tokenize: Artifact, dataset: Dataset, general: list[str], seed: int) -> Reasoner:
+    """The model before any training. A folder that holds a reasoner goes on from where that one is."""
+    sids = SidSpec.of(tokenize)
+    if not config.model:
+        texts = tokenizer_texts(dataset.catalog, general)
+        reasoner = from_scratch(config.from_scratch, texts, sids, vocabulary=config.vocabulary, seed=seed)
+        if "centroids.npy" in tokenize.files:
+            start_from_centroids(reasoner, torch.from_numpy(tokenize.array("centroids.npy")))
+        return reasoner
+    folder = Path(config.model)
+    if (folder / RECORD).exists():
+        return Reasoner.load(folder, sids=sids)
+    model, tokenizer = load_pretrained(folder)
+    return extend(model, tokenizer, sids, seed=seed)
+
+
+def _train(
+    config: MidtrainConfig,
+    reasoner: Reasoner,
+    mix: Mix,
+    seed: int,
+    workers: Workers,
+    checkpoints: Path,
+    *,
+    bfloat16: bool,
+) -> dict[str, Any]:
+    """Train the reasoner's model; seconds, tokens a second and losses of each phase."""
+    metrics = {}
+    if config.model and config.warmup_epochs:
+        recipe = replace(
+            config.recipe(),
+            epochs=config.warmup_epochs,
+            learning_rate=config.warmup_learning_rate,
+            weight_decay=0.0,
+        )
+        with only_new_rows(reasoner):
+            metrics["warm_up"] = _phase("warm-up", reasoner, mix, recipe, seed, workers, checkpoints, bfloat16)
+    recipe = config.recipe()
+    lora = config.lora_rank if config.model else 0
+    if lora:
+        recipe = replace(recipe, weight_decay=0.0)
+    with adapters(reasoner, lora, seed) if lora else nullcontext(), dropout(reasoner.model, config.dropout):
+        metrics["training"] = _phase("training", reasoner, mix, recipe, seed, workers, checkpoints, bfloat16)
+    return metrics
+
+
+def _phase(
+    name: str,
+    reasoner: Reasoner,
+    mix: Mix,
+    recipe: Recipe,
+    seed: int,
+    workers: Workers,
+    checkpoints: Path,
+    bfloat16: bool,
+) -> dict[str, Any]:
+    loss = CausalLoss(reasoner.model, bfloat16=bfloat16)
+    trained = sum(parameter.numel() for parameter in loss.parameters() if parameter.requires_grad)
+    trainer = CausalTrainer(
+        loss, mix, recipe, seed=seed, workers=workers, name=name, checkpoint=checkpoints / f"{name}.pt"
+    )
+    trainer.train()
+    workers.release()
+    return {
+        "trained_parameters": trained,
+        "losses": trainer.losses,
+        "seconds": trainer.seconds,
+        "tokens": trainer.tokens,
+        "tokens_per_second": trainer.tokens / max(trainer.seconds, 1e-9),
+    }
+
+
+def _lists(
+    config: MidtrainConfig,
+    reasoner: Reasoner,
+    dataset: Dataset,
+    codes: NDArray[np.uint16],
+    workers: Workers,
+    *,
+    bfloat16: bool,
+) -> tuple[dict[str, CandidateLists], dict[str, Any]]:
+    """The lists of each split, divided among the processes, and what they are worth."""
+    search = NextItem(reasoner, codes, beams=config.beams, max_history=config.max_history, bfloat16=bfloat16)
+    lists, metrics = {}, {}
+    for split, (user, position) in positions(dataset, holdout=config.holdout).items():
+        if split != "train" and not config.evaluate:
+            continue
+        own = workers.share(len(user))
+        # Metrics look at the first ten, whatever is written.
+        size = max(config.list_size, 10)
+        part = search.lists(
+            dataset, user[own], position[own], size=size, description=f"next items, {split}", stream=workers.stream
+        )
+        whole = CandidateLists.join(workers.collect([part]))
+        whole = whole.take(np.lexsort((whole.position, whole.user)))
+        lists[split], metrics[split] = whole.top(config.list_size), list_metrics(whole)
+    return lists, metrics
+
+
+def positions(dataset: Dataset, *, holdout: int) -> dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Users and positions, each (R,) int64, of the lists of each split.
+
+    Those for training are the training events that were held out, as far as something came before them.
+    """
+    users, lengths = np.arange(dataset.users), dataset.lengths
+    user = np.repeat(users, holdout)
+    position = np.repeat(lengths - 2 - holdout, holdout) + np.tile(np.arange(holdout), dataset.users)
+    kept = position >= 1
+    return {"train": (user[kept], position[kept]), "val": (users, lengths - 2), "test": (users, lengths - 1)}
+
+
+def _bfloat16(config: MidtrainConfig, device: torch.device) -> bool:
+    if config.precision != "auto":
+        return config.precision == "bfloat16"
+    return torch.cuda.is_bf16_supported() if device.type == "cuda" else fast_logits_dtype() == torch.bfloat16
