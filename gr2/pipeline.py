@@ -62,6 +62,8 @@ STAGES = {
         Stage("tokenize", "gr2.tokenizer.tokenize", "TokenizeConfig", "train"),
         Stage("midtrain", "gr2.training.midtrain", "MidtrainConfig", "train", optional=True),
         Stage("traces", "gr2.training.traces", "TracesConfig", "train", optional=True),
+        Stage("rl", "gr2.training.rl", "RlConfig", "train", optional=True),
+        Stage("bypass", "gr2.training.bypass", "BypassConfig", "train", optional=True),
         Stage("distill", "gr2.training.distill", "DistillConfig", "train"),
         Stage("export", "gr2.export.bundle", "ExportConfig", "train"),
         Stage("evaluate", "gr2.evaluate", "EvaluateConfig"),

@@ -41,6 +41,7 @@ STEPS = (
     "Explain in three steps: the pattern in the history, the types of product that complement it, the candidates "
     "that match. Cite items by their IDs."
 )
+RANKS = "Each candidate's rank is the place that a first ranker gave it."
 ANSWER = 'Answer in JSON, with the IDs of all candidates, best first: {%s"recommendations": ["ID", ...]}'
 EXPLANATION = '"explanation": "...", '
 
@@ -74,6 +75,7 @@ class PromptConfig:
     Attributes:
         knowledge: prime with domain knowledge, that is with how purchases follow one another.
         reasoning: ask for an explanation before the ranking; without it, for the ranking alone.
+        incoming_rank: say each candidate's rank in the pre-ranker's order.
         candidates_first: candidates before the history, so that a slate's KV cache serves all users who see it.
         max_history: events that the model sees, the most recent ones.
         title_words: words of a title; 0 is all of them.
@@ -82,6 +84,7 @@ class PromptConfig:
 
     knowledge: bool = True
     reasoning: bool = True
+    incoming_rank: bool = False
     candidates_first: bool = False
     max_history: int = 20
     title_words: int = 12
@@ -119,15 +122,24 @@ def slate_of(catalog: Catalog, codes: NDArray[np.uint16], history: Sequence[int]
 
 
 def render(
-    slate: Slate, config: PromptConfig, count: Callable[[Sequence[dict[str, str]]], int] | None = None
+    slate: Slate,
+    config: PromptConfig,
+    count: Callable[[Sequence[dict[str, str]]], int] | None = None,
+    *,
+    order: Sequence[int] | None = None,
 ) -> Prompt:
     """The prompt of a slate; `count` is the number of tokens of messages, without which the budget is not kept.
 
-    Raises ConfigError if the candidates alone exceed the budget.
+    Candidates are listed in the slate's order, or in `order`, a permutation of their places in it. Raises ConfigError
+    if the candidates alone exceed the budget.
     """
     most = min(len(slate.history), config.max_history)
     system = _system(config)
-    candidates = [CANDIDATES, *(MARK + item_line(item, config.title_words) for item in slate.candidates)]
+    lines = [
+        MARK + item_line(item, config.title_words) + (f" | rank {rank}" if config.incoming_rank else "")
+        for rank, item in enumerate(slate.candidates, 1)
+    ]
+    candidates = [CANDIDATES, *(lines if order is None else (lines[place] for place in order))]
     history = [MARK + item_line(item, config.title_words) for item in slate.history[len(slate.history) - most :]]
 
     def messages(kept: int) -> tuple[dict[str, str], ...]:
@@ -182,6 +194,8 @@ def _system(config: PromptConfig) -> str:
     rules = [*GOAL]
     if config.knowledge:
         rules.append(KNOWLEDGE)
+    if config.incoming_rank:
+        rules.append(RANKS)
     if config.reasoning:
         rules.append(STEPS)
     return "\n".join([*rules, ANSWER % (EXPLANATION if config.reasoning else "")])

@@ -8,7 +8,7 @@ has the probability that the set gives it. A frozen model may be stayed close to
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -31,8 +31,8 @@ from gr2.training.rollouts import Draw, Group, Scale, advantages, has_signal, tr
 
 __all__ = ["DapoTrainer", "Recipe", "arguments"]
 
-# From the outcomes of a step's answers, on all processes, to figures by name.
-Watch = Callable[[Sequence[Any]], dict[str, float]]
+# From the outcomes of a step's answers, on all processes, and what was logged before, to figures by name.
+Watch = Callable[[Sequence[Any], Sequence[Mapping[str, float]]], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ class DapoTrainer(Resumable, GRPOTrainer):
             "rollouts/drawn": groups / self._recipe.groups,
             "rollouts/live": alive / (self._recipe.groups * self._recipe.samples),
             "rollouts/tokens": tokens / (groups * self._recipe.samples),
-            **self._watch(outcomes),
+            **self._watch(outcomes, self.state.log_history),
         }
         for name, value in figures.items():
             self._metrics["train"][name].append(value)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,27 +73,26 @@ def monitor(outcomes: Sequence[Outcome]) -> dict[str, float]:
     return figures
 
 
+@dataclass(frozen=True)
 class CopyGuard:
     """Ends a run in which, for `patience` steps, the share of near copies was above `limit` on average.
 
     A limit of 1 ends nothing. The order that was shown counts like the incoming one.
     """
 
-    def __init__(self, limit: float, patience: int) -> None:
-        self.limit = limit
-        self._copies: deque[float] = deque(maxlen=patience)
-        self._rewards: deque[float] = deque(maxlen=patience)
+    limit: float
+    patience: int
 
-    def check(self, figures: dict[str, float]) -> None:
-        """Take in a step's figures. Raises Gr2Error if the run has collapsed to copying."""
-        self._copies.append(max(figures.get("copies/near", 0.0), figures.get("echoes/near", 0.0)))
-        self._rewards.append(figures["reward"])
-        share = float(np.mean(self._copies))
-        if len(self._copies) < (self._copies.maxlen or 1) or share <= self.limit:
+    def check(self, figures: Mapping[str, float], history: Sequence[Mapping[str, float]] = ()) -> None:
+        """Look at a step's figures and those of the steps before. Raises Gr2Error if it has collapsed to copying."""
+        steps = [*(each for each in history if "valid" in each), figures][-self.patience :]
+        share = float(np.mean([max(each.get("copies/near", 0.0), each.get("echoes/near", 0.0)) for each in steps]))
+        if len(steps) < self.patience or share <= self.limit:
             return
+        earned = float(np.mean([each["reward"] for each in steps]))
         raise Gr2Error(
-            f"the policy copies: over the last {len(self._copies)} steps {share:.1%} of its answers were the order it "
-            f"was given or nearly so, at a mean reward of {np.mean(self._rewards):+.4f}. A reward that pays for "
+            f"the policy copies: over the last {len(steps)} steps {share:.1%} of its answers were the order it "
+            f"was given or nearly so, at a mean reward of {earned:+.4f}. A reward that pays for "
             "format whatever becomes of the target does this. Take reward = 'default', shuffle = true (there is no "
             f"order to copy then), or a start that copies less; copy_limit = 1 goes on (it is {self.limit:g})"
         )

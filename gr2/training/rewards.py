@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Literal
+from functools import partial
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,8 +39,10 @@ __all__ = [
     "identity_gate",
     "ndcg",
     "ndcg_gain",
+    "overlong",
     "promotion",
     "rank_of",
+    "reward",
     "unconditional",
 ]
 
@@ -120,6 +123,11 @@ def ndcg_gain(ranking: Ranking, gains: Sequence[int]) -> float:
     return ndcg(ranking, gains) - ndcg(range(len(ranking)), gains)
 
 
+def overlong(length: int, longest: int, cache: int) -> float:
+    """DAPO's soft penalty, from 0 to -1: it grows over the last `cache` tokens that an explanation may have."""
+    return -min(1.0, max(0.0, (length - longest + cache) / cache)) if cache else 0.0
+
+
 def balance_weights(targets: NDArray[np.integer], width: int) -> NDArray[np.float64]:
     """(K,) weight of each incoming place, 1 / (K share of it among `targets` (R,)), 0 where no target stands.
 
@@ -138,14 +146,20 @@ def _discounted(worth: NDArray[np.float64]) -> float:
     return float((worth / np.log2(np.arange(2, len(worth) + 2))).sum())
 
 
-def _gated(ranking: Ranking | None, target: int) -> float:
+def _gated(ranking: Ranking | None, target: int, *, alpha: float) -> float:
     width = target + 1 if ranking is None else len(ranking)
-    return identity_gate(ranking, [int(place == target) for place in range(width)])
+    return identity_gate(ranking, [int(place == target) for place in range(width)], alpha=alpha)
 
 
-REWARDS: dict[RewardName, Callable[[Ranking | None, int], float]] = {
-    "default": default,
-    "conditional": conditional,
-    "unconditional": unconditional,
-    "identity_gate": _gated,
-}
+Reward = Callable[[Ranking | None, int], float]
+
+
+def reward(name: RewardName, alpha: float = FORMAT_BONUS) -> Reward:
+    """The reward of that name for slates with one target, with `alpha` where it pays for format."""
+    if name == "default":
+        return default
+    paying = {"conditional": conditional, "unconditional": unconditional, "identity_gate": _gated}
+    return partial(paying[name], alpha=alpha)
+
+
+REWARDS: dict[RewardName, Reward] = {name: reward(name) for name in get_args(RewardName)}

@@ -22,6 +22,7 @@ CONFIGS = st.builds(
     PromptConfig,
     knowledge=st.booleans(),
     reasoning=st.booleans(),
+    incoming_rank=st.booleans(),
     candidates_first=st.booleans(),
     max_history=st.integers(0, 9),
     title_words=st.integers(0, 5),
@@ -166,3 +167,15 @@ def test_the_keys_of_a_stage_are_taken_by_their_names():
     fields = [(field.name, field.type, field) for field in dataclasses.fields(PromptConfig)]
     stage = dataclasses.make_dataclass("Stage", [("epochs", int), *fields])
     assert PromptConfig.of(stage(3, knowledge=False, budget=77)) == PromptConfig(knowledge=False, budget=77)
+
+
+def test_candidates_are_listed_in_the_order_asked_for_and_keep_their_ranks():
+    prompt = render(slate(), PromptConfig(incoming_rank=True), order=[2, 0, 1])
+    assert read_candidates(prompt, LEVELS, SIZE) == [(12, 1, 2), (10, 1, 2), (11, 1, 2)]
+    lines = prompt.messages[1]["content"].split("\n")[-3:]
+    assert [line.rpartition(" | ")[2] for line in lines] == ["rank 3", "rank 1", "rank 2"]
+    assert "rank" in prompt.messages[0]["content"].split("purchase.")[1]
+
+
+def test_ranks_are_not_told_unless_asked_for():
+    assert "| rank" not in render(slate(), PromptConfig(), order=[2, 0, 1]).messages[1]["content"]

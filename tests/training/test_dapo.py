@@ -145,7 +145,7 @@ def trainer_of(
         stage="rl",
         tasks=tasks,
         draw=options.pop("draw", functools.partial(draw, reasoner, flat=flat)),
-        watch=options.pop("watch", lambda outcomes: {}),
+        watch=options.pop("watch", lambda outcomes, history: {}),
         **options,
     )
 
@@ -299,7 +299,7 @@ def test_a_checkpoint_continues_exactly(toy: Reasoner, tmp_path: Path, updates: 
     toy.model.load_state_dict(start()[1])
     cut = trainer_of(toy, tmp_path / "cut", chosen)
 
-    def stop(outcomes: Sequence[Any]) -> dict[str, float]:
+    def stop(outcomes: Sequence[Any], history: Sequence[Any]) -> dict[str, float]:
         if cut.state.global_step >= 2 * updates:
             raise Gr2Error("cut")
         return {}
@@ -357,7 +357,7 @@ def work(folder: Path) -> None:
     chosen = recipe(groups=4, redraws=3, steps=2)
     seen: list[int] = []
 
-    def watch(outcomes: Sequence[Any]) -> dict[str, float]:
+    def watch(outcomes: Sequence[Any], history: Sequence[Any]) -> dict[str, float]:
         seen.append(len(outcomes))
         return {}
 

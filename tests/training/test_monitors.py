@@ -60,23 +60,23 @@ def test_refused_answers_alone_have_figures() -> None:
     }  # fmt: skip
 
 
+COPYING = monitor([outcome(SHOWN, 1, 0.2)])
+WORKING = monitor([outcome((4, 3, 2, 1, 0), 4, 0.8)])
+
+
 def test_a_run_that_only_copies_ends_with_the_reason() -> None:
     guard = CopyGuard(0.95, 3)
-    copying = monitor([outcome(SHOWN, 1, 0.2)])
-    guard.check(copying)
-    guard.check(copying)
+    guard.check(COPYING, [COPYING])
+    # What else a log holds is not a step.
+    guard.check(COPYING, [COPYING, {"train_loss": 0.1}])
+    guard.check(COPYING, [COPYING, COPYING, WORKING])
     with pytest.raises(Gr2Error, match=r"last 3 steps 100\.0% of its answers.*\+0\.2000.*reward = 'default'"):
-        guard.check(copying)
+        guard.check(COPYING, [WORKING, COPYING, COPYING])
 
 
 def test_a_run_that_copies_now_and_then_goes_on() -> None:
-    guard = CopyGuard(0.6, 2)
-    copying, working = monitor([outcome(SHOWN, 1, 0.2)]), monitor([outcome((4, 3, 2, 1, 0), 4, 0.8)])
-    for figures in (copying, working, copying, working):
-        guard.check(figures)
+    CopyGuard(0.6, 2).check(COPYING, [COPYING, WORKING])
 
 
 def test_limit_of_one_ends_nothing() -> None:
-    guard = CopyGuard(1.0, 1)
-    for _ in range(5):
-        guard.check(monitor([outcome(SHOWN, 1, 0.2)]))
+    CopyGuard(1.0, 1).check(COPYING, [COPYING] * 5)

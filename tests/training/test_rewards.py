@@ -134,3 +134,15 @@ def test_a_slate_without_a_positive_has_no_ndcg() -> None:
 def test_balance_weights_refuse_places_outside_the_slate(targets: list[int]) -> None:
     with pytest.raises(ValueError, match="places 0 to 2"):
         rewards.balance_weights(np.array(targets, dtype=np.int64), 3)
+
+
+@pytest.mark.parametrize(("length", "expected"), [(0, 0.0), (6, 0.0), (8, -0.5), (10, -1.0), (12, -1.0)])
+def test_overlong_explanations_are_paid_less_the_longer_they_are(length: int, expected: float) -> None:
+    assert rewards.overlong(length, 10, 4) == expected
+    assert rewards.overlong(length, 10, 0) == 0.0
+
+
+def test_named_rewards_pay_what_the_format_is_worth() -> None:
+    for name in ("unconditional", "conditional", "identity_gate"):
+        assert rewards.reward(name, 0.7)([1, 0], 1) - rewards.reward(name, 0.0)([1, 0], 1) == pytest.approx(0.7)
+    assert rewards.reward("default", 0.7)([1, 0], 1) == rewards.promotion([1, 0], 1)

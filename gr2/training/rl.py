@@ -1,0 +1,40 @@
+"""The stage `rl`: a reasoner learns to re-rank by trying, with verifiable rewards (DAPO).
+
+It learns on training lists whose target it did not see in mid-training. Each step it answers a few lists many times
+over, and answers that earn more than the others of their list become likelier. Monitors of a policy that games its
+reward are written for every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gr2.artifact import Artifact
+from gr2.training.trying import learn, read_by
+from gr2.training.trying_settings import TryingConfig
+
+__all__ = ["RlConfig", "inputs", "run"]
+
+
+@dataclass(frozen=True)
+class RlConfig(TryingConfig):
+    """See `TryingConfig`.
+
+    Attributes:
+        start: the stage whose model is trained: `midtrain`, `sft` or `opd`.
+    """
+
+    start: Literal["midtrain", "sft", "opd"] = "sft"
+
+
+def inputs(config: RlConfig) -> tuple[str, ...]:
+    """The stages whose artefacts are read."""
+    return read_by(config, config.start)
+
+
+def run(config: RlConfig, artifacts: Mapping[str, Artifact], out: Path, seed: int) -> Artifact:
+    """Train the model of `start`; see `learn` for what is written and raised."""
+    return learn("rl", config, artifacts, out, seed, start=config.start)

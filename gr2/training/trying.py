@@ -1,0 +1,204 @@
+"""Learning by trying, as the stages share it: lists in; a model, the figures of every step, and rankings out."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from transformers import PreTrainedModel
+
+from gr2.artifact import Artifact, Workspace, open_stage
+from gr2.data.candidates import CandidateLists
+from gr2.data.dataset import Dataset
+from gr2.errors import ConfigError, DataError
+from gr2.models.answering import Answering
+from gr2.models.linear_cross_entropy import fast_logits_dtype
+from gr2.models.reasoner import Reasoner, SidSpec
+from gr2.prompts.render import PromptConfig
+from gr2.training.dapo import DapoTrainer, Recipe, arguments
+from gr2.training.list_rollouts import ListRollouts, Worth
+from gr2.training.monitors import CopyGuard, monitor
+from gr2.training.optimisation import threads
+from gr2.training.reranking import list_slates
+from gr2.training.rewards import balance_weights, reward
+from gr2.training.split_ranks import rank_splits
+from gr2.training.trying_settings import TryingConfig
+
+__all__ = ["STEPS", "learn", "read_by", "try_lists"]
+
+STEPS = "steps.parquet"
+# Figures of the training's start and end are means over this share of its steps.
+ENDS = 0.1
+
+
+def read_by(config: TryingConfig, start: str) -> tuple[str, ...]:
+    """The stages whose artefacts are read."""
+    return tuple(dict.fromkeys(("prepare", "tokenize", config.lists, start)))
+
+
+def learn(
+    stage: str, config: TryingConfig, artifacts: Mapping[str, Artifact], out: Path, seed: int, *, start: str
+) -> Artifact:
+    """The stage's artefact: the model of the stage `start`, which has learnt by trying.
+
+    It holds `model/` (see `Reasoner`), `steps.parquet` (a row a step, see `monitor`), `ranks.parquet` of the test lists
+    and `ranks-val.parquet` (see `evaluate_reasoner`), of the start, too, where that is asked for, and what a tracker
+    kept in `logs/`. Raises DataError if no training list holds its target, Gr2Error if the training diverges or
+    collapses to copying.
+    """
+    parents = {name: artifacts[name].digest for name in read_by(config, start)}
+    with open_stage(out, stage, config, parents, seed) as work, threads(config.threads):
+        reasoner = _reasoner(artifacts, start)
+        anchor = _reasoner(artifacts, start).model if config.kl else None
+        try_lists(stage, config, config.recipe(), reasoner, artifacts, work, anchor=anchor)
+    return Artifact.load(out, stage)
+
+
+def try_lists(
+    stage: str,
+    config: TryingConfig,
+    recipe: Recipe,
+    reasoner: Reasoner,
+    artifacts: Mapping[str, Artifact],
+    work: Workspace,
+    *,
+    anchor: PreTrainedModel | None = None,
+) -> None:
+    """Train the reasoner from the workspace's last checkpoint, or as it is, and write all of the stage's files.
+
+    `anchor` is the frozen model that `recipe.kl` is about.
+    """
+    began = time.monotonic()
+    dataset = Dataset.load(artifacts["prepare"].path)
+    codes = artifacts["tokenize"].array("codes.npy")
+    ranked = artifacts[config.lists]
+    lists = _training_lists(config, ranked, work.seed)
+    if config.evaluate_start:
+        rank_splits(config, reasoner, dataset, codes, ranked, work, constrained=config.constrained, label="start")
+    rollouts = ListRollouts(
+        reasoner,
+        list_slates(dataset, codes, lists),
+        lists.label(),
+        PromptConfig.of(config),
+        _asking(config),
+        _worth(config, lists),
+        shuffle=config.shuffle,
+    )
+    history = _train(stage, config, recipe, reasoner, rollouts, work, lists=len(lists), anchor=anchor)
+    reasoner.save(work.path / "model")
+    pq.write_table(_steps_table(history), work.path / STEPS)
+    if (work.checkpoints / "logs").is_dir():
+        shutil.copytree(work.checkpoints / "logs", work.path / "logs")
+    work.metrics |= {"lists": len(lists), **_ends(history), "train_seconds": time.monotonic() - began}
+    rank_splits(config, reasoner, dataset, codes, ranked, work, constrained=config.constrained)
+    work.metrics["total_seconds"] = time.monotonic() - began
+
+
+def _reasoner(artifacts: Mapping[str, Artifact], start: str) -> Reasoner:
+    return Reasoner.load(artifacts[start].file("model"), sids=SidSpec.of(artifacts["tokenize"]))
+
+
+def _train(
+    stage: str,
+    config: TryingConfig,
+    recipe: Recipe,
+    reasoner: Reasoner,
+    rollouts: ListRollouts,
+    work: Workspace,
+    *,
+    lists: int,
+    anchor: PreTrainedModel | None,
+) -> list[dict[str, float]]:
+    """The figures of each step."""
+    guard = CopyGuard(config.copy_limit, config.copy_patience)
+
+    def watch(outcomes: Sequence[Any], before: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        figures = monitor(outcomes)
+        guard.check(figures, before)
+        return figures
+
+    weights: torch.nn.Module = reasoner.model
+    dtype = reasoner.model.dtype
+    # Steps of a low rate are lost in bfloat16.
+    weights.to(dtype=torch.float32)
+    cpu = not torch.cuda.is_available()
+    seed = work.seed & 0xFFFF_FFFF
+    trainer = DapoTrainer(
+        reasoner.model,
+        reasoner.tokenizer,
+        arguments(recipe, work.checkpoints, seed=seed, cpu=cpu, bfloat16=_bfloat16(config.precision, cpu=cpu)),
+        recipe,
+        stage=stage,
+        tasks=lists,
+        draw=rollouts,
+        watch=watch,
+        anchor=anchor,
+    )
+    trainer.fit(stage)
+    weights.to(dtype=dtype).eval()
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def _training_lists(config: TryingConfig, artifact: Artifact, seed: int) -> CandidateLists:
+    lists = CandidateLists.load(artifact.file("train.parquet"))
+    held = lists.top(config.list_size).with_target() if lists.width else lists
+    if not len(held) or not lists.width:
+        raise DataError(
+            f"none of {len(lists)} training lists has its target among its top {config.list_size}: nothing to learn",
+            path=artifact.path / "train.parquet",
+        )
+    if not 0 < config.limit < len(held):
+        return held
+    return held.take(np.sort(np.random.default_rng(seed).permutation(len(held))[: config.limit]))
+
+
+def _asking(config: TryingConfig) -> Answering:
+    if config.answer_batch < config.samples:
+        raise ConfigError(f"answer_batch {config.answer_batch} must be at least samples, {config.samples}")
+    return Answering(
+        constrained=config.constrained,
+        reasoning=config.reasoning,
+        max_reasoning=config.max_reasoning,
+        batch=config.answer_batch,
+        temperature=config.temperature,
+        samples=config.samples,
+    )
+
+
+def _worth(config: TryingConfig, lists: CandidateLists) -> Worth:
+    weights = balance_weights(lists.label(), lists.width) if config.balance else None
+    named = reward(config.reward, config.format_bonus)
+    return Worth(named, weights, config.overlong_tokens, config.overlong_penalty)
+
+
+def _bfloat16(precision: str, *, cpu: bool) -> bool:
+    if precision != "auto":
+        return precision == "bfloat16"
+    return fast_logits_dtype() == torch.bfloat16 if cpu else torch.cuda.is_bf16_supported()
+
+
+def _steps_table(history: Sequence[Mapping[str, float]]) -> pa.Table:
+    """A row for each step of the optimiser; figures of answers are null in steps that draw none."""
+    names = sorted({name for entry in history for name in entry} - {"step", "epoch"})
+    columns = {name: pa.array([entry.get(name) for entry in history], pa.float64()) for name in names}
+    return pa.table({"step": pa.array([int(entry["step"]) for entry in history], pa.int64()), **columns})
+
+
+def _ends(history: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Mean figures of the first and the last steps."""
+    drawn = [entry for entry in history if "valid" in entry]
+    count = max(1, round(ENDS * len(drawn)))
+    names = sorted({name for entry in drawn for name in entry} - {"step", "epoch"})
+
+    def means(entries: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        values = {name: [entry[name] for entry in entries if entry.get(name) is not None] for name in names}
+        return {name: float(np.mean(found)) for name, found in values.items() if found}
+
+    return {"steps": len(drawn), "first_steps": means(drawn[:count]), "last_steps": means(drawn[-count:])}

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from gr2.artifact import Artifact, open_stage
+from gr2.config import build
+from gr2.data.candidates import CandidateLists
+from gr2.errors import ConfigError, DataError, Gr2Error
+from gr2.models.reasoner import Reasoner, SidSpec, from_scratch
+from gr2.training import bypass, rl
+from gr2.training.bypass import BypassConfig
+from gr2.training.rl import RlConfig
+
+TINY = RlConfig(
+    start="midtrain", reasoning=False, knowledge=False, max_history=4, title_words=1, steps=3, groups=2, samples=4,
+    batch=8, answer_batch=8, redraws=1, learning_rate=1e-2, precision="float32", validation_lists=0, test_lists=12,
+    checkpoint_seconds=0.0, threads=1, list_size=5,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def parents(tiny_parents: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+    """The artefacts of conftest, and a `midtrain` whose model knows nothing."""
+    folder = tmp_path_factory.mktemp("rl") / "midtrain"
+    sids = SidSpec.of(tiny_parents["tokenize"])
+    with open_stage(folder, "midtrain", TINY, {}, 0) as work:
+        from_scratch("tiny", ["History, oldest first: Candidates: rank"], sids, vocabulary=320, seed=1).save(
+            work.path / "model"
+        )
+        for split in ("train", "val", "test"):
+            CandidateLists.load(tiny_parents["prerank"].file(f"{split}.parquet")).save(work.path / f"{split}.parquet")
+    return {**tiny_parents, "midtrain": Artifact.load(folder, "midtrain")}
+
+
+def weights(artifact: Artifact) -> dict[str, torch.Tensor]:
+    return Reasoner.load(artifact.file("model")).model.state_dict()
+
+
+def test_the_artefact_holds_a_model_and_the_figures_of_every_step(parents: dict[str, Artifact], tmp_path: Path) -> None:
+    made = rl.run(replace(TINY, tracker="tensorboard"), parents, tmp_path / "rl", 3)
+    assert [path for path in made.files if path.startswith("logs/") and "tfevents" in path]
+    steps = pq.read_table(made.file("steps.parquet"))
+    assert steps["step"].to_pylist() == [1, 2, 3]
+    for name in ("reward", "valid", "copies/near", "first/from_1", "target/at_5", "rollouts/drawn", "entropy", "loss"):
+        assert np.isfinite(np.array(steps[name].to_pylist())).all(), name
+    assert steps["valid"].to_pylist() == [1.0] * 3
+    ranks = pq.read_table(made.file("ranks.parquet"))
+    assert len(ranks) == 12
+    assert made.metrics["test"]["valid"] == 1.0
+    assert made.metrics["steps"] == 3
+    assert made.metrics["last_steps"]["reward"] == steps["reward"].to_pylist()[-1]
+    before, after = weights(parents["midtrain"]), weights(made)
+    assert any(not torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_reasoning_is_learnt_from_too_and_its_length_is_penalised(parents: dict[str, Artifact], tmp_path: Path) -> None:
+    config = replace(
+        TINY, reasoning=True, max_reasoning=6, overlong_tokens=6, overlong_penalty=5.0, steps=1, test_lists=0
+    )
+    made = rl.run(config, parents, tmp_path / "rl", 3)
+    (step,) = pq.read_table(made.file("steps.parquet")).to_pylist()
+    # A model that knows nothing does not come to an end before it must.
+    assert step["reward"] < -3.0
+    assert step["rollouts/tokens"] > 40
+    assert "test" not in made.metrics
+
+
+def test_kill_in_the_middle_changes_nothing(parents: dict[str, Artifact], tmp_path: Path) -> None:
+    config = replace(TINY, steps=6, test_lists=3)
+    whole = rl.run(config, parents, tmp_path / "whole", 5)
+    script = tmp_path / "work.py"
+    paths = {name: str(artifact.path) for name, artifact in parents.items()}
+    script.write_text(
+        "import importlib.util, pathlib, sys\n"
+        f"spec = importlib.util.spec_from_file_location('cases', {__file__!r})\n"
+        "cases = importlib.util.module_from_spec(spec); sys.modules['cases'] = cases; spec.loader.exec_module(cases)\n"
+        f"parents = {{name: cases.Artifact.load(path, name) for name, path in {paths!r}.items()}}\n"
+        "config = cases.replace(cases.TINY, steps=6, test_lists=3)\n"
+        f"cases.rl.run(config, parents, pathlib.Path({str(tmp_path / 'cut')!r}), 5)\n"
+    )
+    process = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL)
+    checkpoints = tmp_path / "cut.partial" / "checkpoints"
+    deadline = time.monotonic() + 240
+    while not (checkpoints / "checkpoint-2").exists() and not (checkpoints / "checkpoint-3").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "cut").exists()
+    resumed = rl.run(config, parents, tmp_path / "cut", 5)
+    expected, found = weights(whole), weights(resumed)
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+    tables = [pq.read_table(made.file("steps.parquet")) for made in (whole, resumed)]
+    names = [name for name in tables[0].column_names if "time" not in name]
+    assert tables[0].select(names).equals(tables[1].select(names))
+    assert pq.read_table(whole.file("ranks.parquet")).equals(pq.read_table(resumed.file("ranks.parquet")))
+
+
+def test_the_second_pass_ranks_without_reasoning_and_says_what_it_began_with(
+    parents: dict[str, Artifact], tmp_path: Path
+) -> None:
+    first = rl.run(replace(TINY, steps=1, test_lists=0), parents, tmp_path / "rl", 3)
+    names = {"midtrain": parents["midtrain"], "rl": first}
+    config = BypassConfig(
+        **{name: getattr(TINY, name) for name in vars(TINY) if name not in ("start", "evaluate_start")}
+    )
+    made = bypass.run(config, {**parents, **names}, tmp_path / "bypass", 3)
+    assert made.parents["rl"] == first.digest
+    assert len(pq.read_table(made.file("start-ranks.parquet"))) == 12
+    assert made.metrics["start"]["test"]["valid"] == made.metrics["test"]["valid"] == 1.0
+    with pytest.raises(ConfigError, match="reasoning must be false"):
+        build(BypassConfig, {"reasoning": True}, "bypass")
+
+
+def test_a_run_that_copies_is_ended(parents: dict[str, Artifact], tmp_path: Path) -> None:
+    config = replace(TINY, copy_limit=1e-9, copy_patience=1, temperature=0.01, list_size=2, steps=4, redraws=0)
+    with pytest.raises(Gr2Error, match="the policy copies: over the last 1 steps"):
+        rl.run(config, parents, tmp_path / "rl", 3)
+
+
+def test_divergence_from_the_start_is_held_down(parents: dict[str, Artifact], tmp_path: Path) -> None:
+    config = replace(TINY, steps=4, kl=5.0, test_lists=0)
+    held = pq.read_table(rl.run(config, parents, tmp_path / "held", 3).file("steps.parquet"))
+    assert held["divergence"].to_pylist()[0] == pytest.approx(0.0, abs=1e-5)
+    # Every list teaches: none is dropped.
+    assert held["rollouts/drawn"].to_pylist() == [1.0] * 4
+
+
+def test_lists_without_their_target_are_nothing_to_learn_from(parents: dict[str, Artifact], tmp_path: Path) -> None:
+    folder = tmp_path / "midtrain"
+    lists = CandidateLists.load(parents["midtrain"].file("train.parquet"))
+    with open_stage(folder, "midtrain", TINY, {}, 0) as work:
+        Reasoner.load(parents["midtrain"].file("model")).save(work.path / "model")
+        lists.take(lists.label() >= 5).save(work.path / "train.parquet")
+    with pytest.raises(DataError, match=r"none of .* training lists has its target among its top 5"):
+        rl.run(TINY, {**parents, "midtrain": Artifact.load(folder, "midtrain")}, tmp_path / "rl", 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"samples": 1}, "samples must be at least 2"),
+        ({"temperature": 0.0}, "temperature must be positive"),
+        ({"copy_limit": 0.0}, "copy_limit must be in"),
+        ({"balance": True}, "the prompt must not tell it"),
+        ({"balance": True, "shuffle": True, "incoming_rank": True}, "the prompt must not tell it"),
+        ({"reward": "defualt"}, "must be one of 'default', 'conditional'"),
+        ({"kl": -0.1}, "kl must not be negative"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(change: dict[str, object], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        build(RlConfig, change, "rl")
