@@ -41,7 +41,7 @@ class Recipe:
     ranking_weight: float
     epochs: int
     batch: int
-    accumulation: int
+    accumulate: int
     learning_rate: float
     weight_decay: float
     warmup: float
@@ -150,7 +150,7 @@ def weighted_trainer(
         output_dir=str(checkpoints),
         num_train_epochs=1,
         per_device_train_batch_size=1,
-        gradient_accumulation_steps=recipe.accumulation,
+        gradient_accumulation_steps=recipe.accumulate,
         train_sampling_strategy="sequential",
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
@@ -159,10 +159,10 @@ def weighted_trainer(
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.clip,
         lr_scheduler_type="cosine",
-        warmup_steps=round(recipe.warmup * len(steps) / recipe.accumulation),
+        warmup_steps=round(recipe.warmup * len(steps) / recipe.accumulate),
         bf16=bfloat16,
-        use_cpu=model.device.type == "cpu",
-        dataloader_pin_memory=model.device.type != "cpu",
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
         activation_checkpointing=recipe.activation_checkpointing,
         save_strategy="no",
         logging_steps=10,

@@ -25,7 +25,7 @@ RECIPE = Recipe(
     ranking_weight=1.0,
     epochs=2,
     batch=8,
-    accumulation=1,
+    accumulate=1,
     learning_rate=1e-2,
     weight_decay=0.0,
     warmup=0.1,
@@ -125,7 +125,7 @@ def test_a_step_is_the_same_however_it_is_divided(tmp_path: Path) -> None:
     trained = []
     for number, (size, accumulation) in enumerate([(8, 1), (2, 4)]):
         net = model()
-        recipe = replace(RECIPE, epochs=1, batch=size, accumulation=accumulation, warmup=0.0, clip=1e9)
+        recipe = replace(RECIPE, epochs=1, batch=size, accumulate=accumulation, warmup=0.0, clip=1e9)
         trainer = weighted_trainer(net, tokenizer(), batch, recipe, seed=0, checkpoints=tmp_path / str(number))
         # The same eight examples in each step, in one batch or in four.
         rows = [list(range(first, first + size)) for first in range(0, 16, size)]

@@ -1,0 +1,246 @@
+"""The stage `sft`: the mid-trained model learns to re-rank from traces, by supervised fine-tuning.
+
+The loss covers the assistant's tokens alone, and weighs reasoning and ranking apart (`weighted`). Afterwards the model
+answers for validation and test lists, and its rankings are compared with the incoming order.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from peft import PeftModel
+
+from gr2.artifact import Artifact, Workspace, open_stage
+from gr2.config import INCIDENTAL
+from gr2.data.candidates import CandidateLists
+from gr2.data.dataset import Dataset
+from gr2.errors import DataError
+from gr2.models.answer_grammar import AnswerGrammar
+from gr2.models.linear_cross_entropy import fast_logits_dtype
+from gr2.models.reasoner import Reasoner, SidSpec
+from gr2.prompts.render import PromptConfig
+from gr2.training.dropout import dropout
+from gr2.training.optimisation import threads
+from gr2.training.reranking import evaluate_reasoner
+from gr2.training.resumable import epoch_means
+from gr2.training.trace_examples import TraceExamples
+from gr2.training.trace_table import Trace, load_traces
+from gr2.training.weighted import Example, Recipe, weighted_trainer
+
+__all__ = ["SftConfig", "inputs", "run"]
+
+RANKS = {"val": "ranks-val.parquet", "test": "ranks.parquet"}
+
+
+@dataclass(frozen=True)
+class SftConfig(PromptConfig):
+    """The prompts (see `PromptConfig`), the training, and the evaluation.
+
+    Attributes:
+        reasoning_weight: of a token of the explanation in the loss.
+        ranking_weight: of a token of the ranking; only the ratio of both matters.
+        limit: traces to learn from, drawn with the seed; 0 is all.
+        epochs: passes over the traces.
+        batch: traces of one batch.
+        accumulate: batches a step and process.
+        learning_rate: of AdamW, at its peak.
+        weight_decay: of AdamW, on matrices.
+        warmup: share of the steps in which the learning rate rises.
+        clip: largest norm of a gradient.
+        dropout: on embeddings and block outputs.
+        lora_rank: of the adapters; 0 trains all weights.
+        precision: of matrix products; `auto` is bfloat16 where the device multiplies it in hardware.
+        activation_checkpointing: compute activations twice instead of storing them.
+        checkpoint_seconds: time between two checkpoints.
+        tracker: `none`, or where losses go besides the screen: `tensorboard` and whatever else transformers knows.
+        lists: the stage whose validation and test lists are re-ranked, `midtrain` or `prerank`.
+        list_size: candidates a list, the first ones.
+        validation_lists: how many validation lists are re-ranked, drawn with the seed; 0 is none, -1 all.
+        test_lists: as `validation_lists`, for the test lists.
+        max_reasoning: tokens of an explanation.
+        answer_batch: lists that are answered at once.
+        threads: of torch; 0 leaves torch's own choice.
+    """
+
+    reasoning_weight: float = 0.3
+    ranking_weight: float = 1.0
+    limit: int = 0
+    epochs: int = 3
+    batch: int = 16
+    accumulate: int = 1
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    warmup: float = 0.05
+    clip: float = 1.0
+    dropout: float = 0.0
+    lora_rank: int = 0
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    activation_checkpointing: bool = False
+    checkpoint_seconds: float = field(default=60.0, metadata=INCIDENTAL)
+    tracker: str = field(default="none", metadata=INCIDENTAL)
+    lists: Literal["midtrain", "prerank"] = "midtrain"
+    list_size: int = 10
+    validation_lists: int = 500
+    test_lists: int = -1
+    max_reasoning: int = 200
+    answer_batch: int = 32
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("epochs", "batch", "accumulate", "max_reasoning", "answer_batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in (
+            "reasoning_weight", "ranking_weight", "limit", "weight_decay", "lora_rank", "checkpoint_seconds", "threads",
+        ):  # fmt: skip
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("validation_lists", "test_lists"):
+            if getattr(self, name) < -1:
+                raise ValueError(f"{name} must be -1 for all, 0 for none, or a number, got {getattr(self, name)}")
+        for name in ("learning_rate", "clip"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("dropout", "warmup"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if self.list_size < 2:
+            raise ValueError(f"list_size must be at least 2, got {self.list_size}")
+        if self.ranking_weight == 0 and (self.reasoning_weight == 0 or not self.reasoning):
+            raise ValueError("ranking_weight 0 leaves nothing to learn, since there is no reasoning with a weight")
+
+    def recipe(self) -> Recipe:
+        """What `weighted_trainer` needs to know."""
+        return Recipe(**{each.name: getattr(self, each.name) for each in fields(Recipe)})
+
+
+def inputs(config: SftConfig) -> tuple[str, ...]:
+    """The stages whose artefacts are read."""
+    return ("prepare", "tokenize", "midtrain", "traces", *(["prerank"] if config.lists == "prerank" else []))
+
+
+def run(config: SftConfig, artifacts: Mapping[str, Artifact], out: Path, seed: int) -> Artifact:
+    """Write `model/` (see `Reasoner`), `ranks.parquet` of the test lists and `ranks-val.parquet` (see
+    `evaluate_reasoner`), and what a tracker kept to `logs/`.
+
+    Raises DataError if there are no traces, Gr2Error if the training diverges.
+    """
+    parents = {name: artifacts[name].digest for name in inputs(config)}
+    with open_stage(out, "sft", config, parents, seed) as work, threads(config.threads):
+        began = time.monotonic()
+        entropy = seed & 0xFFFF_FFFF
+        dataset = Dataset.load(artifacts["prepare"].path)
+        codes = artifacts["tokenize"].array("codes.npy")
+        traces = _traces(config, artifacts["traces"], entropy)
+        reasoner = Reasoner.load(artifacts["midtrain"].file("model"), sids=SidSpec.of(artifacts["tokenize"]))
+        encode = TraceExamples(reasoner, AnswerGrammar(reasoner), dataset, codes, PromptConfig.of(config))
+        examples, dropped = encode(traces)
+        work.metrics |= _example_metrics(examples) | {"history_dropped": dropped}
+        work.metrics |= fine_tune(config, reasoner, examples, seed=entropy, checkpoints=work.checkpoints)
+        reasoner.save(work.path / "model")
+        if (work.checkpoints / "logs").is_dir():
+            shutil.copytree(work.checkpoints / "logs", work.path / "logs")
+        _evaluate(config, reasoner, dataset, codes, artifacts[config.lists], work)
+        work.metrics["total_seconds"] = time.monotonic() - began
+    return Artifact.load(out, "sft")
+
+
+def fine_tune(
+    config: SftConfig, reasoner: Reasoner, examples: Sequence[Example], *, seed: int, checkpoints: Path
+) -> dict[str, Any]:
+    """Train the reasoner in place, from the last checkpoint where there is one; the losses and the seconds it took."""
+    began = time.monotonic()
+    model: torch.nn.Module = reasoner.model
+    dtype = reasoner.model.dtype
+    # Steps of a low rate are lost in bfloat16; weights that adapters leave as they are lose nothing.
+    model.to(dtype=dtype if config.lora_rank else torch.float32)
+    with dropout(reasoner.model, config.dropout):
+        trainer = weighted_trainer(
+            reasoner.model,
+            reasoner.tokenizer,
+            examples,
+            config.recipe(),
+            seed=seed,
+            checkpoints=checkpoints,
+            bfloat16=_bfloat16(config.precision),
+        )
+        trainer.fit("sft")
+    if isinstance(trainer.model, PeftModel):
+        trainer.model.merge_and_unload()
+    model.to(dtype=dtype).requires_grad_(True).eval()
+    return {
+        "losses": epoch_means(trainer.history, config.epochs),
+        "steps": len(trainer.history),
+        "train_seconds": time.monotonic() - began,
+    }
+
+
+def _bfloat16(precision: str) -> bool:
+    if precision != "auto":
+        return precision == "bfloat16"
+    return torch.cuda.is_bf16_supported() if torch.cuda.is_available() else fast_logits_dtype() == torch.bfloat16
+
+
+def _traces(config: SftConfig, artifact: Artifact, seed: int) -> list[Trace]:
+    """The traces to learn from, in the order of the file."""
+    traces = load_traces(artifact.file("traces.parquet"))
+    if not traces:
+        raise DataError("the teacher got no list right, so there is nothing to learn", path=artifact.path)
+    if config.reasoning and not any(trace.explanation for trace in traces):
+        raise DataError(
+            "the traces have no explanations, while [sft] reasoning asks for them; set it to false, or run traces with "
+            "reasoning = true",
+            path=artifact.path,
+        )
+    if not 0 < config.limit < len(traces):
+        return traces
+    rows = np.sort(np.random.default_rng(seed).permutation(len(traces))[: config.limit])
+    return [traces[row] for row in rows.tolist()]
+
+
+def _example_metrics(examples: Sequence[Example]) -> dict[str, Any]:
+    counts = np.sum([np.bincount(each.parts, minlength=3) for each in examples], axis=0)
+    names = ("prompt_tokens", "reasoning_tokens", "ranking_tokens")
+    longest = max(len(each.ids) for each in examples)
+    return {"traces": len(examples), **dict(zip(names, counts.tolist(), strict=True)), "longest": longest}
+
+
+def _evaluate(
+    config: SftConfig,
+    reasoner: Reasoner,
+    dataset: Dataset,
+    codes: NDArray[np.uint16],
+    artifact: Artifact,
+    work: Workspace,
+) -> None:
+    """Compare with the incoming order of each split that is asked for and has a list with its target."""
+    for split, count in (("val", config.validation_lists), ("test", config.test_lists)):
+        lists = CandidateLists.load(artifact.file(f"{split}.parquet"))
+        if not count or not len(lists.top(config.list_size).with_target()):
+            continue
+        began = time.monotonic()
+        metrics, answers = evaluate_reasoner(
+            reasoner,
+            dataset,
+            codes,
+            lists,
+            PromptConfig.of(config),
+            slate=config.list_size,
+            limit=max(0, count),
+            max_reasoning=config.max_reasoning,
+            batch=config.answer_batch,
+            seed=work.seed & 0xFFFF_FFFF,
+            checkpoint=work.checkpoints / f"{split}-answers.jsonl",
+        )
+        pq.write_table(answers, work.path / RANKS[split])
+        work.metrics[split] = metrics | {"answer_seconds": time.monotonic() - began}

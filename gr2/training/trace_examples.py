@@ -1,0 +1,66 @@
+"""Traces as token sequences, so written as a reasoner is made to write: fixed text, explanation and ranking apart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gr2.data.dataset import Dataset
+from gr2.models.answer_grammar import AnswerGrammar
+from gr2.models.reasoner import Reasoner
+from gr2.prompts.render import Prompt, PromptConfig, render, slate_of
+from gr2.prompts.semantic_id import END
+from gr2.training.trace_table import Trace
+from gr2.training.weighted import PROMPT, RANKING, REASONING, Example
+
+__all__ = ["TraceExamples"]
+
+
+@dataclass(frozen=True, eq=False)
+class TraceExamples:
+    """What turns traces into examples for one reasoner. `codes` (N, L) are the catalogue's."""
+
+    reasoner: Reasoner
+    grammar: AnswerGrammar
+    dataset: Dataset
+    codes: NDArray[np.uint16]
+    config: PromptConfig
+
+    def __call__(self, traces: Sequence[Trace]) -> tuple[list[Example], int]:
+        """An example a trace, and the events that did not fit into the prompts' budget."""
+        made, dropped = [], 0
+        for trace in traces:
+            history = self.dataset.history(trace.user, trace.position).tolist()
+            slate = slate_of(self.dataset.catalog, self.codes, history, trace.candidates)
+            prompt = render(slate, self.config, lambda messages: len(self.reasoner.encode_chat(messages)))
+            made.append(self.example(prompt, trace))
+            dropped += min(len(history), self.config.max_history) - prompt.kept
+        return made, dropped
+
+    def example(self, prompt: Prompt, trace: Trace) -> Example:
+        """The prompt's tokens, then the answer's; without `config.reasoning` the answer is the ranking alone."""
+        ids = self.reasoner.encode_chat(prompt.messages)
+        ranking = [trace.candidates[place] for place in trace.ranking]
+        reasoning, recommended = self._reasoning(trace.explanation), self._ranking(ranking)
+        parts = np.repeat([PROMPT, REASONING, RANKING], [len(ids), len(reasoning), len(recommended)])
+        return Example(np.array([*ids, *reasoning, *recommended], dtype=np.int64), parts.astype(np.int8))
+
+    def _reasoning(self, explanation: str) -> list[int]:
+        """The tokens up to the last of the explanation."""
+        if not self.config.reasoning:
+            return []
+        text = json.dumps(explanation, ensure_ascii=False)[1:-1]
+        # Behind a token of its own, no tokenizer adds the space that some put before a text.
+        return [*self.grammar.opening, *self.reasoner.encode(END + text)[1:]]
+
+    def _ranking(self, items: Sequence[int]) -> list[int]:
+        """The tokens from the bridge to the end of the turn."""
+        vocabulary = self.grammar.vocabulary
+        ids = list(self.grammar.bridge[0] if self.config.reasoning else self.grammar.ranking_opening)
+        for number, tokens in enumerate(self.reasoner.item_tokens(self.codes[list(items)]).tolist()):
+            ids += [*(vocabulary.separator if number else ()), *tokens]
+        return [*ids, *vocabulary.close, vocabulary.eos]
