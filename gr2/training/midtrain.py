@@ -14,9 +14,9 @@ import shutil
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,12 +30,12 @@ from gr2.models.code_rows import start_from_centroids
 from gr2.models.linear_cross_entropy import fast_logits_dtype
 from gr2.models.pretrained import load_pretrained
 from gr2.models.reasoner import RECORD, Reasoner, SidSpec, extend, from_scratch
-from gr2.models.scratch import Size
 from gr2.training.attention import fast_attention
 from gr2.training.causal import CausalTrainer, Recipe
 from gr2.training.causal_loss import CausalLoss
 from gr2.training.dropout import dropout
 from gr2.training.lora import adapters, only_new_rows
+from gr2.training.midtrain_settings import MidtrainConfig
 from gr2.training.midtrain_tasks import TASKS, sequential_rows, task_texts, text_rows, tokenizer_texts
 from gr2.training.mix import Mix
 from gr2.training.next_item import NextItem, list_metrics
@@ -47,95 +47,6 @@ __all__ = ["INPUTS", "MidtrainConfig", "follow", "leave", "positions", "run", "s
 INPUTS = ("prepare", "tokenize")
 # What the first process tells the others.
 LEAVE, TRAIN = 0, 1
-
-
-@dataclass(frozen=True)
-class MidtrainConfig:
-    """The model, the tasks, the training, and the lists.
-
-    Attributes:
-        model: a folder with a Hugging Face causal language model; "" for one from scratch.
-        from_scratch: size of a model from scratch: `tiny`, `small` or `base`.
-        vocabulary: most tokens of a model from scratch, semantic IDs included.
-        holdout: training events at each user's end that mid-training does not see.
-        max_history: events that the model sees, the most recent ones.
-        max_tokens: of a row of text.
-        sequential: share of the users' sequences that an epoch learns, as semantic IDs; above 1 some come again.
-        caption: share of the items' descriptions, from and to their IDs.
-        persona: share of the users' tastes and titled histories.
-        general: share of the lines of `corpus`.
-        corpus: text files, general text a line.
-        warmup_epochs: passes in which a given model's new rows train alone.
-        warmup_learning_rate: of these passes.
-        epochs: passes in which all of it trains.
-        lora_rank: of the adapters; 0 trains all weights. Ignored from scratch.
-        dropout: on embeddings and block outputs.
-        batch_tokens: tokens of one batch, with padding.
-        accumulate: batches a step and process.
-        learning_rate: of AdamW, at its peak.
-        weight_decay: of AdamW, on matrices and embeddings.
-        warmup: share of the steps in which the learning rate rises.
-        clip: largest norm of a gradient.
-        precision: of matrix products; `auto` is bfloat16 where the device multiplies it in hardware.
-        checkpoint_seconds: time between two checkpoints.
-        list_size: candidates a list.
-        beams: of the search for them, at least `list_size`.
-        evaluate: rank the validation and test splits; without it, only the training lists are made.
-        tracker: `none`, or where losses go besides the screen: `tensorboard` and whatever else accelerate knows.
-        threads: of torch; 0 leaves torch's own choice.
-    """
-
-    model: str = ""
-    from_scratch: Size = "small"
-    vocabulary: int = 4096
-    holdout: int = 1
-    max_history: int = 50
-    max_tokens: int = 512
-    sequential: float = 1.0
-    caption: float = 0.1
-    persona: float = 0.02
-    general: float = 1.0
-    corpus: tuple[str, ...] = ()
-    warmup_epochs: int = 1
-    warmup_learning_rate: float = 1e-3
-    epochs: int = 12
-    lora_rank: int = 0
-    dropout: float = 0.1
-    batch_tokens: int = 4096
-    accumulate: int = 1
-    learning_rate: float = 3e-3
-    weight_decay: float = 0.1
-    warmup: float = 0.05
-    clip: float = 1.0
-    precision: Literal["auto", "bfloat16", "float32"] = "auto"
-    checkpoint_seconds: float = 60.0
-    list_size: int = 10
-    beams: int = 20
-    evaluate: bool = True
-    tracker: str = "none"
-    threads: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("vocabulary", "max_history", "max_tokens", "batch_tokens", "accumulate", "list_size", "beams"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("holdout", *TASKS, "warmup_epochs", "epochs", "lora_rank", "weight_decay", "threads"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name in ("learning_rate", "warmup_learning_rate", "clip"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("dropout", "warmup"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-        if self.beams < self.list_size:
-            raise ValueError(f"beams must be at least list_size, {self.list_size}, got {self.beams}")
-        if self.checkpoint_seconds < 0:
-            raise ValueError(f"checkpoint_seconds must not be negative, got {self.checkpoint_seconds}")
-
-    def recipe(self) -> Recipe:
-        """What `CausalTrainer` needs to know."""
-        return Recipe(**{field.name: getattr(self, field.name) for field in fields(Recipe)})
 
 
 def sources(config: MidtrainConfig) -> dict[str, Path]:
