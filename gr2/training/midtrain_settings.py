@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Literal
 
-from gr2.config import INCIDENTAL
 from gr2.models.scratch import Size
 from gr2.training.causal import Recipe
 from gr2.training.midtrain_tasks import TASKS
@@ -62,22 +61,22 @@ class MidtrainConfig:
     corpus: tuple[str, ...] = ()
     warmup_epochs: int = 1
     warmup_learning_rate: float = 1e-3
-    epochs: int = 18
+    epochs: int = 12
     lora_rank: int = 0
-    dropout: float = 0.1
+    dropout: float = 0.2
     batch_tokens: int = 4096
     accumulate: int = 1
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     weight_decay: float = 0.1
     warmup: float = 0.05
     clip: float = 1.0
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
-    checkpoint_seconds: float = field(default=60.0, metadata=INCIDENTAL)
+    checkpoint_seconds: float = 60.0
     list_size: int = 10
     beams: int = 20
     evaluate: bool = True
     tracker: str = "none"
-    threads: int = field(default=0, metadata=INCIDENTAL)
+    threads: int = 0
 
     def __post_init__(self) -> None:
         for name in ("vocabulary", "max_history", "max_tokens", "batch_tokens", "accumulate", "list_size", "beams"):

@@ -188,10 +188,15 @@ def test_a_stage_killed_in_training_ends_with_the_same_files(shop, tmp_path):
     assert Artifact.load(out / "midtrain").files == Artifact.load(finished / "midtrain").files
 
 
-def test_two_processes_make_one_artefact_and_agree(shop, tmp_path):
+DATA_PARALLEL = ["--multi_gpu"]
+SHARDED = ["--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
+
+
+@pytest.mark.parametrize("kind", [DATA_PARALLEL, SHARDED], ids=["data parallel", "sharded"])
+def test_two_processes_make_one_artefact_and_agree(shop, tmp_path, kind):
     config, finished = shop
     out = beside(finished, tmp_path / "two")
-    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    launcher = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1", *kind]
     launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     launched = [*command(config, out, *launcher), "--set", "midtrain.batch_tokens=256"]
@@ -202,6 +207,7 @@ def test_two_processes_make_one_artefact_and_agree(shop, tmp_path):
     assert artifact.metrics["training"]["losses"] == pytest.approx(alone.metrics["training"]["losses"], rel=0.05)
     one, other = (CandidateLists.load(each.file("test.parquet")) for each in (artifact, alone))
     assert np.array_equal(one.user, other.user)
+    Reasoner.load(artifact.path / "model")
     again = subprocess.run(launched, check=True, capture_output=True, text=True, env=environment)
     assert "midtrain: up to date" in again.stderr
 
