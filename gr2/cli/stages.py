@@ -21,6 +21,7 @@ ABOUT = {
     "prepare": "Read items and interactions, keep the k-core, and order every user's events.",
     "prerank": "Train the pre-ranker, or import another's lists, and write the candidate lists.",
     "sft": "Fine-tune the mid-trained model on traces, and re-rank the test lists with it.",
+    "opd": "Let a teacher judge every token of a reasoner's own answers (on-policy distillation).",
     "rl": "Let a reasoner learn to re-rank by trying, with rewards that can be verified.",
     "bypass": "Let it learn to rank without reasoning first.",
     "distill": "Train the student that re-orders a slate.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 import torch
 from transformers import PreTrainedModel
 
-from gr2.artifact import Artifact, Workspace, open_stage
+from gr2.artifact import Artifact, Workspace, file_digest, open_stage
 from gr2.data.candidates import CandidateLists
 from gr2.data.dataset import Dataset
 from gr2.errors import ConfigError, DataError
@@ -31,7 +32,7 @@ from gr2.training.rewards import balance_weights, reward
 from gr2.training.split_ranks import rank_splits
 from gr2.training.trying_settings import TryingConfig
 
-__all__ = ["STEPS", "learn", "read_by", "try_lists"]
+__all__ = ["STEPS", "Teacher", "learn", "read_by", "try_lists"]
 
 STEPS = "steps.parquet"
 # Figures of the training's start and end are means over this share of its steps.
@@ -43,21 +44,50 @@ def read_by(config: TryingConfig, start: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(("prepare", "tokenize", config.lists, start)))
 
 
+@dataclass(frozen=True)
+class Teacher:
+    """A frozen reasoner in a folder outside of the run, and that folder's files by the names that parents have."""
+
+    folder: Path
+    files: Mapping[str, Path]
+
+    def load(self, student: Reasoner) -> PreTrainedModel:
+        """Its model. Raises ConfigError if it does not speak of the same tokens, ArtifactError if it is no reasoner."""
+        teacher = Reasoner.load(self.folder, sids=student.sids)
+        if teacher.tokenizer.get_vocab() != student.tokenizer.get_vocab():
+            raise ConfigError(
+                f"{self.folder}: the teacher's tokenizer has {len(teacher.tokenizer):,} tokens which are not the "
+                f"{len(student.tokenizer):,} of the student: both must come from one midtrain vocabulary"
+            )
+        return teacher.model
+
+
 def learn(
-    stage: str, config: TryingConfig, artifacts: Mapping[str, Artifact], out: Path, seed: int, *, start: str
+    stage: str,
+    config: TryingConfig,
+    artifacts: Mapping[str, Artifact],
+    out: Path,
+    seed: int,
+    *,
+    start: str,
+    teacher: Teacher | None = None,
 ) -> Artifact:
     """The stage's artefact: the model of the stage `start`, which has learnt by trying.
 
-    It holds `model/` (see `Reasoner`), `steps.parquet` (a row a step, see `monitor`), `ranks.parquet` of the test lists
-    and `ranks-val.parquet` (see `evaluate_reasoner`), of the start, too, where that is asked for, and what a tracker
-    kept in `logs/`. Raises DataError if no training list holds its target, Gr2Error if the training diverges or
-    collapses to copying.
+    Its recipe's divergence is from the teacher or, without one, from the start. It holds `model/` (see `Reasoner`),
+    `steps.parquet` (a row a step, see `monitor`), `ranks.parquet` of the test lists and `ranks-val.parquet` (see
+    `evaluate_reasoner`), of the start, too, where that is asked for, and what a tracker kept in `logs/`. Raises
+    DataError if no training list holds its target, Gr2Error if the training diverges or collapses to copying.
     """
     parents = {name: artifacts[name].digest for name in read_by(config, start)}
+    parents |= {} if teacher is None else {name: file_digest(path) for name, path in teacher.files.items()}
     with open_stage(out, stage, config, parents, seed) as work, threads(config.threads):
+        recipe = config.recipe()
         reasoner = _reasoner(artifacts, start)
-        anchor = _reasoner(artifacts, start).model if config.kl else None
-        try_lists(stage, config, config.recipe(), reasoner, artifacts, work, anchor=anchor)
+        anchor = None
+        if recipe.kl:
+            anchor = _reasoner(artifacts, start).model if teacher is None else teacher.load(reasoner)
+        try_lists(stage, config, recipe, reasoner, artifacts, work, anchor=anchor)
     return Artifact.load(out, stage)
 
 

@@ -74,11 +74,11 @@ def test_scores_are_those_of_the_softmax_over_each_set(
 def test_no_more_logits_are_kept_for_the_way_back_than_stated(
     parts: tuple[nn.Linear, nn.Linear, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    head, _, hidden, _ = parts
+    head, teacher, hidden, other = parts
     monkeypatch.setattr(policy, "LOGITS", 2 * VOCABULARY)
     kept: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: (kept.append(tensor.numel()), tensor)[1], lambda x: x):
-        choice_scores(head, hidden, choices())
+        choice_scores(head, hidden, choices(), anchor=Anchor(teacher, other))
     assert max(kept) <= max(2 * VOCABULARY, head.weight.numel())
 
 

@@ -66,6 +66,22 @@ def chat() -> Any:
     return module
 
 
+@pytest.fixture(scope="session")
+def untrained(tiny_parents: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+    """These artefacts, and that of a `midtrain` whose model knows nothing; its lists are the pre-ranker's."""
+    from gr2.models.reasoner import SidSpec, from_scratch
+
+    folder = tmp_path_factory.mktemp("untrained") / "midtrain"
+    sids = SidSpec.of(tiny_parents["tokenize"])
+    with open_stage(folder, "midtrain", _Codes(), {}, 0) as work:
+        from_scratch("tiny", ["History, oldest first: Candidates: rank"], sids, vocabulary=320, seed=1).save(
+            work.path / "model"
+        )
+        for split in ("train", "val", "test"):
+            CandidateLists.load(tiny_parents["prerank"].file(f"{split}.parquet")).save(work.path / f"{split}.parquet")
+    return {**tiny_parents, "midtrain": Artifact.load(folder, "midtrain")}
+
+
 def _dataset(rng: np.random.Generator) -> Dataset:
     ids: list[int | str] = [1000 + 3 * item for item in range(ITEMS)]
     unknown = [None] * ITEMS

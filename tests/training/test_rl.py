@@ -17,7 +17,7 @@ from gr2.artifact import Artifact, open_stage
 from gr2.config import build
 from gr2.data.candidates import CandidateLists
 from gr2.errors import ConfigError, DataError, Gr2Error
-from gr2.models.reasoner import Reasoner, SidSpec, from_scratch
+from gr2.models.reasoner import Reasoner
 from gr2.training import bypass, rl
 from gr2.training.bypass import BypassConfig
 from gr2.training.rl import RlConfig
@@ -29,18 +29,9 @@ TINY = RlConfig(
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def parents(tiny_parents: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
-    """The artefacts of conftest, and a `midtrain` whose model knows nothing."""
-    folder = tmp_path_factory.mktemp("rl") / "midtrain"
-    sids = SidSpec.of(tiny_parents["tokenize"])
-    with open_stage(folder, "midtrain", TINY, {}, 0) as work:
-        from_scratch("tiny", ["History, oldest first: Candidates: rank"], sids, vocabulary=320, seed=1).save(
-            work.path / "model"
-        )
-        for split in ("train", "val", "test"):
-            CandidateLists.load(tiny_parents["prerank"].file(f"{split}.parquet")).save(work.path / f"{split}.parquet")
-    return {**tiny_parents, "midtrain": Artifact.load(folder, "midtrain")}
+@pytest.fixture
+def parents(untrained: dict[str, Artifact]) -> dict[str, Artifact]:
+    return untrained
 
 
 def weights(artifact: Artifact) -> dict[str, torch.Tensor]:
