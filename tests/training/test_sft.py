@@ -108,14 +108,14 @@ def test_the_same_seed_gives_the_same_artefact_even_after_a_kill(parents: dict[s
     arguments = [sys.executable, "-c", PROGRAM, json.dumps([folders, str(out), asdict(config)])]
     steps = out.with_name("sft.partial") / "checkpoints"
     with subprocess.Popen(arguments, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE) as process:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not list(steps.glob("checkpoint-*")) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.001)
         process.send_signal(signal.SIGKILL)
         _, said = process.communicate()
     assert process.returncode == -signal.SIGKILL, said.decode()
-    [checkpoint] = steps.glob("checkpoint-*")
-    assert int(checkpoint.name.rpartition("-")[2]) < calm.metrics["steps"], "killed too late to say anything"
+    written = [int(path.name.rpartition("-")[2]) for path in steps.glob("checkpoint-*")]
+    assert 0 < max(written) < calm.metrics["steps"], "killed too early or too late to say anything"
     again = run(config, parents, out, 0)
     assert again.digest == calm.digest
     assert again.metrics["losses"] == calm.metrics["losses"]
