@@ -118,10 +118,19 @@ void retrieve(const std::vector<std::uint16_t>& codes, std::size_t levels, std::
 }
 
 void use(Source& source) {
-  const std::size_t count = source.take<std::uint16_t>() % 40, levels = source.take<std::uint8_t>() % 10;
-  const std::uint32_t level_size = source.take<std::uint8_t>() % 20;
+  // A wide node has more than 128 children, whose best ones are found in another way.
+  const bool wide = source.take<std::uint8_t>() % 2 != 0;
+  const std::size_t count = source.take<std::uint16_t>() % (wide ? 400 : 40);
+  const std::size_t levels = source.take<std::uint8_t>() % (wide ? 3 : 10);
+  const std::uint32_t level_size = source.take<std::uint8_t>() % 20 * (wide ? 16 : 1);
   std::vector<std::uint16_t> codes(count * levels);
-  for (std::uint16_t& code : codes) code = source.take<std::uint8_t>() % 21;
+  for (std::uint16_t& code : codes) {
+    if (wide) {
+      code = source.take<std::uint16_t>() % 304;
+    } else {
+      code = source.take<std::uint8_t>() % 21;
+    }
+  }
   std::vector<std::uint8_t> known(count);
   for (std::uint8_t& flag : known) flag = source.take<std::uint8_t>() % 4 != 0;
   const auto trie = std::make_shared<const CandidateTrie>(codes, known, levels, level_size);
@@ -148,8 +157,14 @@ std::vector<Bytes> seeds() {
   std::vector<Bytes> made;
   for (std::uint8_t levels = 1; levels < 5; ++levels) {
     // Codes are below 21 and the level has 19, so that a part of the inputs is refused for its codes and most are not.
-    Bytes bytes = {30, 0, levels, 19};
+    Bytes bytes = {0, 30, 0, levels, 19};
     for (std::size_t i = 0; i < 12000; ++i) bytes.push_back(static_cast<std::uint8_t>(1 + i * 7 % 18));
+    made.push_back(bytes);
+  }
+  // 300 items, more than 128 of them distinct, with codes below the level's 304. Item rows must not be negative.
+  for (std::size_t i = 1; i < 4; ++i) {
+    Bytes bytes = {1, 44, 1, 1, 19};
+    for (std::size_t j = i; j < 12000; ++j) bytes.push_back(static_cast<std::uint8_t>(j * j * 40503 >> 7 & 127));
     made.push_back(bytes);
   }
   return made;
