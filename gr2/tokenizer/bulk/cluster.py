@@ -85,7 +85,7 @@ def ray_pool(workers: int | None = None, *, address: str | None = None, gpu: boo
 
     A cluster of this machine's own is started and, whatever happens, stopped again; in a program that has already
     connected to Ray, that connection is used and kept. Raises ConfigError if there is no such cluster or it lacks what
-    `gpu` asks for, MissingExtraError without Ray.
+    `gpu` asks for, Gr2Error if Ray does not start on this machine, MissingExtraError without Ray.
     """
     try:
         with interrupts_wait():
@@ -114,7 +114,12 @@ def _connect(ray: Any, workers: int | None, address: str | None, folder: str) ->
         if address is None:
             cores = workers or len(os.sched_getaffinity(0))
             options |= {"num_cpus": cores, "object_store_memory": OBJECT_STORE_BYTES, "_temp_dir": folder}
-            ray.init(address="local", include_dashboard=False, **options)
+            try:
+                ray.init(address="local", include_dashboard=False, **options)
+            # Ray knows no better class for a part of it that does not start in time.
+            except Exception as error:
+                reason = str(error).partition("\n")[0]
+                raise Gr2Error(f"Ray cannot be started on this machine: {reason}") from error
             return
         try:
             _reach(address)
