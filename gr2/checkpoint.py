@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,8 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
         return None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    # What is not a checkpoint fails in whatever way the unpickler trips over it.
+    except Exception as error:
         raise ArtifactError(f"{path}: not a checkpoint: {error}; delete it to start again") from error
     if not isinstance(state, dict):
         raise ArtifactError(f"{path}: not a checkpoint: holds a {type(state).__name__}; delete it to start again")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from gr2.config import INCIDENTAL
 from gr2.prompts.render import PromptConfig
 from gr2.training.teachers.endpoint import Endpoint
 
 __all__ = ["TracesConfig"]
+
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def _incidental(default: Any) -> Any:
@@ -84,6 +88,11 @@ class TracesConfig(PromptConfig):
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
         if self.timeout <= 0:
             raise ValueError(f"timeout must be above 0, got {self.timeout}")
+        # Neither message repeats the value, which may hold a key.
+        if self.api_key_env and not VARIABLE.fullmatch(self.api_key_env):
+            raise ValueError("api_key_env must be the name of an environment variable, and not the key itself")
+        if self.base_url and not _is_plain_address(self.base_url):
+            raise ValueError("base_url must be http:// or https://, a host and a path, without user, password or query")
         if self.teacher == "endpoint" and not (self.base_url and self.model):
             raise ValueError("teacher = 'endpoint' needs base_url (http://HOST:PORT/v1) and model (its name there)")
         if self.teacher == "local" and not self.model:
@@ -110,3 +119,14 @@ class TracesConfig(PromptConfig):
             temperature=self.temperature,
             max_tokens=self.max_tokens,
         )
+
+
+def _is_plain_address(address: str) -> bool:
+    """Whether an address is one of HTTP, and holds nothing secret that an artefact would keep."""
+    try:
+        parts = urlsplit(address)
+        parts.port  # noqa: B018
+    except ValueError:
+        return False
+    secret = parts.username is not None or parts.query or parts.fragment
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and not secret

@@ -220,10 +220,11 @@ def _metrics(log: Log, desk: Desk) -> dict[str, Any]:
         "verdicts": {name: verdicts[name] for name in ("accepted", "rejected", "refused", "failed")},
         "reasons": dict(sorted(reasons.items())),
         "retries": sum(each.retries for each in log.values()),
-        "prompt_tokens": sum(each.prompt_tokens or 0 for each in answers),
-        "completion_tokens": sum(each.completion_tokens or 0 for each in answers),
+        # Of all attempts: an answer without content was paid for, too.
+        "prompt_tokens": sum(each.prompt_tokens or 0 for each in log.values()),
+        "completion_tokens": sum(each.completion_tokens or 0 for each in log.values()),
         "answers_without_usage": sum(each.completion_tokens is None for each in answers),
-        "cost": sum(each.cost for each in answers),
+        "cost": sum(each.cost for each in log.values()),
     }
 
 

@@ -189,6 +189,14 @@ def test_a_truncated_answer_is_refused_even_if_it_reads_well(tiny_run: Path, tmp
     assert made.metrics["reasons"] == {"truncated": 3}
 
 
+def test_an_answer_without_content_is_counted_with_its_cost(tiny_run: Path, tmp_path: Path, chat: Any) -> None:
+    with chat.serving(lambda call: chat.completion(None, finish="length", tokens=(1000, 200))) as server:
+        settings = ask_server(server.url, attempts=1, limit=3, price_prompt=2.0, price_completion=10.0)
+        metrics = run(settings, artifacts(tiny_run), tmp_path / "traces", 0).metrics
+    assert (metrics["prompt_tokens"], metrics["completion_tokens"]) == (3000, 600)
+    assert metrics["cost"] == pytest.approx(0.012)
+
+
 def test_the_key_is_in_no_file(tiny_run: Path, tmp_path: Path, chat: Any) -> None:
     with chat.serving(lambda call: chat.completion(f"Authorization: Bearer {KEY}")) as server:
         made = run(ask_server(server.url, limit=3, attempts=1), artifacts(tiny_run), tmp_path / "traces", 0)
@@ -307,11 +315,17 @@ def test_the_pipeline_runs_it_where_it_is_named(tiny_shop: Path, tiny_run: Path,
         ({"sampling": "best"}, "must be one of"),
         ({"max_historie": 3}, "did you mean 'max_history'"),
         ({"budget": 0}, "budget must be at least 1"),
+        ({"api_key_env": "sk-secret"}, "api_key_env must be the name"),
+        ({"base_url": "localhost:8000/v1"}, "base_url must be http"),
+        ({"base_url": "http://host:port/v1"}, "base_url must be http"),
+        ({"base_url": "https://me:secret@host/v1"}, "base_url must be http"),
+        ({"base_url": "https://host/v1?key=secret"}, "base_url must be http"),
     ],
 )
 def test_a_wrong_setting_says_what_is_right(keys: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as refused:
         config(**keys)
+    assert "secret" not in str(refused.value)
 
 
 def test_a_key_that_is_not_set_stops_before_anything_is_asked(

@@ -38,7 +38,7 @@ FATAL = (401, 403, 404)
 AGAIN = (408, 409, 429)
 SHOWN = 300
 THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
-FENCED = re.compile(r"\A\s*```(?:json)?\s*\n(.*)\n\s*```\s*\Z", re.DOTALL)
+FENCE = "```"
 UNFINISHED = {"length": "truncated", "content_filter": "filtered"}
 PER = 1_000_000  # tokens that a price is for
 
@@ -76,10 +76,15 @@ class Endpoint:
 
 
 def unwrap(text: str) -> str:
-    """An answer without the thoughts before it and the Markdown fence around it, which many models add."""
+    """An answer without the thoughts before it and the Markdown fence around it, which many models add.
+
+    The time is linear in its length: some models end in nothing but line breaks.
+    """
     text = THOUGHT.sub("", text).strip()
-    fenced = FENCED.match(text)
-    return fenced.group(1).strip() if fenced else text
+    opening, _, rest = text.partition("\n")
+    body, line_break, closing = rest.rpartition("\n")
+    fenced = opening.rstrip() in (FENCE, f"{FENCE}json") and line_break and closing.strip() == FENCE
+    return body.strip() if fenced else text
 
 
 class EndpointTeacher:

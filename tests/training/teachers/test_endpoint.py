@@ -276,3 +276,10 @@ def test_who_stops_listening_ends_the_calls(chat: Any) -> None:
 )
 def test_thoughts_and_fences_are_taken_off(text: str, plain: str) -> None:
     assert unwrap(text) == plain
+
+
+def test_line_breaks_without_end_are_taken_off_at_once() -> None:
+    began = time.monotonic()
+    assert unwrap("```json\n" + "\n" * 100_000 + "x").endswith("\nx")
+    assert unwrap("```json\nx" + "\n" * 100_000 + "```") == "x"
+    assert time.monotonic() - began < 2
