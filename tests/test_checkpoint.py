@@ -41,6 +41,14 @@ def test_a_cut_file_is_an_error_that_names_it(tmp_path: Path) -> None:
         load_checkpoint(path)
 
 
+@pytest.mark.parametrize("data", [b"hello", b"", b"\x80\x02K"])
+def test_a_file_of_something_else_is_an_error_that_names_it(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "model.pt"
+    path.write_bytes(data)
+    with pytest.raises(ArtifactError, match=r"model\.pt"):
+        load_checkpoint(path)
+
+
 class Payload:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return Path.touch, (Path("executed"),)  # type: ignore[return-value]
