@@ -142,6 +142,12 @@ def shown(value: Difference) -> str:
     return f"{value.mean:+.4f} [{value.low:+.4f}, {value.high:+.4f}]"
 
 
+def means(ranks: NDArray[np.int64]) -> list[str]:
+    """The table's metrics of the target's ranks."""
+    values = metric_values(ranks)
+    return [f"{values[metric].mean():.4f}" for metric in METRICS]
+
+
 def next_item_table(midtrain: Artifact) -> dict[str, Any]:
     """The mid-trained model's next item beside the papers'."""
 
@@ -160,22 +166,19 @@ def next_item_table(midtrain: Artifact) -> dict[str, Any]:
 def rerank_table(results: Mapping[Variant, Result]) -> dict[str, Any]:
     """The four models on the test lists, with their differences to the incoming order."""
     first = next(iter(results.values()))
-    values = {"pre-rank (midtrain's beam search)": first.incoming} | {
-        f"SFT {variant.name}": result.ranks for variant, result in results.items()
-    }
-    rows = []
-    for name, ranks in values.items():
-        means = {metric: each.mean() for metric, each in metric_values(ranks).items()}
-        found = difference(first.incoming, ranks) if ranks is not first.incoming else None
-        changes = [shown(found[metric]) if found else "" for metric in ("R@1", "N@5")]
-        rows.append([name, *(f"{means[metric]:.4f}" for metric in METRICS), *changes])
+    rows = [["pre-rank (midtrain's beam search)", *means(first.incoming), "", "", ""]]
+    for variant, result in results.items():
+        found = difference(result.incoming, result.ranks)
+        untied = Difference(**result.sft.metrics["test"]["untied"]["difference"]["N@5"])
+        changes = [shown(each) for each in (found["R@1"], found["N@5"], untied)]
+        rows.append([f"SFT {variant.name}", *means(result.ranks), *changes])
     for name, paper in RERANKED.items():
         cells = (f"{paper[metric]:.4f}" if metric in paper else "" for metric in METRICS)
-        rows.append([f"the paper, {'' if name == 'pre-rank' else 'SFT '}{name}", *cells, "", ""])
+        rows.append([f"the paper, {'' if name == 'pre-rank' else 'SFT '}{name}", *cells, "", "", ""])
     return {
         "title": f"re-ranking the {len(first.incoming)} test lists of ten that hold their target; differences to the "
         "incoming order with 95 % intervals over users",
-        "columns": ["", *METRICS, "R@1 difference", "N@5 difference"],
+        "columns": ["", *METRICS, "R@1 difference", "N@5 difference", "N@5 difference, untied targets"],
         "rows": rows,
     }
 
