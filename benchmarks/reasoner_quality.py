@@ -267,10 +267,13 @@ def main() -> None:
         findings_table(results),
         behaviour_table(results),
     ]
+    random_order = metric_values(np.arange(1, 11))["N@5"].mean()
     notes = [
         "one seed; the intervals are over users and do not hold the spread over seeds",
         f"the model has {midtrain.metrics['parameters']:,} parameters; traces are the evidence teacher's",
-        "papers rank items that the user has had already, too; our beam search removes them",
+        "our beam search removes items that the user has had already",
+        f"a random order has R@1 .1000, R@5 .5000 and N@5 {random_order:.4f}: at this size, fine-tuning on few traces "
+        "teaches the answer's form before it teaches which candidate fits",
         "targeted and rejection traces train for as many steps: 2 epochs of the first, 4 of the second",
     ]
     path = store(
