@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, distributed
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from gr2.artifact import write_json
+from gr2.artifact import file_digest, write_json
 from gr2.errors import ArtifactError
 from gr2.models.pretrained import without_bars
 from gr2.progress import Bar, track
@@ -30,7 +30,7 @@ __all__ = ["Figures", "Resumable", "epoch_means", "grouped_steps", "tracker_call
 
 # Of one step: a name to the sum of a loss over tokens, and the number of these.
 Figures: TypeAlias = dict[str, tuple[float, float]]
-HISTORY, STAGING = "history.json", ".writing"
+HISTORY, FILES, STAGING = "history.json", "files.json", ".writing"
 
 
 def grouped_steps(lengths: NDArray[np.integer], batch: int, epochs: int, seed: int) -> list[list[int]]:
@@ -91,10 +91,11 @@ class Resumable(Trainer):
     def fit(self, description: str) -> None:
         """Train from the last whole checkpoint in `output_dir`, or from the start, to the end of the schedule.
 
-        Raises Gr2Error if a loss is not finite.
+        Raises Gr2Error if a loss is not finite, ArtifactError if the checkpoint is damaged.
         """
         last = self._last_checkpoint()
         if last is not None:
+            _refuse_damaged(last)
             read = json.loads((last / HISTORY).read_text(encoding="utf-8"))
             self.history = [{name: (total, count) for name, (total, count) in step.items()} for step in read]
         batches = len(self.get_train_dataloader())
@@ -166,6 +167,7 @@ class Resumable(Trainer):
             made = next(staging.glob("checkpoint-*"))
             (made / "training_args.bin").unlink(missing_ok=True)
             write_json(made / HISTORY, self.history)
+            write_json(made / FILES, {path.name: file_digest(path) for path in made.iterdir() if path.is_file()})
             older = list(home.glob("checkpoint-*"))
             shutil.rmtree(home / made.name, ignore_errors=True)
             made.rename(home / made.name)
@@ -187,6 +189,19 @@ class Resumable(Trainer):
     def _last_checkpoint(self) -> Path | None:
         found = list(Path(str(self.args.output_dir)).glob("checkpoint-*"))
         return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def _refuse_damaged(checkpoint: Path) -> None:
+    """Raise ArtifactError if a file is not as it was written: without one, some trainers start anew in silence."""
+    try:
+        digests = json.loads((checkpoint / FILES).read_text(encoding="utf-8"))
+        damaged = [name for name, digest in digests.items() if file_digest(checkpoint / name) != digest]
+    except (OSError, ValueError, AttributeError) as error:
+        raise ArtifactError(f"{checkpoint}: a damaged checkpoint: {error}; delete it to start again") from error
+    if damaged:
+        raise ArtifactError(
+            f"{checkpoint / damaged[0]}: altered since it was written; delete {checkpoint} to start again"
+        )
 
 
 class _AfterStep(TrainerCallback):

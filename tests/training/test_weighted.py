@@ -177,6 +177,16 @@ def test_a_training_that_dies_anywhere_ends_as_if_it_had_not(
         assert all(map(torch.equal, calm, again)), number
 
 
+@pytest.mark.parametrize("name", ["history.json", "model.safetensors", "optimizer.pt", "trainer_state.json"])
+def test_a_damaged_checkpoint_is_named_and_not_gone_on_from(tmp_path: Path, name: str) -> None:
+    weighted_trainer(model(), tokenizer(), examples(), RECIPE, seed=0, checkpoints=tmp_path).fit("sft")
+    (path,) = tmp_path.glob(f"checkpoint-*/{name}")
+    for damage in (lambda: path.write_bytes(path.read_bytes()[:-1]), path.unlink):
+        damage()
+        with pytest.raises(ArtifactError, match=r"delete .* to start again"):
+            weighted_trainer(model(), tokenizer(), examples(), RECIPE, seed=0, checkpoints=tmp_path).fit("sft")
+
+
 def test_another_models_checkpoint_is_refused(tmp_path: Path) -> None:
     weighted_trainer(model(), tokenizer(), examples(), RECIPE, seed=0, checkpoints=tmp_path).fit("sft")
     with pytest.raises(ArtifactError, match="of another model"):
