@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from gr2.errors import ConfigError
 
@@ -64,8 +64,9 @@ class Anchor:
 def add_choice_scores(model: PreTrainedModel) -> None:
     """Teach `model` to answer `model(input_ids, attention_mask, choices=..., temperature=...)` with Scores, in place.
 
-    Called otherwise, it does what it did. It is the model's own forward pass, so that wrappers for several GPUs see it.
-    Raises ConfigError for a model whose logits are not its head's output.
+    The last C columns are the answers. Of rows in runs of `shared=S`, which have a prompt in common, the prompt is read
+    once. Called otherwise, the model does what it did. It is its own forward pass, so that wrappers for several GPUs
+    see it. Raises ConfigError for a model whose logits are not its head's output.
     """
     scaled = [name for name in SCALED if getattr(model.config.get_text_config(), name, None) not in (None, 1, 1.0)]
     if scaled:
@@ -81,11 +82,17 @@ def add_choice_scores(model: PreTrainedModel) -> None:
 
 
 def anchor_of(
-    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, choices: Choices, form: Divergence
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    choices: Choices,
+    form: Divergence,
+    *,
+    shared: int = 1,
 ) -> Anchor:
     """What `model`, frozen, has to say of the choices, in one forward pass."""
     with torch.no_grad():
-        hidden = _hidden(model, input_ids, attention_mask, choices)[choices.made]
+        hidden = _hidden(model, input_ids, attention_mask, choices, shared)[choices.made]
     return Anchor(_head(model), hidden, form)
 
 
@@ -150,8 +157,9 @@ def _score(
     *,
     temperature: float,
     anchor: Anchor | None = None,
+    shared: int = 1,
 ) -> Scores:
-    hidden = _hidden(model, input_ids, attention_mask, choices)
+    hidden = _hidden(model, input_ids, attention_mask, choices, shared)
     made = choices.made
     tokens, allowed, counts = (part[made] for part in choices[:3])
     flat = Choices(tokens, allowed, counts, made[made], choices.outside)
@@ -166,15 +174,34 @@ def _head(model: PreTrainedModel) -> Head:
     return head
 
 
-def _hidden(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, choices: Choices) -> Tensor:
+def _hidden(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, choices: Choices, shared: int) -> Tensor:
     """(B, C, D) the states that predict the answers' tokens, the last C of `input_ids`."""
-    positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-    states = model.base_model(
-        input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False
-    ).last_hidden_state
     length = choices.tokens.shape[1]
-    before: Tensor = states[:, -length - 1 : -1]
-    return before
+    positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+    body = model.base_model
+    if shared == 1:
+        states = body(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False
+        ).last_hidden_state
+        before: Tensor = states[:, -length - 1 : -1]
+        return before
+    cache = DynamicCache(config=model.config)
+    prompts, masks, places = (each[::shared, :-length] for each in (input_ids, attention_mask, positions))
+    read = body(
+        input_ids=prompts, attention_mask=masks, position_ids=places, past_key_values=cache, use_cache=True
+    ).last_hidden_state[:, -1:]
+    first: Tensor = read.repeat_interleave(shared, 0)
+    if length == 1:
+        return first
+    cache.batch_repeat_interleave(shared)
+    rest = body(
+        input_ids=input_ids[:, -length:-1],
+        attention_mask=attention_mask[:, :-1],
+        position_ids=positions[:, -length:-1],
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+    return torch.cat([first, rest], 1)
 
 
 def _score_block(

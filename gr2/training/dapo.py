@@ -25,6 +25,7 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from gr2.errors import ConfigError
+from gr2.models.answer_decoding import takes_gaps
 from gr2.models.policy import Choices, Divergence, add_choice_scores, anchor_of
 from gr2.training.resumable import Resumable, tracker_callbacks
 from gr2.training.rollouts import Draw, Group, Scale, advantages, has_signal, training_batch
@@ -151,12 +152,25 @@ class DapoTrainer(Resumable, GRPOTrainer):
         self._draw, self._watch = draw, watch
         self._anchor = None if anchor is None else anchor.to(self.accelerator.device).eval().requires_grad_(False)
         self._outside = torch.zeros(1, _rows(model), dtype=torch.bool, device=self.accelerator.device)
+        self._parts: list[dict[str, Tensor]] = []
         self._choices: Choices | None = None
         self._divergences: Tensor | None = None
 
     def _due(self) -> bool:
         """Only where new answers are drawn: others would have to be kept with the weights."""
         return self.state.global_step % self._recipe.updates == 0 and super()._due()
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        """A part of the answers. TRL shuffles them; whole groups need their prompt read but once."""
+        parts = self._settings.steps_per_generation or 1
+        if self._step % parts == 0 or not self._parts:
+            whole = self._generate_and_score_completions(generation_batch)
+            self._parts = [_trimmed(_part(whole, number, parts)) for number in range(parts)]
+            # With several updates a batch the weights move before the answers are used up.
+            if self._recipe.updates > 1:
+                for part in self._parts:
+                    part["old_per_token_logps"] = self._log_probs(part)
+        return self._parts[self._step % parts]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         recipe, rank = self._recipe, self.accelerator.process_index
@@ -174,13 +188,7 @@ class DapoTrainer(Resumable, GRPOTrainer):
         self._outside = self._outside.to(self.accelerator.device)
         batch = {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
         batch["num_items_in_batch"] = self.accelerator.gather(batch["tool_mask"].sum()).sum()
-        # With several updates a batch, or a rank's own, the weights move before the answers are used up.
-        if recipe.updates > 1:
-            with torch.no_grad():
-                batch["old_per_token_logps"] = self._old_log_probs(batch)
         self._log_rollouts(drawn, live)
-        # TRL shuffles the answers by the global generator.
-        torch.manual_seed(_mixed(self.args.seed, step, 0, rank))
         return batch
 
     def _live_groups(self, step: int, rank: int, wanted: int) -> tuple[list[Group], list[Group]]:
@@ -229,17 +237,23 @@ class DapoTrainer(Resumable, GRPOTrainer):
         for name, value in figures.items():
             self._metrics["train"][name].append(value)
 
-    def _old_log_probs(self, batch: dict[str, Tensor]) -> Tensor:
-        """(B, C) log-probabilities under the weights that sampled."""
-        parts = []
-        size, model = self._recipe.batch, self.accelerator.unwrap_model(self.model)
-        for first in range(0, len(batch["prompt_ids"]), size):
-            rows = {name: tensor[first : first + size] for name, tensor in batch.items() if tensor.ndim}
-            ids = torch.cat([rows["prompt_ids"], rows["completion_ids"]], 1)
-            mask = torch.cat([rows["prompt_mask"], rows["completion_mask"]], 1)
-            scores = model(ids, mask, choices=self._chosen(rows), temperature=self.temperature)
-            parts.append(scores.log_probs)
-        return torch.cat(parts)
+    def _log_probs(self, batch: dict[str, Tensor]) -> Tensor:
+        """(B, C) log-probabilities of a part's answers under the weights as they are."""
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+        mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+        choices, model = self._chosen(batch), self.accelerator.unwrap_model(self.model)
+        with torch.no_grad(), self.accelerator.autocast():
+            scores = model(ids, mask, choices=choices, temperature=self.temperature, shared=self._shared(ids, choices))
+        found: Tensor = scores.log_probs
+        return found
+
+    def _shared(self, ids: Tensor, choices: Choices) -> int:
+        """How many rows side by side have a prompt in common: all those of a group, or none."""
+        samples, prompts = self._recipe.samples, ids[:, : -choices.tokens.shape[1]]
+        if len(ids) % samples or not takes_gaps(self.accelerator.unwrap_model(self.model)):
+            return 1
+        firsts = prompts[::samples].repeat_interleave(samples, 0)
+        return samples if torch.equal(firsts, prompts) else 1
 
     def _chosen(self, batch: dict[str, Tensor]) -> Choices:
         tokens, allowed, counts, made = (batch[n] for n in ("completion_ids", "allowed", "allowed_counts", "made"))
@@ -251,10 +265,13 @@ class DapoTrainer(Resumable, GRPOTrainer):
         """(B, C) log-probabilities over the sets, and entropies; the divergences are kept for the loss."""
         choices = self._choices
         assert choices is not None, "TRL's loss asks for log-probabilities of a batch that `_compute_loss` has named"
-        anchor = None
+        anchor, shared = None, self._shared(input_ids, choices)
         if self._anchor is not None:
-            anchor = anchor_of(self._anchor, input_ids, attention_mask, choices, self._recipe.divergence)
-        scores = model(input_ids, attention_mask, choices=choices, temperature=self.temperature, anchor=anchor)
+            form = self._recipe.divergence
+            anchor = anchor_of(self._anchor, input_ids, attention_mask, choices, form, shared=shared)
+        scores = model(
+            input_ids, attention_mask, choices=choices, temperature=self.temperature, anchor=anchor, shared=shared
+        )
         self._divergences = scores.divergence
         return scores.log_probs, scores.entropy, None
 
@@ -273,6 +290,30 @@ class DapoTrainer(Resumable, GRPOTrainer):
         read = inputs["prompt_mask"].sum() + inputs["completion_mask"].sum()
         self.count({"loss": (loss, number)}, read)
         return loss
+
+
+def _part(batch: dict[str, Tensor], number: int, parts: int) -> dict[str, Tensor]:
+    rows = len(batch["prompt_ids"]) // parts
+    return {
+        name: tensor[number * rows : (number + 1) * rows] if tensor.ndim else tensor for name, tensor in batch.items()
+    }
+
+
+def _trimmed(part: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The part without the columns that are padding in all of its rows; of rows that teach nothing, next to none.
+
+    The number of rows stays, because TRL compares it among processes.
+    """
+    live = bool(part["tool_mask"].any())
+    prompt = int(part["prompt_mask"].any(0).sum()) if live else 1
+    answer = int(part["completion_mask"].any(0).sum()) if live else 1
+    trimmed = {}
+    for name, tensor in part.items():
+        if name.startswith("prompt_"):
+            trimmed[name] = tensor[:, -prompt:]
+        else:
+            trimmed[name] = tensor[:, :answer] if tensor.ndim > 1 else tensor
+    return trimmed
 
 
 def _rewarded(**_: Any) -> NoReturn:

@@ -34,7 +34,7 @@ class TryingConfig(PromptConfig):
         groups: lists a step.
         samples: answers a list.
         updates: steps of the optimiser on one batch of answers.
-        batch: answers of one forward pass.
+        batch: answers of one forward pass; where it is a multiple of `samples`, a list's prompt is read once for all.
         redraws: times that lists without a difference in reward are replaced by others.
         learning_rate: of AdamW.
         weight_decay: of AdamW.
@@ -73,7 +73,7 @@ class TryingConfig(PromptConfig):
     groups: int = 8
     samples: int = 8
     updates: int = 1
-    batch: int = 32
+    batch: int = 8
     redraws: int = 3
     learning_rate: float = 1e-4
     weight_decay: float = 0.0

@@ -122,6 +122,26 @@ def test_model_scores_the_same_however_far_it_is_padded() -> None:
     torch.testing.assert_close(padded.log_probs, expected)
 
 
+def test_a_prompt_in_common_is_read_once_with_the_same_scores_and_gradients() -> None:
+    model, teacher = tiny(), tiny(dim=24, seed=1)
+    add_choice_scores(model)
+    prompts = torch.tensor([[0, 0, 5, 6], [9, 4, 2, 7]]).repeat_interleave(3, 0)
+    tokens = torch.randint(2, 40, (6, 3), generator=torch.Generator().manual_seed(0))
+    made = torch.tensor([[1, 1, 1], [1, 0, 1], [1, 1, 0]] * 2, dtype=torch.bool)
+    sets = Choices(tokens, torch.zeros(6, 3, 1, dtype=torch.int64), torch.zeros_like(tokens), made, outside(40))
+    ids = torch.cat([prompts, tokens], 1)
+    # The third answer of each prompt is shorter.
+    mask = torch.cat([(prompts > 0).long(), torch.tensor([[1, 1, 1], [1, 1, 1], [1, 1, 0]] * 2)], 1)
+    found = []
+    for shared in (1, 3):
+        anchor = anchor_of(teacher, ids, mask, sets, "reverse", shared=shared)
+        scores = model(ids, mask, choices=sets, temperature=1.0, anchor=anchor, shared=shared)
+        loss = (scores.log_probs * torch.linspace(-1, 1, 3)).sum() + scores.divergence.sum()
+        found.append((*scores, *torch.autograd.grad(loss, list(model.parameters()))))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
 def test_what_was_not_chosen_scores_nothing_and_still_has_gradients() -> None:
     model = tiny()
     add_choice_scores(model)

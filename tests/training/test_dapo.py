@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,7 @@ def test_probabilities_of_all_answers_add_up_to_one(toy: Reasoner, tmp_path: Pat
         rollouts, np.zeros(len(found), np.float32), np.ones(len(found), np.bool_), pad=0, vocabulary=270
     )
     with torch.no_grad():
-        ours = trainer._old_log_probs(batch).sum(1)
+        ours = trainer._log_probs(batch).sum(1)
         torch.testing.assert_close(ours, exact_log_probs(toy, 0, found))
     assert ours.exp().sum().item() == pytest.approx(1.0, abs=1e-4)
 
@@ -242,7 +243,7 @@ def test_loss_is_clipped_and_a_mean_over_tokens(toy: Reasoner, tmp_path: Path) -
     batch, _ = training_batch(group, advantage, live, pad=0, vocabulary=270)
     batch["num_items_in_batch"] = batch["tool_mask"].sum()
     with torch.no_grad():
-        now = trainer._old_log_probs(batch)
+        now = trainer._log_probs(batch)
         shift = torch.linspace(-0.6, 0.6, now.numel()).reshape(now.shape)
         batch["old_per_token_logps"] = now - shift
         loss = trainer._compute_loss(toy.model, batch).item()
@@ -281,6 +282,24 @@ def test_redraws_are_bounded_and_what_is_missing_counts_for_nothing(toy: Reasone
     assert batch["num_items_in_batch"] == batch["made"][live].sum()
     assert trainer._metrics["train"]["rollouts/live"] == [0.5]
     assert trainer._metrics["train"]["rollouts/drawn"] == [2.5]
+
+
+def test_parts_are_whole_groups_without_needless_padding(toy: Reasoner, tmp_path: Path) -> None:
+    def uneven(tasks: Sequence[int], seed: int) -> list[Group]:
+        first, second = draw(toy, tasks, seed)
+        longer = [replace(each, prompt=[*each.prompt, *each.prompt], reward=0.5) for each in second]
+        return [first, longer]
+
+    trainer = trainer_of(toy, tmp_path, recipe(redraws=0), draw=uneven)
+    live = trainer._prepare_inputs([{}] * 2 * SAMPLES)
+    assert live["prompt_ids"].shape == (SAMPLES, len(prompt_of(toy, 0)))
+    assert bool((live["prompt_ids"] == live["prompt_ids"][:1]).all())
+    assert bool(live["completion_mask"].any(0).all())
+    trainer._step += 1
+    # All of the other group's answers earn the same, so that nothing of it has to be read.
+    dead = trainer._prepare_inputs([])
+    assert dead["prompt_ids"].shape == dead["completion_ids"].shape == (SAMPLES, 1)
+    assert dead["num_items_in_batch"] == live["num_items_in_batch"] == live["made"].sum()
 
 
 def test_every_pass_over_the_tasks_has_each_once(toy: Reasoner, tmp_path: Path) -> None:
