@@ -145,7 +145,13 @@ def run(config: SftConfig, artifacts: Mapping[str, Artifact], out: Path, seed: i
         reasoner = Reasoner.load(artifacts["midtrain"].file("model"), sids=SidSpec.of(artifacts["tokenize"]))
         encode = TraceExamples(reasoner, AnswerGrammar(reasoner), dataset, codes, PromptConfig.of(config))
         examples, dropped = encode(traces)
-        work.metrics |= _example_metrics(examples) | {"history_dropped": dropped}
+        if not examples:
+            raise DataError(
+                "every trace cites an item that its prompt does not show; give [sft] the max_history of [traces]",
+                path=artifacts["traces"].path,
+            )
+        work.metrics |= _example_metrics(examples)
+        work.metrics |= {"history_dropped": dropped, "unseen_citations": len(traces) - len(examples)}
         work.metrics |= fine_tune(config, reasoner, examples, seed=entropy, checkpoints=work.checkpoints)
         reasoner.save(work.path / "model")
         if (work.checkpoints / "logs").is_dir():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,11 +14,13 @@ from gr2.data.dataset import Dataset
 from gr2.models.answer_grammar import AnswerGrammar
 from gr2.models.reasoner import Reasoner
 from gr2.prompts.render import Prompt, PromptConfig, render, slate_of
-from gr2.prompts.semantic_id import END
+from gr2.prompts.semantic_id import BEGIN, END
 from gr2.training.trace_table import Trace
 from gr2.training.weighted import PROMPT, RANKING, REASONING, Example
 
 __all__ = ["TraceExamples"]
+
+CITED = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,14 +34,19 @@ class TraceExamples:
     config: PromptConfig
 
     def __call__(self, traces: Sequence[Trace]) -> tuple[list[Example], int]:
-        """An example a trace, and the events that did not fit into the prompts' budget."""
+        """An example a trace, and the events that did not fit into the prompts' budget.
+
+        A trace that cites an item which its prompt does not show is left out: it would teach to invent.
+        """
         made, dropped = [], 0
         for trace in traces:
             history = self.dataset.history(trace.user, trace.position).tolist()
             slate = slate_of(self.dataset.catalog, self.codes, history, trace.candidates)
             prompt = render(slate, self.config, lambda messages: len(self.reasoner.encode_chat(messages)))
-            made.append(self.example(prompt, trace))
             dropped += min(len(history), self.config.max_history) - prompt.kept
+            shown = prompt.messages[-1]["content"]
+            if not self.config.reasoning or all(item in shown for item in CITED.findall(trace.explanation)):
+                made.append(self.example(prompt, trace))
         return made, dropped
 
     def example(self, prompt: Prompt, trace: Trace) -> Example:
