@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gr2.artifact import write_atomic
+from gr2.errors import ArtifactError
 from gr2.models.answering import Answered
 from gr2.prompts.answer import AnswerError
 
@@ -36,7 +37,8 @@ class Entry:
 class AnswerLog:
     """The answers to `identity`, one line of JSON a batch, in the file `path`; None keeps them in memory alone.
 
-    A file that was written for another identity is begun anew. A line that a kill left unfinished is dropped.
+    A file that was written for another identity is begun anew. A line that a kill left unfinished is dropped. Raises
+    ArtifactError on a line that is not an answer.
     """
 
     def __init__(self, path: Path | None, identity: str) -> None:
@@ -48,7 +50,10 @@ class AnswerLog:
         lines = written[: written.rfind(b"\n") + 1].splitlines(keepends=True)
         if not lines or lines[0] != _line(identity):
             lines = [_line(identity)]
-        self.batches = [[Entry(**entry) for entry in json.loads(line)] for line in lines[1:]]
+        try:
+            self.batches = [[Entry(**entry) for entry in json.loads(line)] for line in lines[1:]]
+        except (ValueError, TypeError) as error:
+            raise ArtifactError(f"{path}: not answers written by gr2: {error}; delete it to start again") from error
         write_atomic(path, b"".join(lines))
 
     def append(self, batch: list[Entry]) -> None:

@@ -18,9 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, distributed
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, TensorBoardCallback
 
 from gr2.artifact import file_digest, write_json
-from gr2.errors import ArtifactError
+from gr2.errors import ArtifactError, ConfigError
 from gr2.models.pretrained import without_bars
 from gr2.progress import Bar, track
 from gr2.training.optimisation import refuse_divergence
@@ -55,14 +56,16 @@ def epoch_means(history: Sequence[Figures], epochs: int) -> list[dict[str, float
 def tracker_callbacks(tracker: str, folder: Path) -> tuple[list[str], list[TrainerCallback]]:
     """What `report_to` and `callbacks` of a trainer become for a tracker's name; "none" tracks nothing.
 
-    TensorBoard's files go to `folder`; any other name must be one that `transformers` knows (`wandb`, `mlflow`, ...).
+    TensorBoard's files go to `folder`. Raises ConfigError on a name that `transformers` does not know.
     """
     if tracker == "none":
         return [], []
     if tracker != "tensorboard":
+        if tracker not in INTEGRATION_TO_CALLBACK:
+            known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
+            raise ConfigError(f"tracker {tracker!r} is not one that transformers knows: none, {known}")
         return [tracker], []
     from torch.utils.tensorboard import SummaryWriter
-    from transformers.integrations.integration_utils import TensorBoardCallback
 
     return [], [TensorBoardCallback(SummaryWriter(log_dir=str(folder)))]  # type: ignore[no-untyped-call]
 

@@ -15,6 +15,8 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, gather_object
 from numpy.typing import NDArray
 
+from gr2.errors import ConfigError
+
 __all__ = ["Workers"]
 
 # The others wait while the first hashes inputs and writes the artefact.
@@ -29,11 +31,16 @@ class Workers:
 
     def __init__(self, *, tracker: str = "none", folder: Path | None = None) -> None:
         self.tracked = tracker != "none"
-        self.accelerator = Accelerator(
-            log_with=tracker if self.tracked else None,
-            project_dir=str(folder) if folder else None,
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
-        )
+        try:
+            self.accelerator = Accelerator(
+                log_with=tracker if self.tracked else None,
+                project_dir=str(folder) if folder else None,
+                kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+            )
+        except ValueError as error:
+            if not self.tracked:
+                raise
+            raise ConfigError(f"tracker {tracker!r} is not one that accelerate knows: {error}") from error
         self.stream: TextIO = sys.stderr if self.rank == 0 else io.StringIO()
         if self.tracked:
             self.accelerator.init_trackers("midtrain")

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from gr2.errors import ArtifactError
 from gr2.models.answering import Answered
 from gr2.prompts.answer import Answer, AnswerError
 from gr2.training.answer_log import AnswerLog, Entry
@@ -57,3 +58,10 @@ def test_an_entry_says_why_an_answer_was_refused():
     bad = Entry.of(4, Answered("\ud800", (5,), AnswerError("not-unicode", "half"), ranking))
     assert good == Entry(3, [0, 1], "x", 2, None)
     assert bad == Entry(4, [0, 1], "?", 1, "not-unicode")
+
+
+@pytest.mark.parametrize("line", [b"garbage\n", b'[{"slate": 1}]\n', b"[7]\n"])
+def test_a_line_that_is_no_answer_is_named(written, line):
+    written.write_bytes(written.read_bytes() + line)
+    with pytest.raises(ArtifactError, match="not answers written by gr2"):
+        AnswerLog(written, "a")

@@ -120,6 +120,11 @@ def test_a_folder_with_a_reasoner_goes_on_from_there(grouped, made, tmp_path):
     assert all((value == after[name]).all() for name, value in before.items())
 
 
+def test_an_unknown_tracker_is_named(tiny_parents, tmp_path):
+    with pytest.raises(ConfigError, match="tracker 'foo' is not one that accelerate knows"):
+        run(replace(TINY, tracker="foo"), tiny_parents, tmp_path / "midtrain", 0)
+
+
 def test_losses_go_to_the_tracker(tiny_parents, tmp_path):
     config = replace(TINY, epochs=1, tracker="tensorboard", evaluate=False)
     made = run(config, tiny_parents, tmp_path / "midtrain", 0)

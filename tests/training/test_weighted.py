@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from gr2.errors import ArtifactError, Gr2Error
-from gr2.training.resumable import epoch_means
+from gr2.errors import ArtifactError, ConfigError, Gr2Error
+from gr2.training.resumable import epoch_means, tracker_callbacks
 from gr2.training.weighted import PROMPT, RANKING, REASONING, Collator, Example, Recipe, weighted_trainer
 
 WORDS = 64
@@ -226,3 +226,8 @@ def test_tensorboard_gets_both_losses(tmp_path: Path) -> None:
     read.Reload()
     assert {"train/loss", "train/reasoning", "train/ranking"} <= set(read.Tags()["scalars"])
     assert [event.step for event in read.Scalars("train/ranking")] == [10, 12]
+
+
+def test_an_unknown_tracker_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="tracker 'foo' is not one that transformers knows: none, "):
+        tracker_callbacks("foo", tmp_path)
