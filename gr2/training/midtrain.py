@@ -27,7 +27,6 @@ from gr2.data.candidates import CandidateLists
 from gr2.data.dataset import Dataset
 from gr2.errors import ConfigError, DataError
 from gr2.models.code_rows import start_from_centroids
-from gr2.models.linear_cross_entropy import fast_logits_dtype
 from gr2.models.pretrained import load_pretrained
 from gr2.models.reasoner import RECORD, Reasoner, SidSpec, extend, from_scratch
 from gr2.training.attention import fast_attention
@@ -39,7 +38,7 @@ from gr2.training.midtrain_settings import MidtrainConfig
 from gr2.training.midtrain_tasks import TASKS, sequential_rows, task_texts, text_rows, tokenizer_texts
 from gr2.training.mix import Mix
 from gr2.training.next_item import NextItem, list_metrics
-from gr2.training.optimisation import threads
+from gr2.training.optimisation import in_bfloat16, threads
 from gr2.training.workers import Workers
 
 __all__ = ["INPUTS", "MidtrainConfig", "follow", "leave", "positions", "run", "sources"]
@@ -124,7 +123,7 @@ def midtrain(
         "processes": workers.count,
         "task_tokens": {name: len(rows.tokens) for name, rows in tasks.items()},
     }
-    bfloat16 = _bfloat16(config, workers.device)
+    bfloat16 = in_bfloat16(config.precision, workers.device.type)
     with fast_attention(reasoner.model):
         metrics |= _train(config, reasoner, mix, entropy, workers, checkpoints, bfloat16=bfloat16)
         began = time.monotonic()
@@ -243,9 +242,3 @@ def positions(dataset: Dataset, *, holdout: int) -> dict[str, tuple[NDArray[np.i
     position = np.repeat(lengths - 2 - holdout, holdout) + np.tile(np.arange(holdout), dataset.users)
     kept = position >= 1
     return {"train": (user[kept], position[kept]), "val": (users, lengths - 2), "test": (users, lengths - 1)}
-
-
-def _bfloat16(config: MidtrainConfig, device: torch.device) -> bool:
-    if config.precision != "auto":
-        return config.precision == "bfloat16"
-    return torch.cuda.is_bf16_supported() if device.type == "cuda" else fast_logits_dtype() == torch.bfloat16

@@ -1,4 +1,4 @@
-"""What the stages that train share: the optimiser, torch's threads, and the end of a training that diverges."""
+"""What the stages that train share: optimiser, precision, torch's threads, and the end of a training that diverges."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from gr2.errors import Gr2Error
+from gr2.models.linear_cross_entropy import fast_logits_dtype
 
-__all__ = ["adamw", "refuse_divergence", "threads"]
+__all__ = ["adamw", "in_bfloat16", "refuse_divergence", "threads"]
 
 
 def adamw(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
@@ -34,6 +35,16 @@ def refuse_divergence(stage: str, what: str, *values: float) -> None:
             raise Gr2Error(
                 f"{what} is {value}, so the training has diverged: lower [{stage}] learning_rate, or raise warmup"
             )
+
+
+def in_bfloat16(precision: str, device: str) -> bool:
+    """Whether matrix products are in bfloat16 under a `precision` of `bfloat16`, `float32` or `auto`.
+
+    `auto` is bfloat16 where the device, "cpu" or "cuda", multiplies it in hardware.
+    """
+    if precision != "auto":
+        return precision == "bfloat16"
+    return torch.cuda.is_bf16_supported() if device == "cuda" else fast_logits_dtype() == torch.bfloat16
 
 
 @contextmanager

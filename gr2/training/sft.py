@@ -14,31 +14,25 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
-from numpy.typing import NDArray
 from peft import PeftModel
 
-from gr2.artifact import Artifact, Workspace, open_stage
+from gr2.artifact import Artifact, open_stage
 from gr2.config import INCIDENTAL
-from gr2.data.candidates import CandidateLists
 from gr2.data.dataset import Dataset
 from gr2.errors import DataError
 from gr2.models.answer_grammar import AnswerGrammar
-from gr2.models.linear_cross_entropy import fast_logits_dtype
 from gr2.models.reasoner import Reasoner, SidSpec
 from gr2.prompts.render import PromptConfig
 from gr2.training.dropout import dropout
-from gr2.training.optimisation import threads
-from gr2.training.reranking import evaluate_reasoner
+from gr2.training.optimisation import in_bfloat16, threads
 from gr2.training.resumable import epoch_means
+from gr2.training.split_ranks import rank_splits
 from gr2.training.trace_examples import TraceExamples
 from gr2.training.trace_table import Trace, load_traces
 from gr2.training.weighted import Example, Recipe, weighted_trainer
 
 __all__ = ["SftConfig", "inputs", "run"]
-
-RANKS = {"val": "ranks-val.parquet", "test": "ranks.parquet"}
 
 
 @dataclass(frozen=True)
@@ -156,7 +150,7 @@ def run(config: SftConfig, artifacts: Mapping[str, Artifact], out: Path, seed: i
         reasoner.save(work.path / "model")
         if (work.checkpoints / "logs").is_dir():
             shutil.copytree(work.checkpoints / "logs", work.path / "logs")
-        _evaluate(config, reasoner, dataset, codes, artifacts[config.lists], work)
+        rank_splits(config, reasoner, dataset, codes, artifacts[config.lists], work)
         work.metrics["total_seconds"] = time.monotonic() - began
     return Artifact.load(out, "sft")
 
@@ -178,7 +172,7 @@ def fine_tune(
             config.recipe(),
             seed=seed,
             checkpoints=checkpoints,
-            bfloat16=_bfloat16(config.precision),
+            bfloat16=in_bfloat16(config.precision, "cuda" if torch.cuda.is_available() else "cpu"),
         )
         trainer.fit("sft")
     if isinstance(trainer.model, PeftModel):
@@ -189,12 +183,6 @@ def fine_tune(
         "steps": len(trainer.history),
         "train_seconds": time.monotonic() - began,
     }
-
-
-def _bfloat16(precision: str) -> bool:
-    if precision != "auto":
-        return precision == "bfloat16"
-    return torch.cuda.is_bf16_supported() if torch.cuda.is_available() else fast_logits_dtype() == torch.bfloat16
 
 
 def _traces(config: SftConfig, artifact: Artifact, seed: int) -> list[Trace]:
@@ -219,34 +207,3 @@ def _example_metrics(examples: Sequence[Example]) -> dict[str, Any]:
     names = ("prompt_tokens", "reasoning_tokens", "ranking_tokens")
     longest = max(len(each.ids) for each in examples)
     return {"traces": len(examples), **dict(zip(names, counts.tolist(), strict=True)), "longest": longest}
-
-
-def _evaluate(
-    config: SftConfig,
-    reasoner: Reasoner,
-    dataset: Dataset,
-    codes: NDArray[np.uint16],
-    artifact: Artifact,
-    work: Workspace,
-) -> None:
-    """Compare with the incoming order of each split that is asked for and has a list with its target."""
-    for split, count in (("val", config.validation_lists), ("test", config.test_lists)):
-        lists = CandidateLists.load(artifact.file(f"{split}.parquet"))
-        if not count or not len(lists.top(config.list_size).with_target()):
-            continue
-        began = time.monotonic()
-        metrics, answers = evaluate_reasoner(
-            reasoner,
-            dataset,
-            codes,
-            lists,
-            PromptConfig.of(config),
-            slate=config.list_size,
-            limit=max(0, count),
-            max_reasoning=config.max_reasoning,
-            batch=config.answer_batch,
-            seed=work.seed & 0xFFFF_FFFF,
-            checkpoint=work.checkpoints / f"{split}-answers.jsonl",
-        )
-        pq.write_table(answers, work.path / RANKS[split])
-        work.metrics[split] = metrics | {"answer_seconds": time.monotonic() - began}

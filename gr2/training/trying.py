@@ -20,13 +20,12 @@ from gr2.data.candidates import CandidateLists
 from gr2.data.dataset import Dataset
 from gr2.errors import ConfigError, DataError
 from gr2.models.answering import Answering
-from gr2.models.linear_cross_entropy import fast_logits_dtype
 from gr2.models.reasoner import Reasoner, SidSpec
 from gr2.prompts.render import PromptConfig
 from gr2.training.dapo import DapoTrainer, Recipe, arguments
 from gr2.training.list_rollouts import ListRollouts, Worth
 from gr2.training.monitors import CopyGuard, monitor
-from gr2.training.optimisation import threads
+from gr2.training.optimisation import in_bfloat16, threads
 from gr2.training.reranking import list_slates
 from gr2.training.rewards import balance_weights, reward
 from gr2.training.split_ranks import rank_splits
@@ -158,12 +157,14 @@ def _train(
     dtype = reasoner.model.dtype
     # Steps of a low rate are lost in bfloat16.
     weights.to(dtype=torch.float32)
-    cpu = not torch.cuda.is_available()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     seed = work.seed & 0xFFFF_FFFF
     trainer = DapoTrainer(
         reasoner.model,
         reasoner.tokenizer,
-        arguments(recipe, work.checkpoints, seed=seed, cpu=cpu, bfloat16=_bfloat16(config.precision, cpu=cpu)),
+        arguments(
+            recipe, work.checkpoints, seed=seed, cpu=device == "cpu", bfloat16=in_bfloat16(config.precision, device)
+        ),
         recipe,
         stage=stage,
         tasks=lists,
@@ -206,12 +207,6 @@ def _worth(config: TryingConfig, lists: CandidateLists) -> Worth:
     weights = balance_weights(lists.label(), lists.width) if config.balance else None
     named = reward(config.reward, config.format_bonus)
     return Worth(named, weights, config.overlong_tokens, config.overlong_penalty)
-
-
-def _bfloat16(precision: str, *, cpu: bool) -> bool:
-    if precision != "auto":
-        return precision == "bfloat16"
-    return fast_logits_dtype() == torch.bfloat16 if cpu else torch.cuda.is_bf16_supported()
 
 
 def _steps_table(history: Sequence[Mapping[str, float]]) -> pa.Table:

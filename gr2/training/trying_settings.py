@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
+from gr2.config import INCIDENTAL
 from gr2.models.policy import Divergence
 from gr2.prompts.render import PromptConfig
 from gr2.training.dapo import Recipe
@@ -85,11 +86,11 @@ class TryingConfig(PromptConfig):
     temperature: float = 1.0
     kl: float = 0.0
     divergence: Divergence = "reverse"
-    copy_limit: float = 0.95
-    copy_patience: int = 20
+    copy_limit: float = field(default=0.95, metadata=INCIDENTAL)
+    copy_patience: int = field(default=20, metadata=INCIDENTAL)
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
-    checkpoint_seconds: float = 60.0
-    tracker: str = "none"
+    checkpoint_seconds: float = field(default=60.0, metadata=INCIDENTAL)
+    tracker: str = field(default="none", metadata=INCIDENTAL)
     evaluate_start: bool = False
     validation_lists: int = 500
     test_lists: int = -1

@@ -119,6 +119,10 @@ def test_a_run_that_copies_is_ended(parents: dict[str, Artifact], tmp_path: Path
     config = replace(TINY, copy_limit=1e-9, copy_patience=1, temperature=0.01, list_size=2, steps=4, redraws=0)
     with pytest.raises(Gr2Error, match="the policy copies: over the last 1 steps"):
         rl.run(config, parents, tmp_path / "rl", 3)
+    # Whoever wants it all the same goes on from where it ended.
+    left = (tmp_path / "rl.partial" / "fingerprint").read_text()
+    made = rl.run(replace(config, copy_limit=1.0), parents, tmp_path / "rl", 3)
+    assert made.fingerprint == left
 
 
 def test_divergence_from_the_start_is_held_down(parents: dict[str, Artifact], tmp_path: Path) -> None:
