@@ -28,6 +28,8 @@ ABOUT = {
     "export": "Write the serving bundle, and check that it answers as the student does.",
     "evaluate": "Re-rank the test lists with the exported bundle and compare with the incoming order.",
 }
+# Stages that several processes may work at.
+LAUNCHED = ("opd", "rl", "bypass")
 Config = Annotated[
     Path, typer.Argument(metavar="CONFIG.toml", help="One table a stage, and \\[run] with `out` and `seed`.")
 ]
@@ -186,7 +188,10 @@ def _run(
 
 def _register_stage(app: typer.Typer, name: str) -> None:
     def command(config: Config, force: Force = False, overrides: Set = None) -> None:
-        _run(config, overrides or (), only=[name], force=force)
+        if name in LAUNCHED:
+            _run_launched(name, config, overrides or (), force=force)
+        else:
+            _run(config, overrides or (), only=[name], force=force)
 
     command.__doc__ = f"{ABOUT[name]}\n\n    gr2 {name} configs/beauty.toml"
     app.command(name, rich_help_panel="One stage alone")(command)

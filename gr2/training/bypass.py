@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Literal
 
 from gr2.artifact import Artifact
-from gr2.training.trying import learn, read_by
+from gr2.training.trying import follow_lesson, learn, read_by
 from gr2.training.trying_settings import TryingConfig
+from gr2.training.workers import leave
 
-__all__ = ["BypassConfig", "inputs", "run"]
+__all__ = ["BypassConfig", "follow", "inputs", "leave", "run"]
 
 
 @dataclass(frozen=True)
@@ -44,3 +45,8 @@ def inputs(config: BypassConfig) -> tuple[str, ...]:
 def run(config: BypassConfig, artifacts: Mapping[str, Artifact], out: Path, seed: int) -> Artifact:
     """Train the model of `start`; see `learn` for what is written and raised."""
     return learn("bypass", config, artifacts, out, seed, start=config.start)
+
+
+def follow(config: BypassConfig, artifacts: Mapping[str, Artifact], out: Path, seed: int) -> None:
+    """What the other processes of a launch do; see `follow_lesson`."""
+    follow_lesson("bypass", config, artifacts, out, seed, start=config.start)

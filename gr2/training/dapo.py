@@ -147,6 +147,10 @@ class DapoTrainer(Resumable, GRPOTrainer):
             stage=stage,
             checkpoint_seconds=recipe.checkpoint_seconds,
         )
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ConfigError(
+                "answers are sampled from a whole model in each process: launch without FSDP and DeepSpeed"
+            )
         add_choice_scores(model)
         self._recipe, self._settings, self._tasks = recipe, settings, tasks
         self._draw, self._watch = draw, watch

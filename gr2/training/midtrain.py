@@ -39,13 +39,11 @@ from gr2.training.midtrain_tasks import TASKS, sequential_rows, task_texts, text
 from gr2.training.mix import Mix
 from gr2.training.next_item import NextItem, list_metrics
 from gr2.training.optimisation import in_bfloat16, threads
-from gr2.training.workers import Workers
+from gr2.training.workers import LEAVE, TRAIN, Workers, leave
 
 __all__ = ["INPUTS", "MidtrainConfig", "follow", "leave", "positions", "run", "sources"]
 
 INPUTS = ("prepare", "tokenize")
-# What the first process tells the others.
-LEAVE, TRAIN = 0, 1
 
 
 def sources(config: MidtrainConfig) -> dict[str, Path]:
@@ -89,13 +87,6 @@ def follow(config: MidtrainConfig, inputs: Mapping[str, Artifact], out: Path, se
         if workers.agree(LEAVE) == TRAIN:
             checkpoints = out.resolve().with_name(out.name + ".partial") / "checkpoints"
             midtrain(config, inputs, seed=seed, workers=workers, checkpoints=checkpoints)
-    workers.end()
-
-
-def leave() -> None:
-    """Tell the processes that `follow` that there is nothing to do."""
-    workers = Workers()
-    workers.agree(LEAVE)
     workers.end()
 
 

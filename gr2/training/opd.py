@@ -21,10 +21,11 @@ from typing import Literal
 from gr2.artifact import Artifact
 from gr2.errors import ConfigError
 from gr2.training.dapo import Recipe
-from gr2.training.trying import Teacher, learn, read_by
+from gr2.training.trying import Teacher, follow_lesson, learn, read_by
 from gr2.training.trying_settings import TryingConfig
+from gr2.training.workers import leave
 
-__all__ = ["OpdConfig", "inputs", "run", "sources"]
+__all__ = ["OpdConfig", "follow", "inputs", "leave", "run", "sources"]
 
 
 @dataclass(frozen=True)
@@ -78,5 +79,13 @@ def sources(config: OpdConfig) -> dict[str, Path]:
 
 def run(config: OpdConfig, artifacts: Mapping[str, Artifact], out: Path, seed: int) -> Artifact:
     """Train the model of `start`; see `learn` for what is written and raised."""
-    teacher = Teacher(Path(config.teacher), sources(config))
-    return learn("opd", config, artifacts, out, seed, start=config.start, teacher=teacher)
+    return learn("opd", config, artifacts, out, seed, start=config.start, teacher=_teacher(config))
+
+
+def follow(config: OpdConfig, artifacts: Mapping[str, Artifact], out: Path, seed: int) -> None:
+    """What the other processes of a launch do; see `follow_lesson`."""
+    follow_lesson("opd", config, artifacts, out, seed, start=config.start, teacher=_teacher(config))
+
+
+def _teacher(config: OpdConfig) -> Teacher:
+    return Teacher(Path(config.teacher), sources(config))

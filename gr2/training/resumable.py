@@ -6,6 +6,7 @@ and the figures of a trainer that nobody disturbed. Nothing is reported to anybo
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import time
@@ -103,7 +104,8 @@ class Resumable(Trainer):
             self.history = [{name: (total, count) for name, (total, count) in step.items()} for step in read]
         batches = len(self.get_train_dataloader())
         steps = self.args.max_steps if self.args.max_steps > 0 else -(-batches // self.args.gradient_accumulation_steps)
-        with track(steps, description, unit="steps", start=len(self.history)) as bar:
+        stream = None if self.accelerator.is_main_process else io.StringIO()
+        with track(steps, description, unit="steps", start=len(self.history), stream=stream) as bar:
             self._bar, self._logged = bar, len(self.history)
             self._began = self._saved = time.monotonic()
             self.train(resume_from_checkpoint=str(last) if last else None)

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Literal
 
 from gr2.artifact import Artifact
-from gr2.training.trying import learn, read_by
+from gr2.training.trying import follow_lesson, learn, read_by
 from gr2.training.trying_settings import TryingConfig
+from gr2.training.workers import leave
 
-__all__ = ["RlConfig", "inputs", "run"]
+__all__ = ["RlConfig", "follow", "inputs", "leave", "run"]
 
 
 @dataclass(frozen=True)
@@ -38,3 +39,8 @@ def inputs(config: RlConfig) -> tuple[str, ...]:
 def run(config: RlConfig, artifacts: Mapping[str, Artifact], out: Path, seed: int) -> Artifact:
     """Train the model of `start`; see `learn` for what is written and raised."""
     return learn("rl", config, artifacts, out, seed, start=config.start)
+
+
+def follow(config: RlConfig, artifacts: Mapping[str, Artifact], out: Path, seed: int) -> None:
+    """What the other processes of a launch do; see `follow_lesson`."""
+    follow_lesson("rl", config, artifacts, out, seed, start=config.start)

@@ -13,16 +13,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from gr2.artifact import Artifact, Workspace, file_digest, open_stage
+from gr2.artifact import Artifact, file_digest, open_stage
 from gr2.data.candidates import CandidateLists
 from gr2.data.dataset import Dataset
 from gr2.errors import ConfigError, DataError
 from gr2.models.answering import Answering
 from gr2.models.reasoner import Reasoner, SidSpec
 from gr2.prompts.render import PromptConfig
-from gr2.training.dapo import DapoTrainer, Recipe, arguments
+from gr2.training.dapo import DapoTrainer, arguments
 from gr2.training.list_rollouts import ListRollouts, Worth
 from gr2.training.monitors import CopyGuard, monitor
 from gr2.training.optimisation import in_bfloat16, threads
@@ -30,8 +31,9 @@ from gr2.training.reranking import list_slates
 from gr2.training.rewards import balance_weights, reward
 from gr2.training.split_ranks import rank_splits
 from gr2.training.trying_settings import TryingConfig
+from gr2.training.workers import LEAVE, TRAIN, Workers
 
-__all__ = ["STEPS", "Teacher", "learn", "read_by", "try_lists"]
+__all__ = ["STEPS", "Teacher", "follow_lesson", "learn", "read_by"]
 
 STEPS = "steps.parquet"
 # Figures of the training's start and end are means over this share of its steps.
@@ -81,71 +83,90 @@ def learn(
     parents = {name: artifacts[name].digest for name in read_by(config, start)}
     parents |= {} if teacher is None else {name: file_digest(path) for name, path in teacher.files.items()}
     with open_stage(out, stage, config, parents, seed) as work, threads(config.threads):
-        recipe = config.recipe()
-        reasoner = _reasoner(artifacts, start)
-        anchor = None
-        if recipe.kl:
-            anchor = _reasoner(artifacts, start).model if teacher is None else teacher.load(reasoner)
-        try_lists(stage, config, recipe, reasoner, artifacts, work, anchor=anchor)
+        began = time.monotonic()
+        lesson = _lesson(config, artifacts, seed, start, teacher)
+        ranked: dict[str, Any] = {"lists": artifacts[config.lists], "work": work, "constrained": config.constrained}
+        if config.evaluate_start:
+            rank_splits(config, lesson.reasoner, lesson.dataset, lesson.codes, label="start", **ranked)
+        workers = Workers()
+        workers.agree(TRAIN)
+        history = _train(stage, config, lesson, work.checkpoints, seed)
+        work.metrics |= {"processes": workers.count, "lists": len(lesson.lists), **_ends(history)}
+        workers.end()
+        lesson.reasoner.save(work.path / "model")
+        pq.write_table(_steps_table(history), work.path / STEPS)
+        if (work.checkpoints / "logs").is_dir():
+            shutil.copytree(work.checkpoints / "logs", work.path / "logs")
+        work.metrics["train_seconds"] = time.monotonic() - began
+        rank_splits(config, lesson.reasoner, lesson.dataset, lesson.codes, **ranked)
+        work.metrics["total_seconds"] = time.monotonic() - began
     return Artifact.load(out, stage)
 
 
-def try_lists(
+def follow_lesson(
     stage: str,
     config: TryingConfig,
-    recipe: Recipe,
-    reasoner: Reasoner,
     artifacts: Mapping[str, Artifact],
-    work: Workspace,
+    out: Path,
+    seed: int,
     *,
-    anchor: PreTrainedModel | None = None,
+    start: str,
+    teacher: Teacher | None = None,
 ) -> None:
-    """Train the reasoner from the workspace's last checkpoint, or as it is, and write all of the stage's files.
+    """What the other processes of a launch do while the first is in `learn`, or has told them to `leave`."""
+    workers = Workers()
+    with threads(config.threads):
+        if workers.agree(LEAVE) == TRAIN:
+            checkpoints = out.resolve().with_name(out.name + ".partial") / "checkpoints"
+            _train(stage, config, _lesson(config, artifacts, seed, start, teacher), checkpoints, seed)
+    workers.end()
 
-    `anchor` is the frozen model that `recipe.kl` is about.
-    """
-    began = time.monotonic()
-    dataset = Dataset.load(artifacts["prepare"].path)
-    codes = artifacts["tokenize"].array("codes.npy")
-    ranked = artifacts[config.lists]
-    lists = _training_lists(config, ranked, work.seed)
-    if config.evaluate_start:
-        rank_splits(config, reasoner, dataset, codes, ranked, work, constrained=config.constrained, label="start")
-    rollouts = ListRollouts(
+
+@dataclass(frozen=True, eq=False)
+class _Lesson:
+    """Who learns from what; `anchor` is the frozen model that the recipe's divergence is from."""
+
+    reasoner: Reasoner
+    anchor: PreTrainedModel | None
+    dataset: Dataset
+    codes: NDArray[np.uint16]
+    lists: CandidateLists
+
+    def rollouts(self, config: TryingConfig) -> ListRollouts:
+        """How answers are drawn."""
+        return ListRollouts(
+            self.reasoner,
+            list_slates(self.dataset, self.codes, self.lists),
+            self.lists.label(),
+            PromptConfig.of(config),
+            _asking(config),
+            _worth(config, self.lists),
+            shuffle=config.shuffle,
+        )
+
+
+def _lesson(
+    config: TryingConfig, artifacts: Mapping[str, Artifact], seed: int, start: str, teacher: Teacher | None
+) -> _Lesson:
+    reasoner = _reasoner(artifacts, start)
+    anchor = None
+    if config.recipe().kl:
+        anchor = _reasoner(artifacts, start).model if teacher is None else teacher.load(reasoner)
+    return _Lesson(
         reasoner,
-        list_slates(dataset, codes, lists),
-        lists.label(),
-        PromptConfig.of(config),
-        _asking(config),
-        _worth(config, lists),
-        shuffle=config.shuffle,
+        anchor,
+        Dataset.load(artifacts["prepare"].path),
+        artifacts["tokenize"].array("codes.npy"),
+        _training_lists(config, artifacts[config.lists], seed),
     )
-    history = _train(stage, config, recipe, reasoner, rollouts, work, lists=len(lists), anchor=anchor)
-    reasoner.save(work.path / "model")
-    pq.write_table(_steps_table(history), work.path / STEPS)
-    if (work.checkpoints / "logs").is_dir():
-        shutil.copytree(work.checkpoints / "logs", work.path / "logs")
-    work.metrics |= {"lists": len(lists), **_ends(history), "train_seconds": time.monotonic() - began}
-    rank_splits(config, reasoner, dataset, codes, ranked, work, constrained=config.constrained)
-    work.metrics["total_seconds"] = time.monotonic() - began
 
 
 def _reasoner(artifacts: Mapping[str, Artifact], start: str) -> Reasoner:
     return Reasoner.load(artifacts[start].file("model"), sids=SidSpec.of(artifacts["tokenize"]))
 
 
-def _train(
-    stage: str,
-    config: TryingConfig,
-    recipe: Recipe,
-    reasoner: Reasoner,
-    rollouts: ListRollouts,
-    work: Workspace,
-    *,
-    lists: int,
-    anchor: PreTrainedModel | None,
-) -> list[dict[str, float]]:
-    """The figures of each step."""
+def _train(stage: str, config: TryingConfig, lesson: _Lesson, checkpoints: Path, seed: int) -> list[dict[str, float]]:
+    """Train from the last checkpoint, or from the start; the figures of each step, the same in every process."""
     guard = CopyGuard(config.copy_limit, config.copy_patience)
 
     def watch(outcomes: Sequence[Any], before: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -153,24 +174,23 @@ def _train(
         guard.check(figures, before)
         return figures
 
-    weights: torch.nn.Module = reasoner.model
-    dtype = reasoner.model.dtype
+    recipe, model = config.recipe(), lesson.reasoner.model
+    weights: torch.nn.Module = model
+    dtype = model.dtype
     # Steps of a low rate are lost in bfloat16.
     weights.to(dtype=torch.float32)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    seed = work.seed & 0xFFFF_FFFF
+    precise = {"cpu": device == "cpu", "bfloat16": in_bfloat16(config.precision, device)}
     trainer = DapoTrainer(
-        reasoner.model,
-        reasoner.tokenizer,
-        arguments(
-            recipe, work.checkpoints, seed=seed, cpu=device == "cpu", bfloat16=in_bfloat16(config.precision, device)
-        ),
+        model,
+        lesson.reasoner.tokenizer,
+        arguments(recipe, checkpoints, seed=seed & 0xFFFF_FFFF, **precise),
         recipe,
         stage=stage,
-        tasks=lists,
-        draw=rollouts,
+        tasks=len(lesson.lists),
+        draw=lesson.rollouts(config),
         watch=watch,
-        anchor=anchor,
+        anchor=lesson.anchor,
     )
     trainer.fit(stage)
     weights.to(dtype=dtype).eval()

@@ -17,7 +17,10 @@ from numpy.typing import NDArray
 
 from gr2.errors import ConfigError
 
-__all__ = ["Workers"]
+__all__ = ["LEAVE", "TRAIN", "Workers", "leave"]
+
+# What the first process tells those that follow it.
+LEAVE, TRAIN = 0, 1
 
 # The others wait while the first hashes inputs and writes the artefact.
 PATIENCE = timedelta(hours=2)
@@ -101,3 +104,10 @@ class Workers:
     def collect(self, parts: Sequence[Any]) -> list[Any]:
         """What every process gives, in the order of the processes, in all of them."""
         return list(gather_object(list(parts))) if self.count > 1 else list(parts)
+
+
+def leave() -> None:
+    """Tell the processes that follow the first one into a stage that there is nothing to do."""
+    workers = Workers()
+    workers.agree(LEAVE)
+    workers.end()

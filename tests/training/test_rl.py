@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -158,3 +159,27 @@ def test_lists_without_their_target_are_nothing_to_learn_from(parents: dict[str,
 def test_values_that_cannot_be_are_refused(change: dict[str, object], complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         build(RlConfig, change, "rl")
+
+
+def test_two_processes_make_one_artefact(parents: dict[str, Artifact], tmp_path: Path) -> None:
+    for name, artifact in parents.items():
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / name).symlink_to(artifact.path)
+    config = tmp_path / "shop.toml"
+    keys = {name: getattr(TINY, name) for name in ("start", "reasoning", "max_history", "title_words", "list_size")}
+    keys |= {"steps": 2, "groups": 2, "samples": 4, "batch": 4, "validation_lists": 0, "test_lists": 3, "threads": 1}
+    table = "\n".join(f"{name} = {json.dumps(value)}" for name, value in keys.items())
+    config.write_text(f'[run]\nout = "{tmp_path / "run"}"\n[rl]\n{table}\n')
+    launcher = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1", "--multi_gpu"]
+    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command = [sys.executable, *launcher, "-m", "gr2.cli", "rl", str(config)]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    made = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+    assert made.returncode == 0, made.stderr[-3000:]
+    artifact = Artifact.load(tmp_path / "run" / "rl", verify=True)
+    assert artifact.metrics["processes"] == 2
+    assert artifact.metrics["steps"] == 2
+    assert made.stderr.count("rl: 2/2 steps") == 1
+    assert len(pq.read_table(artifact.file("ranks.parquet"))) == 3
+    again = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    assert "rl: up to date" in again.stderr
