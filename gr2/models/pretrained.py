@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
 
 from gr2.errors import ArtifactError
+from gr2.quiet import without_bars
 
-__all__ = ["load_pretrained", "without_bars"]
+__all__ = ["load_pretrained"]
 
 
 def load_pretrained(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -31,15 +29,3 @@ def load_pretrained(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerB
     except Exception as error:
         raise ArtifactError(f"{folder}: not a causal language model that can be read: {error}") from error
     return model.eval(), tokenizer  # type: ignore[no-untyped-call]
-
-
-@contextmanager
-def without_bars() -> Iterator[None]:
-    """The block runs without the progress bars of transformers."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -20,9 +20,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gr2.artifact import Artifact, write_json
 from gr2.decoding.tokens import CodeVocabulary
 from gr2.errors import ArtifactError, ConfigError
-from gr2.models.pretrained import load_pretrained, without_bars
+from gr2.models.pretrained import load_pretrained
 from gr2.models.scratch import CHAT_TEMPLATE, END_OF_TURN, START_OF_TURN, Size, scratch_model, scratch_tokenizer
 from gr2.prompts.semantic_id import BEGIN, END, level_tokens
+from gr2.quiet import without_bars
 
 __all__ = ["RECORD", "Reasoner", "SidSpec", "extend", "from_scratch", "vocabulary_rows"]
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,6 +16,7 @@ from gr2.artifact import file_digest, write_atomic
 from gr2.errors import ConfigError, MissingExtraError
 from gr2.interrupts import interrupts_wait
 from gr2.progress import track
+from gr2.quiet import without_bars
 from gr2.tokenizer.vectors import DAMAGED
 
 if TYPE_CHECKING:
@@ -170,21 +170,7 @@ def _load(folder: Path, device: str) -> SentenceTransformer:
     except ImportError as error:
         raise MissingExtraError("embedding item texts", "train", error) from error
     try:
-        with _quiet_loading():
+        with without_bars():
             return SentenceTransformer(str(folder), device=device, local_files_only=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ConfigError(f"{folder}: the embedding model cannot be loaded on device {device!r}: {error}") from error
-
-
-@contextlib.contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """Without transformers' own bars."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

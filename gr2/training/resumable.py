@@ -23,8 +23,8 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK,
 
 from gr2.artifact import file_digest, write_json
 from gr2.errors import ArtifactError, ConfigError
-from gr2.models.pretrained import without_bars
 from gr2.progress import Bar, track
+from gr2.quiet import without_bars
 from gr2.training.optimisation import refuse_divergence
 from gr2.training.sequences import epoch_batches
 
