@@ -10,34 +10,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from gr2.artifact import Artifact, file_digest, open_stage
 from gr2.data.candidates import CandidateLists
 from gr2.data.dataset import Dataset
-from gr2.errors import ConfigError, DataError
+from gr2.errors import ConfigError
 from gr2.models.answering import Answering
 from gr2.models.reasoner import Reasoner, SidSpec
 from gr2.prompts.render import PromptConfig
-from gr2.training.dapo import DapoTrainer, arguments
 from gr2.training.list_rollouts import ListRollouts, Worth
 from gr2.training.monitors import CopyGuard, monitor
-from gr2.training.optimisation import in_bfloat16, threads
+from gr2.training.optimisation import threads
+from gr2.training.policy_training import STEPS, ends, steps_table, train_policy, training_lists
 from gr2.training.reranking import list_slates
 from gr2.training.rewards import balance_weights, reward
 from gr2.training.split_ranks import rank_splits
 from gr2.training.trying_settings import TryingConfig
 from gr2.training.workers import LEAVE, TRAIN, Workers
 
-__all__ = ["STEPS", "Teacher", "follow_lesson", "learn", "read_by"]
-
-STEPS = "steps.parquet"
-# Figures of the training's start and end are means over this share of its steps.
-ENDS = 0.1
+__all__ = ["Teacher", "follow_lesson", "learn", "read_by"]
 
 
 def read_by(config: TryingConfig, start: str) -> tuple[str, ...]:
@@ -91,10 +85,10 @@ def learn(
         workers = Workers()
         workers.agree(TRAIN)
         history = _train(stage, config, lesson, work.checkpoints, seed)
-        work.metrics |= {"processes": workers.count, "lists": len(lesson.lists), **_ends(history)}
+        work.metrics |= {"processes": workers.count, "lists": len(lesson.lists), **ends(history)}
         workers.end()
         lesson.reasoner.save(work.path / "model")
-        pq.write_table(_steps_table(history), work.path / STEPS)
+        pq.write_table(steps_table(history), work.path / STEPS)
         if (work.checkpoints / "logs").is_dir():
             shutil.copytree(work.checkpoints / "logs", work.path / "logs")
         work.metrics["train_seconds"] = time.monotonic() - began
@@ -157,7 +151,7 @@ def _lesson(
         anchor,
         Dataset.load(artifacts["prepare"].path),
         artifacts["tokenize"].array("codes.npy"),
-        _training_lists(config, artifacts[config.lists], seed),
+        training_lists(config, artifacts[config.lists], seed),
     )
 
 
@@ -174,40 +168,17 @@ def _train(stage: str, config: TryingConfig, lesson: _Lesson, checkpoints: Path,
         guard.check(figures, before)
         return figures
 
-    recipe, model = config.recipe(), lesson.reasoner.model
-    weights: torch.nn.Module = model
-    dtype = model.dtype
-    # Steps of a low rate are lost in bfloat16.
-    weights.to(dtype=torch.float32)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    precise = {"cpu": device == "cpu", "bfloat16": in_bfloat16(config.precision, device)}
-    trainer = DapoTrainer(
-        model,
-        lesson.reasoner.tokenizer,
-        arguments(recipe, checkpoints, seed=seed & 0xFFFF_FFFF, **precise),
-        recipe,
-        stage=stage,
+    return train_policy(
+        stage,
+        config,
+        lesson.reasoner,
+        checkpoints,
+        seed,
         tasks=len(lesson.lists),
         draw=lesson.rollouts(config),
         watch=watch,
         anchor=lesson.anchor,
     )
-    trainer.fit(stage)
-    weights.to(dtype=dtype).eval()
-    return [entry for entry in trainer.state.log_history if "loss" in entry]
-
-
-def _training_lists(config: TryingConfig, artifact: Artifact, seed: int) -> CandidateLists:
-    lists = CandidateLists.load(artifact.file("train.parquet"))
-    held = lists.top(config.list_size).with_target() if lists.width else lists
-    if not len(held) or not lists.width:
-        raise DataError(
-            f"none of {len(lists)} training lists has its target among its top {config.list_size}: nothing to learn",
-            path=artifact.path / "train.parquet",
-        )
-    if not 0 < config.limit < len(held):
-        return held
-    return held.take(np.sort(np.random.default_rng(seed).permutation(len(held))[: config.limit]))
 
 
 def _asking(config: TryingConfig) -> Answering:
@@ -227,23 +198,3 @@ def _worth(config: TryingConfig, lists: CandidateLists) -> Worth:
     weights = balance_weights(lists.label(), lists.width) if config.balance else None
     named = reward(config.reward, config.format_bonus)
     return Worth(named, weights, config.overlong_tokens, config.overlong_penalty)
-
-
-def _steps_table(history: Sequence[Mapping[str, float]]) -> pa.Table:
-    """A row for each step of the optimiser; figures of answers are null in steps that draw none."""
-    names = sorted({name for entry in history for name in entry} - {"step", "epoch"})
-    columns = {name: pa.array([entry.get(name) for entry in history], pa.float64()) for name in names}
-    return pa.table({"step": pa.array([int(entry["step"]) for entry in history], pa.int64()), **columns})
-
-
-def _ends(history: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """Mean figures of the first and the last steps."""
-    drawn = [entry for entry in history if "valid" in entry]
-    count = max(1, round(ENDS * len(drawn)))
-    names = sorted({name for entry in drawn for name in entry} - {"step", "epoch"})
-
-    def means(entries: Sequence[Mapping[str, float]]) -> dict[str, float]:
-        values = {name: [entry[name] for entry in entries if entry.get(name) is not None] for name in names}
-        return {name: float(np.mean(found)) for name, found in values.items() if found}
-
-    return {"steps": len(drawn), "first_steps": means(drawn[:count]), "last_steps": means(drawn[-count:])}
