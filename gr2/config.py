@@ -15,11 +15,13 @@ from typing import Any, TypeVar
 
 from gr2.errors import ConfigError
 
-__all__ = ["INCIDENTAL", "apply_overrides", "build", "deciding", "load_toml", "to_json"]
+__all__ = ["INCIDENTAL", "LATER", "apply_overrides", "build", "deciding", "load_toml", "to_json"]
 
 T = TypeVar("T")
 # The metadata of a field that decides how a stage works and not what comes of it.
 INCIDENTAL = {"incidental": True}
+# That of a field which came later, and whose default is what was done before: what was made before stays current.
+LATER = {"later": True}
 
 
 def load_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -83,10 +85,15 @@ def to_json(config: Any) -> dict[str, Any]:
 
 
 def deciding(config: Any) -> dict[str, Any]:
-    """`to_json` without the fields that are `INCIDENTAL`."""
+    """`to_json` without the fields that are `INCIDENTAL`, and those that are `LATER` and have their default."""
     values = to_json(config)
-    fields = dataclasses.fields(config)
-    return {field.name: values[field.name] for field in fields if not field.metadata.get("incidental", False)}
+
+    def decides(field: dataclasses.Field[Any]) -> bool:
+        if field.metadata.get("later", False) and values[field.name] == field.default:
+            return False
+        return not field.metadata.get("incidental", False)
+
+    return {field.name: values[field.name] for field in dataclasses.fields(config) if decides(field)}
 
 
 def _coerce(value: Any, hint: Any, where: str) -> Any:

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
-from gr2.config import apply_overrides, build, load_toml, to_json
+from gr2.config import INCIDENTAL, LATER, apply_overrides, build, deciding, load_toml, to_json
 from gr2.errors import ConfigError
 
 NOT_FINITE = ("nan", "inf", "-inf")
@@ -96,3 +96,14 @@ def test_file_that_is_missing_or_not_toml_is_refused(tmp_path: Path) -> None:
 def test_configuration_round_trips_through_json() -> None:
     sample = Sample("a", sizes=(9,))
     assert build(Sample, to_json(sample), "sample") == sample
+
+
+def test_what_decides_is_what_was_there_and_what_was_changed() -> None:
+    @dataclass(frozen=True)
+    class Grown:
+        epochs: int = 3
+        threads: int = field(default=0, metadata=INCIDENTAL)
+        packing: str = field(default="auto", metadata=LATER)
+
+    assert deciding(Grown()) == deciding(Grown(threads=2)) == {"epochs": 3}
+    assert deciding(Grown(packing="on")) == {"epochs": 3, "packing": "on"}

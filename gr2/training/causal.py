@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 from gr2.checkpoint import load_checkpoint, save_checkpoint
@@ -18,6 +17,7 @@ from gr2.progress import Bar, track
 from gr2.training.causal_loss import CausalLoss
 from gr2.training.mix import Mix
 from gr2.training.optimisation import adamw, refuse_divergence
+from gr2.training.packing import Batch, packed_batches
 from gr2.training.workers import Workers
 
 __all__ = ["CausalTrainer", "Recipe", "schedule"]
@@ -40,6 +40,7 @@ class Recipe:
     warmup: float
     clip: float
     checkpoint_seconds: float
+    packed: bool = False
 
 
 class CausalTrainer:
@@ -73,9 +74,7 @@ class CausalTrainer:
     def train(self) -> None:
         """Train from where the state stands to the end of the schedule. Raises Gr2Error if a loss is not finite."""
         while self.epoch < self.recipe.epochs:
-            generator = np.random.default_rng([self.seed, self.epoch])
-            batches = self.mix.rows.batches(self.mix.draw(generator), self.recipe.batch_tokens, generator)
-            groups = self._groups(batches)
+            groups = self._groups(self._batches())
             sizes = [self._size(group) for group in groups]
             name = f"{self.name}, epoch {self.epoch + 1} of {self.recipe.epochs}"
             start = sum(sizes[: self.done])
@@ -87,21 +86,29 @@ class CausalTrainer:
             self.epoch, self.done = self.epoch + 1, 0
             self._save()
 
-    def _groups(self, batches: list[NDArray[np.int64]]) -> list[list[NDArray[np.int64]]]:
+    def _batches(self) -> list[Batch]:
+        """Those of this epoch."""
+        generator = np.random.default_rng([self.seed, self.epoch])
+        rows, drawn, tokens = self.mix.rows, self.mix.draw(generator), self.recipe.batch_tokens
+        if self.recipe.packed:
+            return packed_batches(rows, drawn, tokens, generator)
+        return [Batch(each) for each in rows.batches(drawn, tokens, generator)]
+
+    def _groups(self, batches: list[Batch]) -> list[list[Batch]]:
         """The batches of every step, those of the first process first; the last step is filled up from the start."""
         size = self.workers.count * self.recipe.accumulate
         missing = -len(batches) % size
         filled = batches + [batches[number % len(batches)] for number in range(missing)]
         return [filled[first : first + size] for first in range(0, len(filled), size)]
 
-    def _step(self, group: list[NDArray[np.int64]], steps: int, bar: Bar) -> None:
+    def _step(self, group: list[Batch], steps: int, bar: Bar) -> None:
         began, recipe, workers = time.monotonic(), self.recipe, self.workers
         factor = schedule((self.epoch + self.done / steps) / recipe.epochs, recipe.warmup)
         for parameters in self.optimiser.param_groups:
             parameters["lr"] = recipe.learning_rate * factor
         torch.manual_seed(_mixed(self.seed, self.step, workers.rank))
         self.loss.train()
-        learnt = int(sum(self.mix.rows.targets[rows].sum() for rows in group))
+        learnt = int(sum(self.mix.rows.targets[batch.rows].sum() for batch in group))
         loss = self._gradients(group[workers.rank :: workers.count], learnt)
         workers.accelerator.clip_grad_norm_(self.loss.parameters(), recipe.clip)
         self.optimiser.step()
@@ -117,24 +124,24 @@ class CausalTrainer:
         if workers.agree(int(time.monotonic() - self.saved >= recipe.checkpoint_seconds)):
             self._save()
 
-    def _gradients(self, batches: list[NDArray[np.int64]], learnt: int) -> float:
+    def _gradients(self, batches: list[Batch], learnt: int) -> float:
         """Add up the gradients of this process's batches of a step that learns so many tokens; their share of its loss.
 
         Gradients are averaged over the processes, so each batch weighs by its tokens times their number.
         """
         total = 0.0
-        for number, rows in enumerate(batches, 1):
-            ids, mask = (tensor.to(self.workers.device) for tensor in self.mix.rows.batch(rows))
-            weight = int(self.mix.rows.targets[rows].sum()) * self.workers.count / learnt
+        for number, batch in enumerate(batches, 1):
+            tensors = [tensor.to(self.workers.device) for tensor in batch.tensors(self.mix.rows)]
+            weight = int(self.mix.rows.targets[batch.rows].sum()) * self.workers.count / learnt
             last = number == len(batches)
             with nullcontext() if last else self.workers.accelerator.no_sync(self.loss):
-                loss = self.loss(ids, mask) * weight
+                loss = self.loss(*tensors) * weight
                 self.workers.accelerator.backward(loss)
             total += loss.item()
         return total
 
-    def _size(self, group: list[NDArray[np.int64]]) -> int:
-        return int(sum(self.mix.rows.lengths[rows].sum() for rows in group))
+    def _size(self, group: list[Batch]) -> int:
+        return int(sum(self.mix.rows.lengths[batch.rows].sum() for batch in group))
 
     def _save(self) -> None:
         """Write the checkpoint: weights, moments, losses, and the place in the schedule."""

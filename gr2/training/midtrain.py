@@ -31,7 +31,7 @@ from gr2.models.pretrained import load_pretrained
 from gr2.models.reasoner import RECORD, Reasoner, SidSpec, extend, from_scratch
 from gr2.training.attention import fast_attention
 from gr2.training.causal import CausalTrainer, Recipe
-from gr2.training.causal_loss import CausalLoss
+from gr2.training.causal_loss import CausalLoss, keeps_rows_apart
 from gr2.training.dropout import dropout
 from gr2.training.lora import adapters, only_new_rows
 from gr2.training.midtrain_settings import MidtrainConfig
@@ -151,23 +151,35 @@ def _train(
     bfloat16: bool,
 ) -> dict[str, Any]:
     """Train the reasoner's model; seconds, tokens a second and losses of each phase."""
-    metrics = {}
+    packed = _packs(config, reasoner)
+    metrics: dict[str, Any] = {"packed": packed}
     if config.model and config.warmup_epochs:
         recipe = replace(
-            config.recipe(),
+            config.recipe(packed=packed),
             epochs=config.warmup_epochs,
             learning_rate=config.warmup_learning_rate,
             weight_decay=0.0,
         )
         with only_new_rows(reasoner):
             metrics["warm_up"] = _phase("warm-up", reasoner, mix, recipe, seed, workers, checkpoints, bfloat16)
-    recipe = config.recipe()
+    recipe = config.recipe(packed=packed)
     lora = config.lora_rank if config.model else 0
     if lora:
         recipe = replace(recipe, weight_decay=0.0)
     with adapters(reasoner, lora, seed) if lora else nullcontext(), dropout(reasoner.model, config.dropout):
         metrics["training"] = _phase("training", reasoner, mix, recipe, seed, workers, checkpoints, bfloat16)
     return metrics
+
+
+def _packs(config: MidtrainConfig, reasoner: Reasoner) -> bool:
+    """Whether rows lie side by side. Raises ConfigError if they must, and the model would read them as one."""
+    if config.packing == "off" or (config.packing == "auto" and reasoner.model.device.type == "cpu"):
+        return False
+    apart = keeps_rows_apart(reasoner.model)
+    if config.packing == "on" and not apart:
+        kind = type(reasoner.model).__name__
+        raise ConfigError(f"[midtrain] packing: {kind} does not keep packed rows apart; set it to 'off' or 'auto'")
+    return apart
 
 
 def _phase(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
+from gr2.config import LATER
 from gr2.models.scratch import Size
 from gr2.training.causal import Recipe
 from gr2.training.midtrain_tasks import TASKS
@@ -34,6 +35,8 @@ class MidtrainConfig:
         lora_rank: of the adapters; 0 trains all weights. Ignored from scratch.
         dropout: on embeddings and block outputs.
         batch_tokens: tokens of one batch, with padding.
+        packing: lay rows side by side in sequences of the longest row's length, `on` or `off`; `auto` is on where the
+            device is a GPU and the model keeps such rows apart. Off, a batch has rows of like lengths.
         accumulate: batches a step and process.
         learning_rate: of AdamW, at its peak.
         weight_decay: of AdamW, on matrices and embeddings.
@@ -65,6 +68,7 @@ class MidtrainConfig:
     lora_rank: int = 0
     dropout: float = 0.2
     batch_tokens: int = 4096
+    packing: Literal["auto", "on", "off"] = field(default="auto", metadata=LATER)
     accumulate: int = 1
     learning_rate: float = 3e-3
     weight_decay: float = 0.1
@@ -96,6 +100,7 @@ class MidtrainConfig:
         if self.checkpoint_seconds < 0:
             raise ValueError(f"checkpoint_seconds must not be negative, got {self.checkpoint_seconds}")
 
-    def recipe(self) -> Recipe:
+    def recipe(self, *, packed: bool) -> Recipe:
         """What `CausalTrainer` needs to know."""
-        return Recipe(**{each.name: getattr(self, each.name) for each in fields(Recipe)})
+        named = {each.name: getattr(self, each.name) for each in fields(Recipe) if each.name != "packed"}
+        return Recipe(**named, packed=packed)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from gr2.training.causal import CausalTrainer, Recipe, schedule
 from gr2.training.causal_loss import CausalLoss
 from gr2.training.dropout import dropout
 from gr2.training.mix import Mix
+from gr2.training.packing import Batch
 from gr2.training.token_rows import TokenRows
 from gr2.training.workers import Workers
 
@@ -53,14 +56,15 @@ class Stopped(BaseException):
     pass
 
 
-@pytest.mark.parametrize("at", [1, 5, 9])
-def test_a_killed_training_ends_as_one_that_nobody_disturbed(mix, tmp_path, monkeypatch, at):
+@pytest.mark.parametrize(("at", "packed"), [(1, False), (5, False), (9, False), (5, True)])
+def test_a_killed_training_ends_as_one_that_nobody_disturbed(mix, tmp_path, monkeypatch, at, packed):
     torch.manual_seed(99)
-    whole = trainer_of(mix)
+    recipe = replace(RECIPE, packed=packed)
+    whole = trainer_of(mix, recipe)
     with dropout(whole.loss.model, 0.2):
         whole.train()
     checkpoint = tmp_path / "state.pt"
-    killed = trainer_of(mix, checkpoint=checkpoint)
+    killed = trainer_of(mix, recipe, checkpoint=checkpoint)
     step = CausalTrainer._step
 
     def counted(self, *arguments):
@@ -72,7 +76,7 @@ def test_a_killed_training_ends_as_one_that_nobody_disturbed(mix, tmp_path, monk
         patch.setattr(CausalTrainer, "_step", counted)
         with pytest.raises(Stopped):
             killed.train()
-    resumed = trainer_of(mix, checkpoint=checkpoint)
+    resumed = trainer_of(mix, recipe, checkpoint=checkpoint)
     assert resumed.step == at
     with dropout(resumed.loss.model, 0.2):
         resumed.train()
@@ -94,7 +98,7 @@ def test_accumulated_batches_make_the_step_of_one_batch(mix):
     ids, learnt = mix.rows.batch(np.arange(6))
     halves = [np.arange(2), np.arange(2, 6)]
     trainer = trainer_of(mix)
-    total = trainer._gradients(halves, int(learnt.sum()))
+    total = trainer._gradients([Batch(rows) for rows in halves], int(learnt.sum()))
     accumulated = [parameter.grad.clone() for parameter in trainer.loss.parameters()]
     trainer.loss.zero_grad()
     loss = trainer.loss(ids, learnt)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+from transformers import BloomConfig, BloomForCausalLM
 
 from gr2.artifact import Artifact, open_stage
 from gr2.data.candidates import CandidateLists
@@ -111,6 +112,25 @@ def test_a_models_folder_is_warmed_up_and_adapted(tiny_parents, tmp_path, monkey
     assert (weights["model.norm.weight"] == before["model.norm.weight"]).all()
     assert (weights["model.embed_tokens.weight"][:-rows] == before["model.embed_tokens.weight"]).all()
     assert not (made.path / "test.parquet").exists()
+
+
+def test_packed_rows_are_learnt_as_well(grouped, made, tmp_path):
+    packed = run(replace(TINY, packing="on", evaluate=False), grouped, tmp_path / "midtrain", 7)
+    assert packed.metrics["packed"]
+    assert not made.metrics["packed"]
+    assert packed.metrics["training"]["tokens"] == made.metrics["training"]["tokens"]
+    assert packed.metrics["training"]["losses"][-1] < 0.8 * packed.metrics["training"]["losses"][0]
+
+
+def test_a_model_that_reads_packed_rows_as_one_is_refused(tiny_parents, tmp_path):
+    tokenizer = scratch_tokenizer(["some words"], 300)
+    tokenizer.save_pretrained(tmp_path / "given")
+    BloomForCausalLM(BloomConfig(vocab_size=320, hidden_size=32, n_layer=1, n_head=2)).save_pretrained(
+        tmp_path / "given"
+    )
+    config = replace(TINY, model=str(tmp_path / "given"), packing="on", epochs=1)
+    with pytest.raises(ConfigError, match="BloomForCausalLM does not keep packed rows apart"):
+        run(config, tiny_parents, tmp_path / "midtrain", 0)
 
 
 def test_a_folder_with_a_reasoner_goes_on_from_there(grouped, made, tmp_path):
