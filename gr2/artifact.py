@@ -25,7 +25,17 @@ from gr2 import config as configuration
 from gr2.errors import ArtifactError
 from gr2.version import __version__
 
-__all__ = ["Artifact", "Workspace", "file_digest", "is_current", "open_stage", "recover", "write_atomic", "write_json"]
+__all__ = [
+    "MANIFEST",
+    "Artifact",
+    "Workspace",
+    "file_digest",
+    "is_current",
+    "open_stage",
+    "recover",
+    "write_atomic",
+    "write_json",
+]
 
 SCHEMA = 1
 MANIFEST = "artifact.json"

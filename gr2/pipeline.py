@@ -63,6 +63,7 @@ STAGES = {
         Stage("midtrain", "gr2.training.midtrain", "MidtrainConfig", "train", optional=True),
         Stage("traces", "gr2.training.traces", "TracesConfig", "train", optional=True),
         Stage("sft", "gr2.training.sft", "SftConfig", "train", optional=True),
+        Stage("compress", "gr2.training.compress", "CompressConfig", "train", optional=True),
         Stage("opd", "gr2.training.opd", "OpdConfig", "train", optional=True),
         Stage("rl", "gr2.training.rl", "RlConfig", "train", optional=True),
         Stage("bypass", "gr2.training.bypass", "BypassConfig", "train", optional=True),

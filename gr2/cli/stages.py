@@ -21,6 +21,7 @@ ABOUT = {
     "prepare": "Read items and interactions, keep the k-core, and order every user's events.",
     "prerank": "Train the pre-ranker, or import another's lists, and write the candidate lists.",
     "sft": "Fine-tune the mid-trained model on traces, and re-rank the test lists with it.",
+    "compress": "Let a model learn to shorten histories so that a reasoner ranks as well from what is left.",
     "opd": "Let a teacher judge every token of a reasoner's own answers (on-policy distillation).",
     "rl": "Let a reasoner learn to re-rank by trying, with rewards that can be verified.",
     "bypass": "Let it learn to rank without reasoning first.",
@@ -29,7 +30,7 @@ ABOUT = {
     "evaluate": "Re-rank the test lists with the exported bundle and compare with the incoming order.",
 }
 # Stages that several processes may work at.
-LAUNCHED = ("opd", "rl", "bypass")
+LAUNCHED = ("compress", "opd", "rl", "bypass")
 Config = Annotated[
     Path, typer.Argument(metavar="CONFIG.toml", help="One table a stage, and \\[run] with `out` and `seed`.")
 ]

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, PreTrainedModel
 
-from gr2.models.answer_processor import AnswerProcessor
+from gr2.models.answer_processor import AnswerProcessor, AnswerRow
+from gr2.models.selection import SelectionProcessor, SelectionRow
 
 __all__ = ["generate_answers", "process_answers", "takes_gaps"]
 
@@ -59,7 +60,7 @@ def takes_gaps(model: PreTrainedModel) -> bool:
 def process_answers(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
-    processor: AnswerProcessor,
+    processor: AnswerProcessor | SelectionProcessor,
     *,
     samples: int,
     temperature: float,
@@ -71,7 +72,7 @@ def process_answers(
     prompt is read once for all its samples. Temperature 0 takes the likeliest token.
     """
     processor.start(len(prompts) * samples)
-    rows = processor.rows
+    rows: Sequence[AnswerRow | SelectionRow] = processor.rows
     device = model.device
     generator = torch.Generator(device=device).manual_seed(seed)
     answers = [row.drain() for row in rows]
@@ -102,7 +103,7 @@ def process_answers(
 def generate_answers(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
-    processor: AnswerProcessor | None,
+    processor: AnswerProcessor | SelectionProcessor | None,
     *,
     most: int,
     eos: int,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from typing import Self
 
@@ -13,15 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gr2.catalog import Catalog
+from gr2.config import LATER
 from gr2.errors import ConfigError
 from gr2.prompts.semantic_id import END, parse_sid, sid_text
 
 __all__ = [
+    "CANDIDATES",
+    "HISTORY",
+    "MARK",
     "ItemView",
     "Prompt",
     "PromptConfig",
     "Slate",
     "clean",
+    "history_lines",
     "item_line",
     "read_candidates",
     "render",
@@ -62,10 +67,14 @@ class ItemView:
 
 @dataclass(frozen=True)
 class Slate:
-    """A request: the history, oldest first, and the candidates in the pre-ranker's order."""
+    """A request: the history, oldest first, and the candidates in the pre-ranker's order.
+
+    `context` are lines that a prompt shows in the history's place (see `gr2.prompts.context`), None for the history.
+    """
 
     history: tuple[ItemView, ...]
     candidates: tuple[ItemView, ...]
+    context: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,8 @@ class PromptConfig:
         max_history: events that the model sees, the most recent ones.
         title_words: words of a title; 0 is all of them.
         budget: tokens of the whole prompt. The oldest history is dropped to keep it, candidates never are.
+        compressor: whose shorter contexts stand for the histories: `compress` for this run's, or a folder with that
+            stage's artefact; "" is none.
     """
 
     knowledge: bool = True
@@ -89,6 +100,7 @@ class PromptConfig:
     max_history: int = 20
     title_words: int = 12
     budget: int = 2048
+    compressor: str = field(default="", metadata=LATER)
 
     def __post_init__(self) -> None:
         for name in ("max_history", "title_words"):
@@ -105,7 +117,10 @@ class PromptConfig:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Chat messages, of the roles system and user, and how many events of the history they hold and lack."""
+    """Chat messages, of the roles system and user, and how many events of the history they hold and lack.
+
+    Of a slate with a context, what is counted are its lines.
+    """
 
     messages: tuple[dict[str, str], ...]
     kept: int
@@ -133,14 +148,16 @@ def render(
     Candidates are listed in the slate's order, or in `order`, a permutation of their places in it. Raises ConfigError
     if the candidates alone exceed the budget.
     """
-    most = min(len(slate.history), config.max_history)
+    lines_of_history = history_lines(slate, config)
+    most = len(lines_of_history)
     system = _system(config)
     lines = [
         MARK + item_line(item, config.title_words) + (f" | rank {rank}" if config.incoming_rank else "")
         for rank, item in enumerate(slate.candidates, 1)
     ]
     candidates = [CANDIDATES, *(lines if order is None else (lines[place] for place in order))]
-    history = [MARK + item_line(item, config.title_words) for item in slate.history[len(slate.history) - most :]]
+    history = [MARK + line for line in lines_of_history]
+    events = len(slate.history if slate.context is None else slate.context)
 
     def messages(kept: int) -> tuple[dict[str, str], ...]:
         blocks = [[HISTORY, *history[most - kept :]], candidates]
@@ -154,8 +171,16 @@ def render(
                 f"the {len(slate.candidates)} candidates take {count(messages(0))} tokens without any history, more "
                 f"than the budget of {config.budget}; raise `budget`, or lower `title_words`"
             )
-        return Prompt(messages(most_that_fit), most_that_fit, len(slate.history) - most_that_fit)
-    return Prompt(messages(most), most, len(slate.history) - most)
+        return Prompt(messages(most_that_fit), most_that_fit, events - most_that_fit)
+    return Prompt(messages(most), most, events - most)
+
+
+def history_lines(slate: Slate, config: PromptConfig) -> tuple[str, ...]:
+    """What a prompt says of the history if there is room, oldest first: its newest events' lines, or the context."""
+    if slate.context is not None:
+        return slate.context
+    newest = slate.history[max(0, len(slate.history) - config.max_history) :]
+    return tuple(item_line(item, config.title_words) for item in newest)
 
 
 def read_candidates(prompt: Prompt, levels: int, level_size: int) -> list[tuple[int, ...]]:

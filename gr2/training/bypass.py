@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Literal
 
 from gr2.artifact import Artifact
+from gr2.training.contexts import context_sources
 from gr2.training.trying import follow_lesson, learn, read_by
 from gr2.training.trying_settings import TryingConfig
 from gr2.training.workers import leave
 
-__all__ = ["BypassConfig", "follow", "inputs", "leave", "run"]
+__all__ = ["BypassConfig", "follow", "inputs", "leave", "run", "sources"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ class BypassConfig(TryingConfig):
 def inputs(config: BypassConfig) -> tuple[str, ...]:
     """The stages whose artefacts are read."""
     return read_by(config, config.start)
+
+
+def sources(config: BypassConfig) -> dict[str, Path]:
+    """The files outside the run that the stage reads: another run's contexts."""
+    return context_sources(config)
 
 
 def run(config: BypassConfig, artifacts: Mapping[str, Artifact], out: Path, seed: int) -> Artifact:

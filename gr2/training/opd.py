@@ -20,6 +20,7 @@ from typing import Literal
 
 from gr2.artifact import Artifact
 from gr2.errors import ConfigError
+from gr2.training.contexts import context_sources
 from gr2.training.dapo import Recipe
 from gr2.training.trying import Teacher, follow_lesson, learn, read_by
 from gr2.training.trying_settings import TryingConfig
@@ -68,13 +69,8 @@ def inputs(config: OpdConfig) -> tuple[str, ...]:
 
 
 def sources(config: OpdConfig) -> dict[str, Path]:
-    """The teacher's files. Raises ConfigError if there is no such folder."""
-    folder = Path(config.teacher)
-    if not folder.is_dir():
-        raise ConfigError(
-            f"[opd] teacher: no such folder: {folder}; give one with a reasoner, such as runs/big/rl/model"
-        )
-    return {f"teacher:{path.name}": path for path in sorted(folder.iterdir()) if path.is_file()}
+    """The teacher's files, and those of another run's contexts. Raises ConfigError if there is no such folder."""
+    return _teacher_files(config) | context_sources(config)
 
 
 def run(config: OpdConfig, artifacts: Mapping[str, Artifact], out: Path, seed: int) -> Artifact:
@@ -88,4 +84,13 @@ def follow(config: OpdConfig, artifacts: Mapping[str, Artifact], out: Path, seed
 
 
 def _teacher(config: OpdConfig) -> Teacher:
-    return Teacher(Path(config.teacher), sources(config))
+    return Teacher(Path(config.teacher), _teacher_files(config))
+
+
+def _teacher_files(config: OpdConfig) -> dict[str, Path]:
+    folder = Path(config.teacher)
+    if not folder.is_dir():
+        raise ConfigError(
+            f"[opd] teacher: no such folder: {folder}; give one with a reasoner, such as runs/big/rl/model"
+        )
+    return {f"teacher:{path.name}": path for path in sorted(folder.iterdir()) if path.is_file()}

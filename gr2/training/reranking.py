@@ -22,14 +22,17 @@ from gr2.models.answering import Answering, answers_by_batch
 from gr2.models.reasoner import Reasoner
 from gr2.prompts.render import Prompt, PromptConfig, Slate, render, slate_of
 from gr2.training.answer_log import AnswerLog, Entry
+from gr2.training.contexts import Contexts, places_of
 
 __all__ = ["evaluate_reasoner", "kendall_tau", "list_prompts", "list_slates"]
 
 
-def list_slates(dataset: Dataset, codes: NDArray[np.uint16], lists: CandidateLists) -> list[Slate]:
-    """The slate of each list; `codes` (N, L) are those of the catalogue."""
+def list_slates(
+    dataset: Dataset, codes: NDArray[np.uint16], lists: CandidateLists, contexts: Contexts | None = None
+) -> list[Slate]:
+    """The slate of each list, with its context where there are `contexts`; `codes` (N, L) are the catalogue's."""
     rows = zip(lists.user.tolist(), lists.position.tolist(), lists.candidates, strict=True)
-    return [
+    slates = [
         slate_of(
             dataset.catalog,
             codes,
@@ -38,6 +41,7 @@ def list_slates(dataset: Dataset, codes: NDArray[np.uint16], lists: CandidateLis
         )
         for user, position, candidates in rows
     ]
+    return slates if contexts is None else contexts.slates(slates, places_of(lists))
 
 
 def list_prompts(reasoner: Reasoner, slates: Sequence[Slate], config: PromptConfig) -> list[Prompt]:
@@ -60,14 +64,15 @@ def evaluate_reasoner(
     seed: int = 0,
     resamples: int = 10_000,
     checkpoint: Path | None = None,
+    contexts: Contexts | None = None,
 ) -> tuple[dict[str, Any], pa.Table]:
     """Metrics of the incoming order and of the reasoner's over the top `slate` of lists that hold their target.
 
-    `limit` above 0 draws so many of them by `seed`. The table has a row a slate: user, position, incoming and reasoner
-    (the target's ranks, from 1), refused (why, or null) and answer (text). A refused answer counts as the incoming
-    order; `constrained` answers are never refused. Answers, the likeliest tokens each, are kept in the file
-    `checkpoint`, which belongs to the model: another call with equal arguments goes on where it ended. Raises DataError
-    if no list holds its target.
+    Prompts show `contexts` in the place of histories where there are any. `limit` above 0 draws so many lists by
+    `seed`. The table has a row a slate: user, position, incoming and reasoner (the target's ranks, from 1), refused
+    (why, or null) and answer (text). A refused answer counts as the incoming order; `constrained` answers are never
+    refused. Answers, the likeliest tokens each, are kept in the file `checkpoint`, which belongs to the model: another
+    call with equal arguments goes on where it ended. Raises DataError if no list holds its target.
     """
     held = lists.top(slate).with_target() if lists.width else lists
     if not len(held) or not lists.width:
@@ -75,7 +80,7 @@ def evaluate_reasoner(
     chosen = held
     if 0 < limit < len(held):
         chosen = held.take(np.sort(np.random.default_rng(seed).permutation(len(held))[:limit]))
-    slates = list_slates(dataset, codes, chosen)
+    slates = list_slates(dataset, codes, chosen, contexts)
     prompts = list_prompts(reasoner, slates, prompt)
     asking = Answering(
         constrained=constrained, reasoning=prompt.reasoning, max_reasoning=max_reasoning, batch=batch, seed=seed
@@ -95,6 +100,8 @@ def evaluate_reasoner(
         "history_kept": float(np.mean([each.kept for each in prompts])),
         "history_dropped": float(np.mean([each.dropped for each in prompts])),
     }
+    if contexts is not None:
+        metrics["context"] = contexts.cost(places_of(chosen))
     columns: dict[str, Any] = {
         "user": chosen.user,
         "position": chosen.position,

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Literal
 
 from gr2.artifact import Artifact
+from gr2.training.contexts import context_sources
 from gr2.training.trying import follow_lesson, learn, read_by
 from gr2.training.trying_settings import TryingConfig
 from gr2.training.workers import leave
 
-__all__ = ["RlConfig", "follow", "inputs", "leave", "run"]
+__all__ = ["RlConfig", "follow", "inputs", "leave", "run", "sources"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ class RlConfig(TryingConfig):
 def inputs(config: RlConfig) -> tuple[str, ...]:
     """The stages whose artefacts are read."""
     return read_by(config, config.start)
+
+
+def sources(config: RlConfig) -> dict[str, Path]:
+    """The files outside the run that the stage reads: another run's contexts."""
+    return context_sources(config)
 
 
 def run(config: RlConfig, artifacts: Mapping[str, Artifact], out: Path, seed: int) -> Artifact:

@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from peft import PeftModel
 
-from gr2.artifact import Artifact, open_stage
+from gr2.artifact import Artifact, file_digest, open_stage
 from gr2.config import INCIDENTAL
 from gr2.data.dataset import Dataset
 from gr2.errors import DataError
 from gr2.models.answer_grammar import AnswerGrammar
 from gr2.models.reasoner import Reasoner, SidSpec
 from gr2.prompts.render import PromptConfig
+from gr2.training.contexts import STAGE, context_sources, load_contexts
 from gr2.training.dropout import dropout
 from gr2.training.optimisation import in_bfloat16, threads
 from gr2.training.resumable import epoch_means
@@ -32,7 +33,7 @@ from gr2.training.trace_examples import TraceExamples
 from gr2.training.trace_table import Trace, load_traces
 from gr2.training.weighted import Example, Recipe, weighted_trainer
 
-__all__ = ["SftConfig", "inputs", "run"]
+__all__ = ["SftConfig", "inputs", "run", "sources"]
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,8 @@ class SftConfig(PromptConfig):
         for name in ("dropout", "warmup"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if self.compressor == STAGE:
+            raise ValueError("compressor: compress comes after sft in a run; name the folder of another run's")
         if self.list_size < 2:
             raise ValueError(f"list_size must be at least 2, got {self.list_size}")
         if self.ranking_weight == 0 and (self.reasoning_weight == 0 or not self.reasoning):
@@ -123,6 +126,11 @@ def inputs(config: SftConfig) -> tuple[str, ...]:
     return ("prepare", "tokenize", "midtrain", "traces", *(["prerank"] if config.lists == "prerank" else []))
 
 
+def sources(config: SftConfig) -> dict[str, Path]:
+    """The files outside the run that the stage reads: another run's contexts."""
+    return context_sources(config)
+
+
 def run(config: SftConfig, artifacts: Mapping[str, Artifact], out: Path, seed: int) -> Artifact:
     """Write `model/` (see `Reasoner`), `ranks.parquet` of the test lists and `ranks-val.parquet` (see
     `evaluate_reasoner`), and what a tracker kept to `logs/`.
@@ -130,6 +138,7 @@ def run(config: SftConfig, artifacts: Mapping[str, Artifact], out: Path, seed: i
     Raises DataError if there are no traces, Gr2Error if the training diverges.
     """
     parents = {name: artifacts[name].digest for name in inputs(config)}
+    parents |= {name: file_digest(path) for name, path in sources(config).items()}
     with open_stage(out, "sft", config, parents, seed) as work, threads(config.threads):
         began = time.monotonic()
         entropy = seed & 0xFFFF_FFFF
@@ -137,7 +146,8 @@ def run(config: SftConfig, artifacts: Mapping[str, Artifact], out: Path, seed: i
         codes = artifacts["tokenize"].array("codes.npy")
         traces = _traces(config, artifacts["traces"], entropy)
         reasoner = Reasoner.load(artifacts["midtrain"].file("model"), sids=SidSpec.of(artifacts["tokenize"]))
-        encode = TraceExamples(reasoner, AnswerGrammar(reasoner), dataset, codes, PromptConfig.of(config))
+        contexts = load_contexts(config, artifacts)
+        encode = TraceExamples(reasoner, AnswerGrammar(reasoner), dataset, codes, PromptConfig.of(config), contexts)
         examples, dropped = encode(traces)
         if not examples:
             raise DataError(
@@ -150,7 +160,7 @@ def run(config: SftConfig, artifacts: Mapping[str, Artifact], out: Path, seed: i
         reasoner.save(work.path / "model")
         if (work.checkpoints / "logs").is_dir():
             shutil.copytree(work.checkpoints / "logs", work.path / "logs")
-        rank_splits(config, reasoner, dataset, codes, artifacts[config.lists], work)
+        rank_splits(config, reasoner, dataset, codes, artifacts[config.lists], work, contexts=contexts)
         work.metrics["total_seconds"] = time.monotonic() - began
     return Artifact.load(out, "sft")
 

@@ -14,6 +14,7 @@ from gr2.data.candidates import CandidateLists
 from gr2.data.dataset import Dataset
 from gr2.models.reasoner import Reasoner
 from gr2.prompts.render import PromptConfig
+from gr2.training.contexts import Contexts
 from gr2.training.reranking import evaluate_reasoner
 
 __all__ = ["RANKS", "Evaluated", "rank_splits"]
@@ -46,11 +47,12 @@ def rank_splits(
     *,
     constrained: bool = True,
     label: str = "",
+    contexts: Contexts | None = None,
 ) -> None:
     """Write RANKS and the metrics of each split that is asked for and has a list with its target.
 
-    `config` says how prompts are written, too; `lists` has the splits' candidate lists. Files and metrics of a `label`
-    are named by it.
+    `config` says how prompts are written, too, with `contexts` where there are any; `lists` has the splits' candidate
+    lists. Files and metrics of a `label` are named by it.
     """
     prefix = f"{label}-" if label else ""
     found = work.metrics.setdefault(label, {}) if label else work.metrics
@@ -72,6 +74,7 @@ def rank_splits(
             batch=config.answer_batch,
             seed=work.seed & 0xFFFF_FFFF,
             checkpoint=work.checkpoints / f"{prefix}{split}-answers.jsonl",
+            contexts=contexts,
         )
         pq.write_table(answers, work.path / f"{prefix}{RANKS[split]}")
         found[split] = metrics | {"answer_seconds": time.monotonic() - began}

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from gr2.data.dataset import Dataset
 from gr2.models.answer_grammar import AnswerGrammar
 from gr2.models.reasoner import Reasoner
-from gr2.prompts.render import Prompt, PromptConfig, render, slate_of
+from gr2.prompts.render import Prompt, PromptConfig, history_lines, render, slate_of
 from gr2.prompts.semantic_id import BEGIN, END
+from gr2.training.contexts import Contexts
 from gr2.training.trace_table import Trace
 from gr2.training.weighted import PROMPT, RANKING, REASONING, Example
 
@@ -25,13 +26,17 @@ CITED = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
 
 @dataclass(frozen=True, eq=False)
 class TraceExamples:
-    """What turns traces into examples for one reasoner. `codes` (N, L) are the catalogue's."""
+    """What turns traces into examples for one reasoner, with `contexts` in the place of histories if there are any.
+
+    `codes` (N, L) are the catalogue's.
+    """
 
     reasoner: Reasoner
     grammar: AnswerGrammar
     dataset: Dataset
     codes: NDArray[np.uint16]
     config: PromptConfig
+    contexts: Contexts | None = None
 
     def __call__(self, traces: Sequence[Trace]) -> tuple[list[Example], int]:
         """An example a trace, and the events that did not fit into the prompts' budget.
@@ -42,8 +47,10 @@ class TraceExamples:
         for trace in traces:
             history = self.dataset.history(trace.user, trace.position).tolist()
             slate = slate_of(self.dataset.catalog, self.codes, history, trace.candidates)
+            if self.contexts is not None:
+                (slate,) = self.contexts.slates([slate], [(trace.user, trace.position)])
             prompt = render(slate, self.config, lambda messages: len(self.reasoner.encode_chat(messages)))
-            dropped += min(len(history), self.config.max_history) - prompt.kept
+            dropped += len(history_lines(slate, self.config)) - prompt.kept
             shown = prompt.messages[-1]["content"]
             if not self.config.reasoning or all(item in shown for item in CITED.findall(trace.explanation)):
                 made.append(self.example(prompt, trace))

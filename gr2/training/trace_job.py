@@ -178,7 +178,7 @@ class Desk:
     def _make_teacher(self) -> Teacher:
         config, seed = self._config, self._job.seed
         if config.teacher == "endpoint":
-            return EndpointTeacher(config.endpoint(workers=self._job.workers))
+            return EndpointTeacher(config.endpoint(temperature=config.temperature, workers=self._job.workers))
         if config.teacher == "local":
             from gr2.training.teachers.local import LocalTeacher
 

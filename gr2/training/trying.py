@@ -21,6 +21,7 @@ from gr2.errors import ConfigError
 from gr2.models.answering import Answering
 from gr2.models.reasoner import Reasoner, SidSpec
 from gr2.prompts.render import PromptConfig
+from gr2.training.contexts import Contexts, context_sources, context_stages, load_contexts
 from gr2.training.list_rollouts import ListRollouts, Worth
 from gr2.training.monitors import CopyGuard, monitor
 from gr2.training.optimisation import threads
@@ -36,7 +37,7 @@ __all__ = ["Teacher", "follow_lesson", "learn", "read_by"]
 
 def read_by(config: TryingConfig, start: str) -> tuple[str, ...]:
     """The stages whose artefacts are read."""
-    return tuple(dict.fromkeys(("prepare", "tokenize", config.lists, start)))
+    return tuple(dict.fromkeys(("prepare", "tokenize", config.lists, start, *context_stages(config))))
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,13 @@ def learn(
     DataError if no training list holds its target, Gr2Error if the training diverges or collapses to copying.
     """
     parents = {name: artifacts[name].digest for name in read_by(config, start)}
-    parents |= {} if teacher is None else {name: file_digest(path) for name, path in teacher.files.items()}
+    files = context_sources(config) | ({} if teacher is None else dict(teacher.files))
+    parents |= {name: file_digest(path) for name, path in files.items()}
     with open_stage(out, stage, config, parents, seed) as work, threads(config.threads):
         began = time.monotonic()
         lesson = _lesson(config, artifacts, seed, start, teacher)
         ranked: dict[str, Any] = {"lists": artifacts[config.lists], "work": work, "constrained": config.constrained}
+        ranked["contexts"] = lesson.contexts
         if config.evaluate_start:
             rank_splits(config, lesson.reasoner, lesson.dataset, lesson.codes, label="start", **ranked)
         workers = Workers()
@@ -125,12 +128,13 @@ class _Lesson:
     dataset: Dataset
     codes: NDArray[np.uint16]
     lists: CandidateLists
+    contexts: Contexts | None
 
     def rollouts(self, config: TryingConfig) -> ListRollouts:
         """How answers are drawn."""
         return ListRollouts(
             self.reasoner,
-            list_slates(self.dataset, self.codes, self.lists),
+            list_slates(self.dataset, self.codes, self.lists, self.contexts),
             self.lists.label(),
             PromptConfig.of(config),
             _asking(config),
@@ -152,6 +156,7 @@ def _lesson(
         Dataset.load(artifacts["prepare"].path),
         artifacts["tokenize"].array("codes.npy"),
         training_lists(config, artifacts[config.lists], seed),
+        load_contexts(config, artifacts),
     )
 
 

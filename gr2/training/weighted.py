@@ -135,6 +135,7 @@ def weighted_trainer(
     seed: int,
     checkpoints: Path,
     bfloat16: bool = False,
+    stage: str = "sft",
 ) -> WeightedTrainer:
     """A trainer of `examples`, each of which must have an answer; `fit` trains the model, or adapters on it, in place.
 
@@ -179,7 +180,7 @@ def weighted_trainer(
         processing_class=tokenizer,
         callbacks=callbacks,
         peft_config=adapter if recipe.lora_rank else None,
-        stage="sft",
+        stage=stage,
         checkpoint_seconds=recipe.checkpoint_seconds,
         weights=(0.0, recipe.reasoning_weight, recipe.ranking_weight),
     )

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from gr2.artifact import Artifact
+from gr2.config import build
+from gr2.errors import ConfigError, DataError
+from gr2.models.reasoner import Reasoner
+from gr2.training import compress, rl
+from gr2.training.compress import CompressConfig
+from gr2.training.context_quality import KINDS
+from gr2.training.contexts import Contexts
+from gr2.training.rl import RlConfig
+
+TINY = CompressConfig(
+    start="midtrain", reasoner="midtrain", knowledge=False, max_history=6, title_words=1, steps=3, groups=2, samples=4,
+    batch=8, answer_batch=8, redraws=1, learning_rate=1e-2, precision="float32", test_lists=6, limit=40, share=0.5,
+    checkpoint_seconds=0.0, threads=1, list_size=5,
+)  # fmt: skip
+
+
+def weights(artifact: Artifact) -> dict[str, torch.Tensor]:
+    return Reasoner.load(artifact.file("model")).model.state_dict()
+
+
+@pytest.fixture(scope="module")
+def made(untrained: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return compress.run(TINY, untrained, tmp_path_factory.mktemp("made") / "compress", 3)
+
+
+def test_the_artefact_holds_a_compressor_its_contexts_and_what_they_are_worth(
+    made: Artifact, untrained: dict[str, Artifact]
+) -> None:
+    steps = pq.read_table(made.file("steps.parquet"))
+    assert steps["step"].to_pylist() == [1, 2, 3]
+    for name in ("reward", "share", "events", "copies/newest", "judged/quality", "rollouts/drawn", "entropy", "loss"):
+        assert np.isfinite(np.array(steps[name].to_pylist())).all(), name
+    assert max(steps["share"].to_pylist()) <= 0.6
+    assert made.metrics["warm"]["steps"] == 3
+    ranks = pq.read_table(made.file("ranks.parquet"))
+    assert set(ranks.column_names) == {"user", "position", "incoming", *KINDS}
+    assert len(ranks) == 6
+    assert made.metrics["test"]["whole"]["minus_whole"]["R@1"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    assert made.metrics["test"]["empty"]["share"] == 0.0
+    before, after = weights(untrained["midtrain"]), weights(made)
+    assert any(not torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_contexts_are_lines_of_their_histories_within_the_budget(made: Artifact) -> None:
+    contexts = Contexts.load(made.file("contexts.parquet"))
+    for (_, position), context in contexts.found.items():
+        assert 1 <= len(context.lines) <= position
+        longest = max(context.before // min(position, TINY.max_history), int(TINY.share * context.before))
+        assert context.after <= longest
+
+
+def test_a_stage_reads_the_contexts_in_the_place_of_histories(
+    made: Artifact, untrained: dict[str, Artifact], tmp_path: Path
+) -> None:
+    keys = ("knowledge", "max_history", "title_words", "groups", "samples", "batch", "answer_batch", "list_size")
+    shared = {name: getattr(TINY, name) for name in keys}
+    config = RlConfig(
+        **shared, start="midtrain", reasoning=False, steps=1, redraws=0, precision="float32", validation_lists=0,
+        test_lists=3, threads=1, compressor="compress",
+    )  # fmt: skip
+    assert "compress" in rl.inputs(config)
+    one = rl.run(config, {**untrained, "compress": made}, tmp_path / "one", 0)
+    assert one.parents["compress"] == made.digest
+    assert one.metrics["test"]["context"]["share"] < 1
+    assert one.metrics["test"]["history_kept"] < 4
+    elsewhere = replace(config, compressor=str(made.path))
+    assert set(rl.sources(elsewhere)) == {"compressor:artifact.json", "compressor:contexts.parquet"}
+    other = rl.run(elsewhere, untrained, tmp_path / "other", 0)
+    assert all(torch.equal(value, weights(other)[name]) for name, value in weights(one).items())
+    with pytest.raises(DataError, match="has made no context"):
+        rl.run(replace(config, list_size=8), {**untrained, "compress": made}, tmp_path / "wider", 0)
+    with pytest.raises(ConfigError, match="holds no artefact of compress"):
+        rl.sources(replace(config, compressor=str(tmp_path)))
+
+
+def test_kill_in_the_middle_changes_nothing(untrained: dict[str, Artifact], tmp_path: Path) -> None:
+    config = replace(TINY, steps=6, test_lists=3)
+    whole = compress.run(config, untrained, tmp_path / "whole", 5)
+    script = tmp_path / "work.py"
+    paths = {name: str(artifact.path) for name, artifact in untrained.items()}
+    script.write_text(
+        "import importlib.util, pathlib, sys\n"
+        f"spec = importlib.util.spec_from_file_location('cases', {__file__!r})\n"
+        "cases = importlib.util.module_from_spec(spec); sys.modules['cases'] = cases; spec.loader.exec_module(cases)\n"
+        f"parents = {{name: cases.Artifact.load(path, name) for name, path in {paths!r}.items()}}\n"
+        "config = cases.replace(cases.TINY, steps=6, test_lists=3)\n"
+        f"cases.compress.run(config, parents, pathlib.Path({str(tmp_path / 'cut')!r}), 5)\n"
+    )
+    process = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL)
+    checkpoints = tmp_path / "cut.partial" / "checkpoints" / "policy"
+    deadline = time.monotonic() + 240
+    while not (checkpoints / "checkpoint-2").exists() and not (checkpoints / "checkpoint-3").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "cut").exists()
+    resumed = compress.run(config, untrained, tmp_path / "cut", 5)
+    expected, found = weights(whole), weights(resumed)
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+    tables = [pq.read_table(made.file("steps.parquet")) for made in (whole, resumed)]
+    names = [name for name in tables[0].column_names if "time" not in name]
+    assert tables[0].select(names).equals(tables[1].select(names))
+    for name in ("contexts.parquet", "ranks.parquet"):
+        assert pq.read_table(whole.file(name)).equals(pq.read_table(resumed.file(name)))
+
+
+def test_text_of_its_own_is_learnt_from_too(untrained: dict[str, Artifact], tmp_path: Path) -> None:
+    config = replace(TINY, form="free", warm="newest", warm_epochs=2, steps=1, test_lists=3, kl=0.1)
+    made = compress.run(config, untrained, tmp_path / "free", 3)
+    (step,) = pq.read_table(made.file("steps.parquet")).to_pylist()
+    assert 0 <= step["valid"] <= 1
+    # What a model that knows nothing writes is refused, and the newest events stand in for it.
+    assert made.metrics["refused_contexts"] > 0
+    assert all(context.lines for context in Contexts.load(made.file("contexts.parquet")).found.values())
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"share": 1.0}, "share must be in"),
+        ({"alpha": 1.5}, "alpha must be in"),
+        ({"warm_epochs": 0}, "warm_epochs must be at least 1"),
+        ({"judge": "endpoint"}, "needs base_url"),
+        ({"judge": "local"}, "needs model"),
+        ({"compressor": "compress"}, "leave it out here"),
+        ({"timeout": 0.0}, "timeout must be above 0"),
+        ({"samples": 1}, "samples must be at least 2"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(change: dict[str, object], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        build(CompressConfig, change, "compress")
+
+
+def test_two_processes_make_one_artefact(untrained: dict[str, Artifact], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    for name, artifact in untrained.items():
+        (tmp_path / "run" / name).symlink_to(artifact.path)
+    config = tmp_path / "shop.toml"
+    keys = ("start", "reasoner", "max_history", "title_words", "list_size", "limit", "share")
+    table = {name: getattr(TINY, name) for name in keys}
+    table |= {"steps": 2, "groups": 2, "samples": 4, "batch": 4, "test_lists": 3, "threads": 1}
+    lines = "\n".join(f"{name} = {json.dumps(value)}" for name, value in table.items())
+    config.write_text(f'[run]\nout = "{tmp_path / "run"}"\n[compress]\n{lines}\n')
+    launcher = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1", "--multi_gpu"]
+    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command = [sys.executable, *launcher, "-m", "gr2.cli", "compress", str(config)]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    made = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+    assert made.returncode == 0, made.stderr[-3000:]
+    artifact = Artifact.load(tmp_path / "run" / "compress", verify=True)
+    assert artifact.metrics["processes"] == 2
+    assert artifact.metrics["steps"] == 2
+    assert len(pq.read_table(artifact.file("ranks.parquet"))) == 3
+    again = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    assert "compress: up to date" in again.stderr
