@@ -3,7 +3,7 @@ PYTHON ?= python
 DATA ?= ../shared/data
 FUZZ_SECONDS ?= 600
 
-.PHONY: help dev lint format sanitize fuzz test bench proto constraints results show-spine show-decoding decoding-fuzz decoding-processors show-tokenizer tokenizer-ablation tokenizer-scale beauty games18 sasrec reasoner reasoner-teachers show-reasoner
+.PHONY: help dev lint format sanitize fuzz test bench proto constraints results show-spine show-decoding decoding-fuzz decoding-processors show-tokenizer tokenizer-ablation tokenizer-scale beauty games18 sasrec reasoner reasoner-teachers rl-compressor show-reasoner
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -68,6 +68,9 @@ show-decoding: ## every figure of the decoding core, one line each; exit code 1 
 
 reasoner: ## mid-training and fine-tuning on Beauty, from scratch (long); stores its figures
 	$(PYTHON) -m benchmarks.reasoner_quality
+
+rl-compressor: ## the compressor on Beauty, after `make reasoner`; stores its figures
+	$(PYTHON) -m benchmarks.rl_compressor
 
 show-reasoner: ## every figure of the reasoner, one line each; exit code 1 if one is short
 	$(PYTHON) -m benchmarks.show_reasoner

@@ -26,7 +26,7 @@ import torch
 from accelerate import PartialState
 from numpy.typing import NDArray
 
-from gr2.artifact import Artifact, Workspace, file_digest, open_stage
+from gr2.artifact import Artifact, file_digest, open_stage
 from gr2.data.candidates import CandidateLists
 from gr2.data.dataset import Dataset
 from gr2.errors import ConfigError
@@ -34,13 +34,13 @@ from gr2.models.answering import Answering
 from gr2.models.compressing import Compressor
 from gr2.models.reasoner import Reasoner, SidSpec
 from gr2.models.selection import selection_tokens
-from gr2.progress import track
 from gr2.prompts.context import Passage, covering, newest
 from gr2.prompts.render import PromptConfig, Slate
 from gr2.training.compress_settings import CompressConfig
+from gr2.training.context_making import make_contexts
 from gr2.training.context_quality import rank_contexts
 from gr2.training.context_rollouts import ContextRollouts, ContextWorth, context_monitor
-from gr2.training.contexts import CONTEXTS, Context, Contexts, places_of
+from gr2.training.contexts import CONTEXTS
 from gr2.training.judge import Judge, ReasonerJudge, TeacherJudge
 from gr2.training.optimisation import in_bfloat16, threads
 from gr2.training.policy_training import STEPS, ends, steps_table, train_policy, training_lists
@@ -91,7 +91,15 @@ def run(config: CompressConfig, artifacts: Mapping[str, Artifact], out: Path, se
         if (work.checkpoints / "policy" / "logs").is_dir():
             shutil.copytree(work.checkpoints / "policy" / "logs", work.path / "logs")
         work.metrics["train_seconds"] = time.monotonic() - began
-        contexts = _write_contexts(config, lesson, artifacts[config.lists], work)
+        contexts = make_contexts(
+            Compressor(lesson.compressor, PromptConfig.of(config), config.compressing(sampling=False)),
+            lesson.dataset,
+            lesson.codes,
+            {split: _held(config, artifacts[config.lists], split) for split in SPLITS},
+            checkpoints=work.checkpoints,
+            seed=seed & 0xFFFF_FFFF,
+        )
+        contexts.save(work.path / CONTEXTS)
         work.metrics["contexts"] = contexts.cost(list(contexts.found))
         rank_contexts(config, lesson.reasoner, lesson.dataset, lesson.codes, artifacts[config.lists], contexts, work)
         work.metrics["total_seconds"] = time.monotonic() - began
@@ -186,6 +194,10 @@ def _warm_up(
     return {"losses": epoch_means(trainer.history, config.warm_epochs), "steps": len(trainer.history)}
 
 
+def _held(config: CompressConfig, lists: Artifact, split: str) -> CandidateLists:
+    return CandidateLists.load(lists.file(f"{split}.parquet")).top(config.list_size).with_target()
+
+
 def _module(reasoner: Reasoner) -> torch.nn.Module:
     return reasoner.model
 
@@ -219,34 +231,3 @@ def _judge(config: CompressConfig, lesson: _Lesson, log: Path, seed: int) -> Jud
             seed=seed & 0xFFFF_FFFF,
         )
     return TeacherJudge(teacher, lesson.slates, lesson.targets, prompt, log)
-
-
-def _write_contexts(config: CompressConfig, lesson: _Lesson, lists: Artifact, work: Workspace) -> Contexts:
-    """The likeliest context of each history that has a list with its target; what was refused is shortened simply."""
-    compressor = Compressor(lesson.compressor, PromptConfig.of(config), config.compressing(sampling=False))
-    found: dict[tuple[int, int], Context] = {}
-    refused = 0
-    splits = [CandidateLists.load(lists.file(f"{split}.parquet")).top(config.list_size) for split in SPLITS]
-    held = [split.with_target() for split in splits]
-    with track(sum(map(len, held)), "contexts", unit="contexts") as bar:
-        for split in held:
-            slates, places = list_slates(lesson.dataset, lesson.codes, split), places_of(split)
-            passages = [compressor.passage(slate.history) for slate in slates]
-            found |= {
-                place: Context((), 0, 0) for place, passage in zip(places, passages, strict=True) if not passage.items
-            }
-            rows = [row for row, passage in enumerate(passages) if passage.items]
-            bar.advance(len(passages) - len(rows))
-            for batch, written in compressor.write([passages[row] for row in rows], seed=work.seed & 0xFFFF_FFFF):
-                for place, each in zip(batch, written, strict=True):
-                    passage = passages[rows[place]]
-                    picks = newest(passage, passage.budget(config.share))
-                    lines = passage.lines(picks) if each.lines is None else each.lines
-                    cost = passage.cost(picks) if each.lines is None else each.cost
-                    found[places[rows[place]]] = Context(lines, passage.tokens, cost)
-                    refused += each.lines is None
-                bar.advance(len(written))
-    contexts = Contexts(found)
-    contexts.save(work.path / CONTEXTS)
-    work.metrics["refused_contexts"] = refused / max(1, len(found))
-    return contexts

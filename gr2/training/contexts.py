@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gr2.artifact import MANIFEST, Artifact
+from gr2.artifact import MANIFEST, Artifact, write_atomic
 from gr2.data.candidates import CandidateLists
 from gr2.errors import ConfigError, DataError
 from gr2.prompts.render import PromptConfig, Slate
@@ -20,6 +21,7 @@ __all__ = [
     "STAGE",
     "Context",
     "Contexts",
+    "Place",
     "context_sources",
     "context_stages",
     "load_contexts",
@@ -32,11 +34,15 @@ Place = tuple[int, int]
 
 @dataclass(frozen=True)
 class Context:
-    """A context's lines, oldest first, and the tokens of the history `before` and of the context `after`."""
+    """A context's lines, oldest first, and the tokens of the history `before` and of the context `after`.
+
+    `refused` says that the compressor's own could not be used.
+    """
 
     lines: tuple[str, ...]
     before: int
     after: int
+    refused: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,25 +63,32 @@ class Contexts:
         return [replace(slate, context=self.found[place].lines) for slate, place in zip(slates, places, strict=True)]
 
     def cost(self, places: Sequence[Place]) -> dict[str, float]:
-        """Mean tokens of the histories and of the contexts of places, of which there must be one, and their ratio."""
+        """Mean tokens of the histories and of the contexts of places, of which there must be one, and their ratio.
+
+        `refused` is the share of contexts that could not be used.
+        """
         chosen = [self.found[place] for place in places]
         before, after = sum(each.before for each in chosen), sum(each.after for each in chosen)
         return {
             "history_tokens": before / len(chosen),
             "context_tokens": after / len(chosen),
             "share": after / max(1, before),
+            "refused": sum(each.refused for each in chosen) / len(chosen),
         }
 
     def save(self, path: Path) -> None:
-        """Write a row a context."""
+        """Write a row a context, atomically."""
         columns: dict[str, Any] = {
             "user": pa.array([user for user, _ in self.found], pa.int32()),
             "position": pa.array([position for _, position in self.found], pa.int32()),
             "lines": pa.array([list(each.lines) for each in self.found.values()], pa.list_(pa.string())),
             "before": pa.array([each.before for each in self.found.values()], pa.int32()),
             "after": pa.array([each.after for each in self.found.values()], pa.int32()),
+            "refused": pa.array([each.refused for each in self.found.values()], pa.bool_()),
         }
-        pq.write_table(pa.table(columns), path)
+        buffer = io.BytesIO()
+        pq.write_table(pa.table(columns), buffer)
+        write_atomic(path, buffer.getvalue())
 
     @classmethod
     def load(cls, path: Path) -> Contexts:
@@ -83,7 +96,9 @@ class Contexts:
         try:
             rows = pq.read_table(path).to_pylist()
             found = {
-                (row["user"], row["position"]): Context(tuple(row["lines"]), row["before"], row["after"])
+                (row["user"], row["position"]): Context(
+                    tuple(row["lines"]), row["before"], row["after"], row["refused"]
+                )
                 for row in rows
             }
         except (OSError, pa.ArrowException, KeyError, TypeError) as error:

@@ -129,7 +129,7 @@ def test_text_of_its_own_is_learnt_from_too(untrained: dict[str, Artifact], tmp_
     (step,) = pq.read_table(made.file("steps.parquet")).to_pylist()
     assert 0 <= step["valid"] <= 1
     # What a model that knows nothing writes is refused, and the newest events stand in for it.
-    assert made.metrics["refused_contexts"] > 0
+    assert made.metrics["contexts"]["refused"] > 0
     assert all(context.lines for context in Contexts.load(made.file("contexts.parquet")).found.values())
 
 

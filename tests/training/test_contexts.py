@@ -10,7 +10,7 @@ from gr2.errors import ConfigError, DataError
 from gr2.prompts.render import ItemView, PromptConfig, Slate
 from gr2.training.contexts import Context, Contexts, context_sources, context_stages, load_contexts
 
-FOUND = {(0, 3): Context(("a", "b"), 40, 8), (1, 2): Context((), 0, 0), (2, 5): Context(("c",), 60, 12)}
+FOUND = {(0, 3): Context(("a", "b"), 40, 8), (1, 2): Context((), 0, 0), (2, 5): Context(("c",), 60, 12, refused=True)}
 SLATE = Slate((), (ItemView((0,), None, ()),))
 
 
@@ -18,7 +18,7 @@ def test_contexts_are_read_as_they_were_written(tmp_path: Path) -> None:
     Contexts(FOUND).save(tmp_path / "contexts.parquet")
     read = Contexts.load(tmp_path / "contexts.parquet")
     assert read.found == FOUND
-    assert read.cost([(0, 3), (2, 5)]) == {"history_tokens": 50.0, "context_tokens": 10.0, "share": 0.2}
+    assert read.cost([(0, 3), (2, 5)]) == {"history_tokens": 50.0, "context_tokens": 10.0, "share": 0.2, "refused": 0.5}
     (tmp_path / "contexts.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataError, match="not contexts written by gr2"):
         Contexts.load(tmp_path / "contexts.parquet")

@@ -33,6 +33,7 @@ def reasoner() -> Reasoner:
 def test_the_reasoners_own_rankings_are_the_verdict(reasoner: Reasoner) -> None:
     judge = ReasonerJudge(reasoner, SLATES, TARGETS, PROMPT, Answering(reasoning=False, batch=3))
     found = judge.verdicts(CASES)
+
     def ranking(slate: Slate) -> list[int]:
         (answered,) = answers(reasoner, [render(slate, PROMPT)], [slate], batch=1, reasoning=False)
         return answered.ranking.tolist()
