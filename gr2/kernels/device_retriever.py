@@ -1,0 +1,207 @@
+"""Beam search over a catalogue from logits that lie on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+
+from gr2.kernels.constrained_step import constrained_step_kernel, step_shape
+from gr2.kernels.device_catalog import DeviceCatalog, DeviceFilter
+from gr2.kernels.leaf_items import leaf_items_kernel, leaf_shape
+from gr2.kernels.tensors import NO_FAULT, Launch, as_logits, launch, raise_fault
+
+__all__ = ["DeviceRetriever"]
+
+MAX_BEAMS = 1024
+
+
+class DeviceRetriever:
+    """What gr2.decoding.Retriever is, on a GPU: one launch a level, and another for the items.
+
+    All memory is allocated by `start`, and nothing waits for the device but `check`, so that whole searches can be
+    captured in a CUDA graph: what `step` and `finish` return is overwritten by the next search. Not thread-safe.
+    """
+
+    def __init__(
+        self, beams: int, *, normalization: Literal["raw", "local"] = "raw", launch: Launch = launch
+    ) -> None:
+        """`beams`, M, is 1 to 1024. Raises ValueError."""
+        if not 1 <= beams <= MAX_BEAMS:
+            raise ValueError(f"beams must be 1 to {MAX_BEAMS} on a GPU, got {beams}")
+        self.beams, self._local, self._launch = beams, normalization == "local", launch
+        self.batch, self.level = 0, 0
+        self._catalog: DeviceCatalog | None = None
+        self._filters: list[DeviceFilter] = []
+
+    def start(
+        self,
+        catalog: DeviceCatalog,
+        batch: int = 1,
+        *,
+        filters: DeviceFilter | Sequence[DeviceFilter | None] | None = None,
+    ) -> None:
+        """Begin `batch` searches; `filters` is one for all, or one for each.
+
+        Memory is kept where catalogue, batch and filters are those of before. Raises ValueError on a filter of another
+        catalogue.
+        """
+        self.level = 0
+        each = [filters] if filters is None or isinstance(filters, DeviceFilter) else list(filters)
+        if len(each) not in {1, batch}:
+            raise ValueError(f"filters must be one or {batch}, one for each of the batch, got {len(each)}")
+        if any(one is not None and one.catalog is not catalog for one in each):
+            raise ValueError("a filter is of another catalogue")
+        if catalog is not self._catalog or batch != self.batch:
+            self._allocate(catalog, batch)
+        self._use(each)
+
+    def _allocate(self, catalog: DeviceCatalog, batch: int) -> None:
+        if batch < 1:
+            raise ValueError(f"batch must be at least 1, got {batch}")
+        self._catalog, self.batch = catalog, batch
+        device, slots = catalog.device, (batch, self.beams)
+        shapes = [self._shape(level) for level in range(catalog.levels)]
+
+        def memory(dtype: torch.dtype, *shape: int) -> torch.Tensor:
+            return torch.empty(shape, dtype=dtype, device=device)
+
+        # Of each depth, so that a beam's path can be read back.
+        self._nodes = torch.full((catalog.levels + 1, *slots), -1, dtype=torch.int32, device=device)
+        self._nodes[0, :, 0] = 0
+        self._scores = torch.zeros((catalog.levels + 1, *slots), dtype=torch.float32, device=device)
+        self._parents = memory(torch.int32, catalog.levels, *slots)
+        self._codes = memory(torch.int32, catalog.levels, *slots)
+        self._counts, self._bests = memory(torch.int32, *slots), memory(torch.int64, *slots)
+        self._limits = memory(torch.int64, *slots)
+        self._keys = memory(torch.int64, batch, max(_groups(shape) * shape["KEPT"] for shape in shapes))
+        self._stage = memory(torch.int64, batch, max(shape["POOL"] for shape in shapes))
+        self._arrivals = torch.zeros(batch, dtype=torch.int32, device=device)
+        self._fault = torch.full((catalog.levels,), NO_FAULT, dtype=torch.int64, device=device)
+        self._items, self._item_scores = memory(torch.int64, *slots), memory(torch.float32, *slots)
+        self._which = torch.full((batch,), -1, dtype=torch.int32, device=device)
+
+    def _shape(self, level: int) -> dict[str, int]:
+        catalog = self._require_catalog()
+        return step_shape(catalog.level_size, self.beams, self.beams if level else 1, catalog.widest[level])
+
+    def _use(self, filters: list[DeviceFilter | None]) -> None:
+        """Lay the distinct filters of the batch one after the other."""
+        distinct = list({id(one): one for one in filters if one is not None}.values())
+        numbers = {id(one): number for number, one in enumerate(distinct)}
+        which = [numbers[id(one)] if one is not None else -1 for one in filters]
+        if distinct or self._filters:
+            self._which.copy_(torch.tensor(which * (self.batch // len(which)), dtype=torch.int32))
+        same = len(distinct) == len(self._filters) and all(map(_is, distinct, self._filters))
+        self._filters = distinct
+        if distinct and not same:
+            stacks = zip(*(one.edges for one in distinct), strict=True)
+            self._edges = [torch.stack(stack) if len(stack) > 1 else stack[0][None] for stack in stacks]
+            self._permitted = torch.stack([one.items for one in distinct])
+
+    def _require_catalog(self) -> DeviceCatalog:
+        if self._catalog is None:
+            raise RuntimeError("the search has not been started")
+        return self._catalog
+
+    def step(self, logits: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Parents and codes, int32, and scores of the new beams, each (B, M), best first; as Retriever.step.
+
+        From `logits` (B, M, V), (B, 1, V) before the first step, in float32, float16 or bfloat16: a tensor of this
+        device, or what has `__dlpack__`. A beam with a NaN or +inf has no children, and `check` names it. Raises
+        TypeError and ValueError on other dtypes, shapes and devices, RuntimeError after the last level.
+        """
+        catalog, level = self._require_catalog(), self.level
+        if level == catalog.levels:
+            raise RuntimeError("the search is over: all levels are done")
+        shape = self._shape(level)
+        rows = as_logits(logits, (self.batch, shape["WIDTH"], catalog.level_size), catalog.device)
+        permitted = self._edges[level] if self._filters else self._which
+        self._launch(
+            constrained_step_kernel,
+            (_groups(shape), self.batch),
+            rows,
+            rows.stride(0),
+            catalog.offsets[level],
+            catalog.codes[level],
+            permitted,
+            self._which,
+            permitted.stride(0),
+            self._nodes[level],
+            self._scores[level],
+            self._nodes[level + 1],
+            self._scores[level + 1],
+            self._parents[level],
+            self._codes[level],
+            self._keys,
+            self._counts,
+            self._limits,
+            self._bests,
+            self._stage,
+            self._arrivals,
+            self._fault[level : level + 1],
+            LOCAL=self._local,
+            FILTERED=bool(self._filters),
+            **shape,
+        )
+        self.level += 1
+        return self._parents[level], self._codes[level], self._scores[level + 1]
+
+    def finish(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The M best items of each search, int64, and their scores, (B, M); -1 and -inf where there are fewer.
+
+        Raises RuntimeError before the last level is done.
+        """
+        catalog = self._require_catalog()
+        if self.level < catalog.levels:
+            raise RuntimeError(f"the search is at level {self.level} of {catalog.levels}")
+        filtered = bool(self._filters)
+        permitted = self._permitted if filtered else self._which
+        self._launch(
+            leaf_items_kernel,
+            (self.batch,),
+            catalog.item_offsets,
+            permitted,
+            self._which,
+            permitted.stride(0),
+            self._nodes[-1],
+            self._scores[-1],
+            self._items,
+            self._item_scores,
+            FILTERED=filtered,
+            **leaf_shape(self.beams, catalog.widest_leaf, filtered=filtered),
+        )
+        return self._items, self._item_scores
+
+    def check(self) -> None:
+        """Wait for the device. Raises ValueError that names a logit of the searches so far that was NaN or +inf."""
+        faults = self._fault.tolist()
+        self._fault.fill_(NO_FAULT)
+        for level, fault in enumerate(faults):
+            raise_fault(fault, "beam", self.beams if level else 1)
+
+    def paths(self) -> torch.Tensor:
+        """(B, M, level) int32 codes on the beams' paths so far, zeros of dead ones."""
+        self._require_catalog()
+        slots = torch.arange(self.beams, device=self._codes.device).expand(self.batch, -1)
+        codes = []
+        for level in reversed(range(self.level)):
+            codes.insert(0, self._codes[level].gather(1, slots))
+            slots = self._parents[level].gather(1, slots).long()
+        live = self._nodes[self.level, :, :, None] >= 0
+        return torch.stack(codes, dim=2) * live
+
+    def nodes(self) -> torch.Tensor:
+        """(B, M) int64, (B, 1) before the first step: the beams' nodes, breadth-first over the trie; -1 if dead."""
+        nodes = self._nodes[self.level][:, : self.beams if self.level else 1].long()
+        return torch.where(nodes >= 0, nodes + self._require_catalog().first_node(self.level), -1)
+
+
+def _groups(shape: dict[str, int]) -> int:
+    """The programs of a search."""
+    return -(-shape["WIDTH"] // shape["ROWS"])
+
+
+def _is(one: object, other: object) -> bool:
+    return one is other

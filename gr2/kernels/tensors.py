@@ -1,0 +1,49 @@
+"""Tensors of a device: from whatever holds them without a copy, what the kernels report, and how they are launched."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+
+__all__ = ["FLOATS", "NO_FAULT", "Launch", "as_logits", "launch", "raise_fault"]
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+NO_FAULT = torch.iinfo(torch.int64).max
+
+
+class Launch(Protocol):
+    """What starts a kernel over a grid: `launch`, or something that only compiles it."""
+
+    def __call__(self, kernel: Any, grid: tuple[int, ...], *arguments: Any, **sizes: Any) -> Any: ...
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **sizes: Any) -> None:
+    """Start a kernel on the current stream."""
+    kernel[grid](*arguments, **sizes)
+
+
+def as_logits(values: Any, shape: tuple[int, ...], device: torch.device, name: str = "logits") -> torch.Tensor:
+    """`values` as a tensor on the device whose rows are contiguous; not copied if they are and it lies there.
+
+    It is a tensor, or anything that has `__dlpack__`, as onnxruntime's OrtValue does. Raises TypeError on a dtype that
+    is not float32, float16 or bfloat16, and ValueError on another shape or device.
+    """
+    tensor = values if isinstance(values, torch.Tensor) else torch.from_dlpack(values)
+    if tensor.dtype not in FLOATS:
+        raise TypeError(f"{name} must be float32, float16 or bfloat16, got {str(tensor.dtype).removeprefix('torch.')}")
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name} must be {shape}, got {tuple(tensor.shape)}")
+    if tensor.device != device:
+        raise ValueError(f"{name} must be on {device}, they are on {tensor.device}")
+    inner = tensor[0] if len(tensor) else tensor
+    return tensor if inner.is_contiguous() else tensor.contiguous()
+
+
+def raise_fault(fault: int, what: str = "", size: int = 1) -> None:
+    """Raise ValueError if a kernel's `fault` says that a logit was bad; `size` rows, each a `what`, are of one batch."""
+    if fault == NO_FAULT:
+        return
+    row, column = fault >> 16, fault & 0xFFFF
+    where = f"batch {row // size} {what} {row % size}" if what else f"row {row}"
+    raise ValueError(f"logits {where} column {column} is NaN or infinite")
