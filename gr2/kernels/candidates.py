@@ -34,12 +34,12 @@ class CandidateTables:
     @property
     def nodes(self) -> int:
         """The most inner nodes of a request, n."""
-        return self.first_child.shape[1] - 1
+        return int(self.first_child.shape[1]) - 1
 
     @property
     def candidates(self) -> int:
         """The most candidates of a request, K."""
-        return self.positions.shape[1]
+        return int(self.positions.shape[1])
 
     @classmethod
     def build(

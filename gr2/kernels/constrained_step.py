@@ -101,10 +101,11 @@ def constrained_step_kernel(
         open_ = tl.load(allowed + edge, mask=live & (number >= 0), other=1)
         live = live & (open_ != 0)
     b_logit = tl.load(rows[:, None] + code, mask=live, other=float("-inf")).to(tl.float32)
-    bad = alive & (total != total)
+    usable = total >= 0.0
+    bad = alive & ~usable
     if tl.sum(bad.to(tl.int32)) > 0:
-        tl.atomic_min(fault, first_bad(rows, i_search * WIDTH + o_beam, bad, ROWS, VOCAB, BLOCK, False))
-    live = live & (total == total)[:, None]
+        tl.atomic_min(fault, first_bad(rows, i_search * WIDTH + o_beam, bad, VOCAB, BLOCK, False))
+    live = live & usable[:, None]
     if LOCAL:
         top = tl.max(tl.where(live, b_logit, float("-inf")), axis=1)
         total = tl.sum(tl.where(live, tl.exp(b_logit - top[:, None]), 0.0), axis=1)

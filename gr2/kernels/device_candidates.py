@@ -44,7 +44,7 @@ class DeviceCandidates:
         self._denominators = torch.empty((self.requests, self.nodes), dtype=torch.float64, device=self.device)
         self._keys = torch.empty((self.requests, sizes_of_score["LANES"]), dtype=torch.int64, device=self.device)
         self._arrivals = torch.zeros(self.requests, dtype=torch.int32, device=self.device)
-        self._fault = torch.full((2,), NO_FAULT, dtype=torch.int64, device=self.device)
+        self._fault = torch.full((2, self.requests), NO_FAULT, dtype=torch.int64, device=self.device)
         self.order = torch.empty(shape, dtype=torch.int32, device=self.device)
         self.scores = torch.empty(shape, dtype=torch.float32, device=self.device)
         self.load(tables)
@@ -102,13 +102,19 @@ class DeviceCandidates:
         )
         return self.order, self.scores
 
+    def faulty(self) -> torch.Tensor:
+        """(B,) bool on the device: the requests that a logit or a prior was not finite in, since the last `check`."""
+        return (self._fault != NO_FAULT).any(dim=0)
+
     def check(self) -> None:
         """Wait for the device. Raises ValueError that names a value of the calls of `score` that was not finite."""
-        row, place = self._fault.tolist()
+        rows, places = self._fault.tolist()
         self._fault.fill_(NO_FAULT)
-        raise_fault(row, "node", self.nodes)
-        if place != NO_FAULT:
-            raise ValueError(f"prior batch {place // self.candidates} row {place % self.candidates} is NaN or infinite")
+        for request, (row, place) in enumerate(zip(rows, places, strict=True)):
+            if row != NO_FAULT:
+                raise_fault((request * self.nodes << 16) + row, "node", self.nodes)
+            if place != NO_FAULT:
+                raise ValueError(f"prior batch {request} row {place} is NaN or infinite")
 
     def generate(
         self,
@@ -249,4 +255,3 @@ class DeviceGeneration:
         wide = torch.cat([rank, rank[:, :1]], dim=1)
         wide.scatter_(1, torch.where(written, self.order.long(), size), lanes.expand_as(rank))
         return torch.argsort(wide[:, :size], dim=1).int()
-

@@ -24,9 +24,7 @@ class DeviceRetriever:
     captured in a CUDA graph: what `step` and `finish` return is overwritten by the next search. Not thread-safe.
     """
 
-    def __init__(
-        self, beams: int, *, normalization: Literal["raw", "local"] = "raw", launch: Launch = launch
-    ) -> None:
+    def __init__(self, beams: int, *, normalization: Literal["raw", "local"] = "raw", launch: Launch = launch) -> None:
         """`beams`, M, is 1 to 1024. Raises ValueError."""
         if not 1 <= beams <= MAX_BEAMS:
             raise ValueError(f"beams must be 1 to {MAX_BEAMS} on a GPU, got {beams}")
@@ -185,7 +183,7 @@ class DeviceRetriever:
         """(B, M, level) int32 codes on the beams' paths so far, zeros of dead ones."""
         self._require_catalog()
         slots = torch.arange(self.beams, device=self._codes.device).expand(self.batch, -1)
-        codes = []
+        codes: list[torch.Tensor] = []
         for level in reversed(range(self.level)):
             codes.insert(0, self._codes[level].gather(1, slots))
             slots = self._parents[level].gather(1, slots).long()

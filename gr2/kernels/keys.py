@@ -80,9 +80,7 @@ def row_summary(rows, inside, scale, ROWS: tl.constexpr, SIZE: tl.constexpr, BLO
 
 
 @triton.jit
-def first_bad(
-    rows, number, inside, ROWS: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr, FINITE: tl.constexpr
-):
+def first_bad(rows, number, inside, SIZE: tl.constexpr, BLOCK: tl.constexpr, FINITE: tl.constexpr):
     """The first value that is NaN or +inf, with FINITE also -inf, as the row's `number` << 16 | column; or NEVER."""
     found = tl.full((), NEVER, tl.int64)
     for begin in tl.static_range(0, SIZE, BLOCK):

@@ -145,8 +145,8 @@ def rank_step_kernel(
             o_row = tl.arange(0, 1)
             tops, _, totals = row_summary(row + o_row, o_row == 0, scale, 1, VOCAB, BLOCK)
             top, total = tl.max(tops), tl.max(totals)
-            if tl.sum((totals != totals).to(tl.int32)) > 0:
-                tl.atomic_min(fault, first_bad(row + o_row, i_request + o_row, o_row == 0, 1, VOCAB, BLOCK, False))
+            if tl.sum((totals >= 0.0).to(tl.int32)) == 0:
+                tl.atomic_min(fault, first_bad(row + o_row, i_request + o_row, o_row == 0, VOCAB, BLOCK, False))
                 walking = walking & False
             else:
                 allowed = alive & (o_lane >= low) & (o_lane < high)

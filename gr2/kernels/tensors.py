@@ -15,7 +15,9 @@ NO_FAULT = torch.iinfo(torch.int64).max
 class Launch(Protocol):
     """What starts a kernel over a grid: `launch`, or something that only compiles it."""
 
-    def __call__(self, kernel: Any, grid: tuple[int, ...], *arguments: Any, **sizes: Any) -> Any: ...
+    def __call__(self, kernel: Any, grid: tuple[int, ...], *arguments: Any, **sizes: Any) -> Any:
+        """Start `kernel` with `arguments`, compiled for `sizes`."""
+        ...
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **sizes: Any) -> None:
@@ -29,7 +31,7 @@ def as_logits(values: Any, shape: tuple[int, ...], device: torch.device, name: s
     It is a tensor, or anything that has `__dlpack__`, as onnxruntime's OrtValue does. Raises TypeError on a dtype that
     is not float32, float16 or bfloat16, and ValueError on another shape or device.
     """
-    tensor = values if isinstance(values, torch.Tensor) else torch.from_dlpack(values)
+    tensor = values if isinstance(values, torch.Tensor) else torch.utils.dlpack.from_dlpack(values)
     if tensor.dtype not in FLOATS:
         raise TypeError(f"{name} must be float32, float16 or bfloat16, got {str(tensor.dtype).removeprefix('torch.')}")
     if tuple(tensor.shape) != shape:
@@ -41,7 +43,7 @@ def as_logits(values: Any, shape: tuple[int, ...], device: torch.device, name: s
 
 
 def raise_fault(fault: int, what: str = "", size: int = 1) -> None:
-    """Raise ValueError if a kernel's `fault` says that a logit was bad; `size` rows, each a `what`, are of one batch."""
+    """Raise ValueError if a kernel's `fault` names a bad logit; `size` rows, each a `what`, are of one batch."""
     if fault == NO_FAULT:
         return
     row, column = fault >> 16, fault & 0xFFFF

@@ -40,7 +40,7 @@ def trie_score_kernel(
     denominators,  # (B, n) float64: memory between the programs of a request
     keys,  # (B, LANES) int64
     arrivals,  # (B,) int32, zeros before and after
-    fault,  # (2,) int64: the first logit that is not finite, as row of the batch << 16 | column, and the first prior
+    fault,  # (2, B) int64: the first logit that is not finite, as node << 16 | column, and the first such prior
     order,  # (B, K) int32
     scores,  # (B, K) float32
     nodes,  # n
@@ -63,9 +63,9 @@ def trie_score_kernel(
     if tl.program_id(0) * ROWS < used:
         rows = logits + i_request * logits_stride + o_node.to(tl.int64) * VOCAB
         top, bottom, total = row_summary(rows, inside, 1.0, ROWS, VOCAB, BLOCK)
-        bad = inside & ((total != total) | (bottom == float("-inf")))
+        bad = inside & ~((total >= 0.0) & (bottom > float("-inf")))
         if tl.sum(bad.to(tl.int32)) > 0:
-            tl.atomic_min(fault, first_bad(rows, i_request * nodes + o_node, bad, ROWS, VOCAB, BLOCK, True))
+            tl.atomic_min(fault + i_request, first_bad(rows, o_node, bad, VOCAB, BLOCK, True))
         if LOCAL:
             table = first_child + i_request * (nodes + 1) + o_node
             begin = tl.load(table, mask=inside, other=0).to(tl.int32)
@@ -93,10 +93,9 @@ def trie_score_kernel(
                 positions + i_request * candidates,
                 denominators + i_request * nodes,
                 keys + i_request * LANES,
-                fault + 1,
+                fault + tl.num_programs(1) + i_request,
                 order + i_request * candidates,
                 scores + i_request * candidates,
-                i_request * candidates,
                 candidates,
                 VOCAB,
                 LEVELS,
@@ -118,7 +117,6 @@ def rank_candidates(
     fault,
     order,
     scores,
-    first,
     candidates,
     VOCAB: tl.constexpr,
     LEVELS: tl.constexpr,
@@ -141,7 +139,7 @@ def rank_candidates(
         finite = (extra > -LARGEST - 1e32) & (extra < LARGEST + 1e32)
         bad = tl.min(tl.where(finite, LANES, position))
         if bad < LANES:
-            tl.atomic_min(fault, first + bad)
+            tl.atomic_min(fault, bad.to(tl.int64))
         total += extra
     total = tl.minimum(tl.maximum(total, -LARGEST), LARGEST)
     score = tl.where(live, total.to(tl.float32), float("-inf"))

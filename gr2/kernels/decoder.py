@@ -1,0 +1,127 @@
+"""One interface to constrained decoding on the CPU and on a GPU."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gr2.decoding import CandidateTrie, CatalogTrie, ItemFilter, Retriever
+from gr2.errors import ConfigError, MissingExtraError
+from gr2.kernels.candidates import CandidateTables
+
+__all__ = ["Decoder", "HostDecoder", "make_decoder"]
+
+
+class Decoder(Protocol):
+    """Scores, generates and retrieves where the logits are. `device` is "cpu", or a CUDA device as torch names it.
+
+    Arrays are NumPy's on the CPU and torch's on a GPU, where nothing waits for the device: errors in values are raised
+    by the `check` of what `candidates` and `retriever` return.
+    """
+
+    device: str
+
+    def score(
+        self,
+        logits: Any,
+        prior: Any,
+        tables: CandidateTables,
+        *,
+        normalization: Literal["raw", "local"] = "raw",
+    ) -> tuple[Any, Any]:
+        """Order (B, K) int32, best first, and scores (B, K) float32, of a batch of requests; CandidateTrie.score each.
+
+        From `logits` (B, n, V) and `prior` (B, K) or None.
+        """
+        ...
+
+    def retriever(self, beams: int, *, normalization: Literal["raw", "local"] = "raw") -> Any:
+        """A Retriever for catalogues of this decoder."""
+        ...
+
+    def catalog(self, trie: CatalogTrie) -> Any:
+        """The trie where this decoder searches."""
+        ...
+
+    def item_filter(
+        self, catalog: Any, *, allow: NDArray[np.int64] | None = None, deny: NDArray[np.int64] | None = None
+    ) -> Any:
+        """An ItemFilter for a catalogue of this decoder."""
+        ...
+
+
+class HostDecoder:
+    """The C++ core, request by request."""
+
+    device = "cpu"
+
+    def score(
+        self,
+        logits: NDArray[np.float32],
+        prior: NDArray[np.float32] | None,
+        tables: CandidateTables,
+        *,
+        normalization: Literal["raw", "local"] = "raw",
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """As Decoder.score. Raises ValueError that names the request, row and column of a value that is not finite."""
+        shape = (len(tables.counts), tables.candidates)
+        order, scores = np.empty(shape, np.int32), np.empty(shape, np.float32)
+        for request, (nodes, _) in enumerate(tables.counts.tolist()):
+            own = None if prior is None else prior[request]
+            try:
+                ranked = self.trie(tables, request).score(logits[request, :nodes], own, normalization=normalization)
+            except ValueError as error:
+                raise ValueError(f"request {request}: {error}") from error
+            order[request], scores[request] = ranked
+        return order, scores
+
+    @staticmethod
+    def trie(tables: CandidateTables, request: int) -> CandidateTrie:
+        """The trie of one request."""
+        known = np.zeros(tables.candidates, np.bool_)
+        codes = np.zeros((tables.candidates, tables.path_codes.shape[1]), np.uint16)
+        places = tables.positions[request]
+        codes[places] = tables.path_codes[request].T
+        known[places[: tables.counts[request, 1]]] = True
+        return CandidateTrie(codes, known, tables.level_size)
+
+    def retriever(self, beams: int, *, normalization: Literal["raw", "local"] = "raw") -> Retriever:
+        """As Decoder.retriever."""
+        return Retriever(beams, normalization=normalization)
+
+    def catalog(self, trie: CatalogTrie) -> CatalogTrie:
+        """The trie itself."""
+        return trie
+
+    def item_filter(
+        self, catalog: CatalogTrie, *, allow: NDArray[np.int64] | None = None, deny: NDArray[np.int64] | None = None
+    ) -> ItemFilter:
+        """As Decoder.item_filter."""
+        return ItemFilter(catalog, allow=allow, deny=deny)
+
+
+def make_decoder(device: str = "cpu") -> Decoder:
+    """The decoder of a device: "cpu", or "cuda" or "cuda:N", which needs the extra `gpu`.
+
+    Raises MissingExtraError without torch and Triton, and ConfigError on a device that there is not.
+    """
+    if device == "cpu":
+        return HostDecoder()
+    try:
+        import torch
+
+        from gr2.kernels.device_decoder import DeviceDecoder
+    except ImportError as error:
+        raise MissingExtraError(f"decoding on {device!r}", "gpu", error) from error
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f'device must be "cpu", "cuda" or "cuda:N", got {device!r}') from error
+    if chosen.type != "cuda":
+        raise ConfigError(f'device must be "cpu", "cuda" or "cuda:N", got {device!r}')
+    count = torch.cuda.device_count()
+    if (chosen.index or 0) >= count:
+        raise ConfigError(f"device {device!r} is not there: torch {torch.__version__} sees {count} CUDA devices")
+    return DeviceDecoder(chosen)
