@@ -3,7 +3,7 @@ PYTHON ?= python
 DATA ?= ../shared/data
 FUZZ_SECONDS ?= 600
 
-.PHONY: help dev lint format sanitize fuzz test bench proto constraints results show-spine show-decoding decoding-fuzz decoding-processors show-tokenizer tokenizer-ablation tokenizer-scale beauty games18 sasrec reasoner reasoner-teachers rl-compressor show-reasoner
+.PHONY: help dev lint format sanitize fuzz test bench proto constraints results show-spine show-decoding decoding-fuzz decoding-processors show-tokenizer tokenizer-ablation tokenizer-scale beauty games18 sasrec reasoner reasoner-teachers rl-compressor show-reasoner kernels-gpu show-kernels
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -86,3 +86,9 @@ tokenizer-scale: ## IDs for up to ten million synthetic items (long); stores its
 
 show-tokenizer: ## every figure of the tokenizer, one line each; exit code 1 if one is short
 	$(PYTHON) -m benchmarks.show_tokenizer
+
+kernels-gpu: ## the Triton kernels on this machine's GPU: checked and timed; stores their figures
+	$(PYTHON) -m benchmarks.kernels_gpu
+
+show-kernels: ## every figure of the kernels, one line each; exit code 1 if one is short
+	$(PYTHON) -m benchmarks.show_kernels

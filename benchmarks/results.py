@@ -9,6 +9,7 @@ import datetime
 import json
 import os
 import platform
+import shutil
 import subprocess
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -53,16 +54,27 @@ class Record:
 
 
 def machine() -> str:
-    """The machine in one line: processor, cores, memory, system."""
+    """The machine in one line: processor, cores, memory, system, GPU."""
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     model = next((line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")), "")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     cores = len(os.sched_getaffinity(0))
-    return f"{model or platform.machine()}, {cores} cores, {memory:.0f} GiB, {platform.system()}, no GPU"
+    return f"{model or platform.machine()}, {cores} cores, {memory:.0f} GiB, {platform.system()}, {gpu()}"
+
+
+def gpu() -> str:
+    """The GPUs' names and drivers."""
+    if shutil.which("nvidia-smi") is None:
+        return "no GPU"
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    lines = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip().splitlines()
+    return "; ".join(line.replace(", ", ", driver ") for line in lines) or "no GPU"
 
 
 def commit() -> str:
-    """The short hash of HEAD, with `+` if tracked files differ from it."""
+    """The short hash of HEAD, with `+` if tracked files differ from it; GR2_COMMIT in a copy that is no checkout."""
+    if not (ROOT / ".git").exists():
+        return os.environ.get("GR2_COMMIT", "unknown")
     head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
     dirty = subprocess.run(["git", "diff", "--quiet", "HEAD"], cwd=ROOT, check=False).returncode
     return head.stdout.strip() + ("+" if dirty else "")

@@ -10,7 +10,7 @@ import torch
 
 from gr2.kernels.candidates import CandidateTables
 from gr2.kernels.rank_step import STATE, rank_shape, rank_step_kernel
-from gr2.kernels.tensors import NO_FAULT, Launch, as_logits, launch, raise_fault
+from gr2.kernels.tensors import NO_FAULT, Launch, as_logits, launch, raise_fault, stride
 from gr2.kernels.trie_score import score_shape, trie_score_kernel
 
 __all__ = ["DeviceCandidates", "DeviceGeneration"]
@@ -80,7 +80,7 @@ class DeviceCandidates:
             trie_score_kernel,
             (-(-self.nodes // sizes["ROWS"]), self.requests),
             rows,
-            rows.stride(0),
+            stride(rows),
             extra.contiguous(),
             self._counts,
             tables["path_nodes"],
@@ -194,16 +194,16 @@ class DeviceGeneration:
         stays where it is, and `check` names it. Raises TypeError and ValueError on other dtypes, shapes and devices.
         """
         rows = as_logits(logits, (self._of.requests, self._of.level_size), self._of.device)
-        self._step(rows, rows.stride(0), start=False)
+        self._step(rows, stride(rows), start=False)
         return self.chosen
 
-    def _step(self, logits: torch.Tensor, stride: int, *, start: bool) -> None:
+    def _step(self, logits: torch.Tensor, row_stride: int, *, start: bool) -> None:
         candidates, tables = self._of, self._of._tables
         candidates._launch(
             rank_step_kernel,
             (candidates.requests,),
             logits,
-            stride,
+            row_stride,
             candidates._counts,
             tables["path_nodes"],
             tables["path_codes"],

@@ -10,7 +10,7 @@ import torch
 from gr2.kernels.constrained_step import constrained_step_kernel, step_shape
 from gr2.kernels.device_catalog import DeviceCatalog, DeviceFilter
 from gr2.kernels.leaf_items import leaf_items_kernel, leaf_shape
-from gr2.kernels.tensors import NO_FAULT, Launch, as_logits, launch, raise_fault
+from gr2.kernels.tensors import NO_FAULT, Launch, as_logits, launch, raise_fault, stride
 
 __all__ = ["DeviceRetriever"]
 
@@ -120,7 +120,7 @@ class DeviceRetriever:
             constrained_step_kernel,
             (_groups(shape), self.batch),
             rows,
-            rows.stride(0),
+            stride(rows),
             catalog.offsets[level],
             catalog.codes[level],
             permitted,

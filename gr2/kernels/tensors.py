@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import torch
 
-__all__ = ["FLOATS", "NO_FAULT", "Launch", "as_logits", "launch", "raise_fault"]
+__all__ = ["FLOATS", "NO_FAULT", "Launch", "as_logits", "launch", "raise_fault", "stride"]
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 NO_FAULT = torch.iinfo(torch.int64).max
@@ -40,6 +40,11 @@ def as_logits(values: Any, shape: tuple[int, ...], device: torch.device, name: s
         raise ValueError(f"{name} must be on {device}, they are on {tensor.device}")
     inner = tensor[0] if len(tensor) else tensor
     return tensor if inner.is_contiguous() else tensor.contiguous()
+
+
+def stride(tensor: torch.Tensor) -> int:
+    """Elements from one of a batch to the next, also of a batch of one, whose stride may be anything."""
+    return tensor.stride(0) if len(tensor) > 1 else tensor[0].numel()
 
 
 def raise_fault(fault: int, what: str = "", size: int = 1) -> None:

@@ -1,0 +1,112 @@
+"""The kernels compiled ahead of time, on a machine with or without a GPU, into the folder where Triton looks first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from gr2.errors import ConfigError
+from gr2.kernels.candidates import CandidateTables
+from gr2.kernels.device_decoder import DeviceDecoder
+from gr2.kernels.tensors import Launch
+
+__all__ = ["Compiled", "compile_kernels", "compile_only"]
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A kernel for the sizes that it was compiled for; `result` is Triton's, with `asm` and `metadata`."""
+
+    kernel: str
+    sizes: dict[str, Any]
+    result: Any
+
+
+class _Target:
+    """What Triton asks a driver for before it compiles. The device's number is the target's name, so that nothing that
+    was compiled for it is taken for the kernel of a device that is there.
+    """
+
+    def __init__(self, name: str) -> None:
+        digits = name.removeprefix("sm_")
+        if not name.startswith("sm_") or not digits.isdecimal() or not 80 <= int(digits) <= 199:
+            raise ConfigError(f"target must be sm_80 or newer, as sm_90, got {name!r}")
+        self._name, self._target = name, GPUTarget("cuda", int(digits), 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self._target
+
+    def get_current_device(self) -> str:
+        return self._name
+
+    def get_current_stream(self, device: str) -> int:  # noqa: ARG002
+        return 0
+
+
+@contextmanager
+def compile_only(target: str) -> Iterator[tuple[Launch, list[Compiled]]]:
+    """A launcher that only compiles for `target` ("sm_90"), and the list of what it has compiled.
+
+    It takes the way of a launch up to the start, so that a launch of the same sizes finds the result in the cache.
+    Raises ConfigError on another target than sm_80 or newer.
+    """
+    done: list[Compiled] = []
+
+    def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **sizes: Any) -> None:
+        done.append(Compiled(kernel.fn.__name__, sizes, kernel.warmup(*arguments, grid=grid, **sizes)))
+
+    driver.set_active(_Target(target))
+    try:
+        yield launch, done
+    finally:
+        driver.reset_active()
+
+
+def compile_kernels(
+    target: str,
+    *,
+    levels: int,
+    level_size: int,
+    candidates: int,
+    normalization: Literal["raw", "local"] = "raw",
+    dtype: str = "float32",
+    folder: Path | None = None,
+) -> list[Compiled]:
+    """Compile what scores and generates up to `candidates` candidates with L codes of `level_size` values.
+
+    Into `folder`, or Triton's own cache. A kernel that is there is not compiled again. Raises ConfigError on another
+    target than sm_80 or newer, and on a dtype that the kernels do not read.
+    """
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    with triton.knobs.cache.scope(), compile_only(target) as (launch, done):
+        if folder is not None:
+            triton.knobs.cache.dir = str(folder)
+        decoder = DeviceDecoder("cpu", launch=launch)
+        for size in _sizes(candidates):
+            known = np.ones((2, size), np.bool_)
+            tables = CandidateTables.build(np.zeros((2, size, levels), np.uint16), known, level_size)
+            batch = decoder.candidates(tables)
+            logits = torch.zeros((2, tables.nodes, level_size), dtype=DTYPES[dtype])
+            for prior in (None, torch.zeros((2, size))):
+                batch.score(logits, prior, normalization=normalization)
+            for mode in ("greedy", "sample"):
+                batch.generate(mode=mode).push(logits[:, 0])
+    return done
+
+
+def _sizes(candidates: int) -> Sequence[int]:
+    """A number of candidates for each number of lanes up to those of `candidates`."""
+    lanes = triton.next_power_of_2(max(16, candidates))
+    return [2**power for power in range(4, lanes.bit_length() - 1)] + [min(lanes, 1024)]
