@@ -338,7 +338,7 @@ def main() -> None:
     ]
     notes = [
         f"bandwidth: {rate / 1e9:.0f} GB/s, read and written, of a copy of 1 GiB; the floor reads the logits once",
-        f"torch {torch.__version__}; logits float32 unless said otherwise, in turn of {ROTATED / 1e6:.0f} MB or of one set",
+        f"torch {torch.__version__}; logits float32 unless said otherwise, {ROTATED / 1e6:.0f} MB in turn or one set",
         "ours is a replay of a CUDA graph; from Python, launches are what takes the time. CSR eager and compiled are "
         "called from Python, and shown as graphs, too",
     ]

@@ -66,11 +66,13 @@ def compile_only(target: str) -> Iterator[tuple[Launch, list[Compiled]]]:
     def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **sizes: Any) -> None:
         done.append(Compiled(kernel.fn.__name__, sizes, kernel.warmup(*arguments, grid=grid, **sizes)))
 
+    # None where no driver was needed yet: asking for it would fail on a machine without a GPU.
+    before = driver._active
     driver.set_active(_Target(target))
     try:
         yield launch, done
     finally:
-        driver.reset_active()
+        driver.set_active(before)
 
 
 def compile_kernels(

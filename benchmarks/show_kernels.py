@@ -1,0 +1,28 @@
+"""Every figure of the kernels, one line each: `python -m benchmarks.show_kernels`.
+
+What needs a GPU is read from docs/results/; the rest runs now.
+"""
+
+from __future__ import annotations
+
+from benchmarks.results import Record
+from benchmarks.show import show
+
+__all__ = ["main"]
+
+
+def checks() -> Record:
+    """The kernels need torch and Triton."""
+    from benchmarks import kernels_checks
+
+    return kernels_checks.checks()
+
+
+def main() -> None:
+    """Print one line a figure, store the fresh ones, and exit with 1 if a figure is short."""
+    stored = {"kernels.gpu": "make kernels-gpu"}
+    show("kernels", "the kernels on a GPU", stored=stored, measures=[("kernels without a GPU", checks)])
+
+
+if __name__ == "__main__":
+    main()
