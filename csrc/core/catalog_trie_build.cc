@@ -8,10 +8,10 @@
 #include <stdexcept>
 #include <string>
 #include <utility>
-#include <vector>
 
 #include "core/catalog_trie.h"
 #include "core/catalog_trie_format.h"
+#include "core/simd.h"
 
 namespace gr2 {
 namespace {
@@ -80,18 +80,18 @@ class CatalogTrieBuild {
   }
 
   std::shared_ptr<const CatalogTrie> build() {
-    check_range();
-    shared_.resize(rows_);
+    shared_ = std::make_unique_for_overwrite<std::uint8_t[]>(rows_);
     with_levels([&]<std::size_t kLevels>() { compare_rows<kLevels>(); });
     count_edges();
     for (std::size_t level = 0; level < levels_; ++level) {
       parts_[level].codes = std::make_unique_for_overwrite<std::byte[]>(header_.edges[level] * header_.code_bytes);
       parts_[level].ends = std::make_unique_for_overwrite<std::uint32_t[]>(header_.edges[level]);
     }
+    std::uint32_t bits = 0;
     with_levels([&]<std::size_t kLevels>() {
-      header_.code_bytes == 1 ? write_edges<kLevels, std::uint8_t>() : write_edges<kLevels, std::uint16_t>();
+      bits = header_.code_bytes == 1 ? write_edges<kLevels, std::uint8_t>() : write_edges<kLevels, std::uint16_t>();
     });
-    for (std::size_t level = 0; level < levels_; ++level) write_ranges(level);
+    if (bits >= header_.level_size) check_range();
     return assemble();
   }
 
@@ -119,20 +119,23 @@ class CatalogTrieBuild {
   }
 
   void check_range() const {
-    std::uint16_t largest = 0;
-    for (const std::uint16_t code : codes_) largest = std::max(largest, code);
-    if (codes_.empty() || largest < header_.level_size) return;
-    const auto bad = static_cast<std::size_t>(
-        std::find_if(codes_.begin(), codes_.end(), [&](std::uint16_t code) { return code >= header_.level_size; }) -
-        codes_.begin());
-    fail(place(bad / levels_, bad % levels_) + " is " + std::to_string(codes_[bad]) + ", level_size is " +
-         std::to_string(header_.level_size));
+    for (std::size_t i = 0; i < codes_.size(); ++i) {
+      const std::uint32_t code = codes_[i];
+      if (code < header_.level_size) continue;
+      fail(place(i / levels_, i % levels_) + " is " + std::to_string(code) + ", level_size is " +
+           std::to_string(header_.level_size));
+    }
   }
 
   template <std::size_t kLevels>
   void compare_rows() {
     bool sorted = true;
     const std::uint16_t* row = codes_.data();
+    if (rows_ > 0) shared_[0] = 0;
+    if constexpr (kLevels == 4) {
+      if (!simd().shared_codes(row, rows_, shared_.get())) report_order();
+      return;
+    }
     for (std::size_t i = 1; i < rows_; ++i, row += kLevels) {
       const Step step = compare<kLevels>(row, row + kLevels);
       shared_[i] = static_cast<std::uint8_t>(step.shared);
@@ -142,19 +145,21 @@ class CatalogTrieBuild {
   }
 
   [[noreturn]] void report_order() const {
-    for (std::size_t i = 1;; ++i) {
+    check_range();
+    for (std::size_t i = 1; i < rows_; ++i) {
       const std::uint16_t *here = codes_.data() + i * levels_, *before = here - levels_;
       const std::size_t level = shared_[i];
       if (level == levels_ || before[level] <= here[level]) continue;
       fail(place(i, level) + " is " + std::to_string(here[level]) + " and " + std::to_string(before[level]) +
            " in the row before: rows must be in lexicographic order");
     }
+    fail("codes were changed while they were read");
   }
 
   template <std::size_t kLevels, typename Code>
-  void write_edges() {
-    rows_ > 0 && header_.edges[0] <= rows_ / 64 ? write_edges<kLevels, Code, true>()
-                                                : write_edges<kLevels, Code, false>();
+  std::uint32_t write_edges() {
+    return rows_ > 0 && header_.edges[0] <= rows_ / 64 ? write_edges<kLevels, Code, true>()
+                                                       : write_edges<kLevels, Code, false>();
   }
 
   void count_edges() {
@@ -162,7 +167,7 @@ class CatalogTrieBuild {
       const auto most = static_cast<std::uint8_t>(level);
       std::uint64_t edges = 0;
       for (std::size_t start = 0; start < rows_; start += kBlock) {
-        const std::span<const std::uint8_t> block = std::span(shared_).subspan(start, std::min(kBlock, rows_ - start));
+        const std::span<const std::uint8_t> block{shared_.get() + start, std::min(kBlock, rows_ - start)};
         std::uint8_t fresh = 0;
         for (const std::uint8_t shared : block) fresh = static_cast<std::uint8_t>(fresh + (shared <= most));
         edges += fresh;
@@ -174,8 +179,11 @@ class CatalogTrieBuild {
   // A row that leads to the same nodes as the one before writes their codes, and where their ranges end by now, once
   // more: cheaper than a branch that nobody can predict.
   // Where there are few edges of level 0, a branch tells when one begins; the loop leaves that level out.
+  // Returns the bits that any code has: of what is written, so that no other thread can slip in a code that is too
+  // large.
   template <std::size_t kLevels, typename Code, bool kFewFirst>
-  void write_edges() {
+  std::uint32_t write_edges() {
+    std::array<std::uint64_t, 2> bits{};
     std::array<Code*, kLevels> codes;
     std::array<std::uint32_t*, kLevels> ends;
     std::array<std::uint32_t, kLevels + 1> count{};
@@ -183,38 +191,37 @@ class CatalogTrieBuild {
       codes[level] = reinterpret_cast<Code*>(parts_[level].codes.get());
       ends[level] = parts_[level].ends.get();
     }
-    const std::uint16_t* row = codes_.data();
-    const std::uint8_t* shared = shared_.data();
-    for (std::size_t i = 0; i < rows_; ++i, row += kLevels) {
+    const std::uint16_t* next = codes_.data();
+    const std::uint8_t* shared = shared_.get();
+    for (std::size_t i = 0; i < rows_; ++i, next += kLevels) {
       constexpr std::size_t kFirst = kFewFirst ? 1 : 0;
+      std::array<std::uint64_t, 2> row{};
+      std::memcpy(row.data(), next, 2 * kLevels);
+      for (std::size_t word = 0; word < row.size(); ++word) bits[word] |= row[word];
+      const auto code = [&](std::size_t level) { return static_cast<Code>(row[level / 4] >> level % 4 * 16); };
       if (kFewFirst && shared[i] == 0) [[unlikely]] {
         if (i > 0) ends[0][count[0] - 1] = count[1];
-        codes[0][count[0]++] = static_cast<Code>(row[0]);
+        codes[0][count[0]++] = code(0);
       }
       for (std::size_t level = kFirst; level < kLevels; ++level) count[level] += shared[i] <= level;
       ++count[kLevels];
       for (std::size_t level = kFirst; level < kLevels; ++level) {
-        codes[level][count[level] - 1] = static_cast<Code>(row[level]);
+        codes[level][count[level] - 1] = code(level);
         ends[level][count[level] - 1] = count[level + 1];
       }
     }
     if (kFewFirst) ends[0][count[0] - 1] = count[1];
+    const std::uint64_t folded = (bits[0] | bits[1]) | (bits[0] | bits[1]) >> 32;
+    return static_cast<std::uint16_t>(folded | folded >> 16);
   }
 
-  void write_ranges(std::size_t level) {
-    Part& part = parts_[level];
-    const std::span<const std::uint32_t> ends(part.ends.get(), header_.edges[level]);
-    const std::uint32_t width = RangeTable::end_bytes(ends);
-    part.ranges.resize(RangeTable::bytes(ends.size(), width));
-    RangeTable::write(ends, width, part.ranges.data());
-    part.ends.reset();
-    header_.end_bytes[level] = static_cast<std::uint8_t>(width);
-  }
-
-  std::shared_ptr<const CatalogTrie> assemble() const {
+  std::shared_ptr<const CatalogTrie> assemble() {
     std::size_t total = sizeof(Header);
-    for (std::size_t level = 0; level < levels_; ++level)
-      total += padded(header_.edges[level] * header_.code_bytes) + parts_[level].ranges.size();
+    for (std::size_t level = 0; level < levels_; ++level) {
+      const std::uint32_t width = RangeTable::end_bytes(ends(level));
+      header_.end_bytes[level] = static_cast<std::uint8_t>(width);
+      total += padded(header_.edges[level] * header_.code_bytes) + RangeTable::bytes(header_.edges[level], width);
+    }
     CatalogTrie::Memory memory = CatalogTrie::allocate(total);
     std::memcpy(memory.get(), &header_, sizeof header_);
     std::byte* position = memory.get() + sizeof(Header);
@@ -222,22 +229,26 @@ class CatalogTrieBuild {
       const std::uint64_t bytes = header_.edges[level] * header_.code_bytes;
       std::byte* end = std::copy_n(parts_[level].codes.get(), bytes, position);
       std::fill(end, position += padded(bytes), std::byte{0});
-      position = std::copy(parts_[level].ranges.begin(), parts_[level].ranges.end(), position);
+      RangeTable::write(ends(level), header_.end_bytes[level], position);
+      position += RangeTable::bytes(header_.edges[level], header_.end_bytes[level]);
     }
     return std::shared_ptr<const CatalogTrie>(new CatalogTrie(std::move(memory), total));
+  }
+
+  std::span<const std::uint32_t> ends(std::size_t level) const {
+    return {parts_[level].ends.get(), header_.edges[level]};
   }
 
   // The edges of a level: their codes, and where the ranges of the nodes that they lead to end.
   struct Part {
     std::unique_ptr<std::byte[]> codes;
     std::unique_ptr<std::uint32_t[]> ends;
-    std::vector<std::byte> ranges;
   };
 
   std::span<const std::uint16_t> codes_;
   std::size_t levels_, rows_;
   Header header_{};
-  std::vector<std::uint8_t> shared_;  // codes that row i shares with row i - 1
+  std::unique_ptr<std::uint8_t[]> shared_;  // codes that row i shares with row i - 1
   std::array<Part, CatalogTrie::kMaxLevels> parts_;
 };
 

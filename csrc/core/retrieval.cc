@@ -41,16 +41,6 @@ void check_row(std::span<const float> row, std::size_t search, std::size_t rank)
   }
 }
 
-// No larger than log(sum(exp(row - largest))): the largest alone, or as if all were equal to their mean (Jensen). The
-// slack covers the rounding of the sum.
-double lower_log_sum(const RowSummary& row, std::size_t count, double log_count) {
-  if (!std::isfinite(row.sum)) return 0.0;
-  const auto top = static_cast<double>(row.largest), size = static_cast<double>(count);
-  const double mean = static_cast<double>(row.sum) / size;
-  const double slack = 3e-8 * size * (std::abs(top) + top - mean) + 1e-5;
-  return std::max(0.0, log_count + mean - top - slack) - 1e-6;
-}
-
 // Logits up to this one do not lead to a score above `score`; some that are larger do not, either.
 float limit_for(float score, float top, float base) {
   constexpr double kLargest = std::numeric_limits<float>::max(), kRounding = 5e-7;
@@ -94,8 +84,8 @@ void Retriever::start(std::shared_ptr<const CatalogTrie> trie, std::size_t batch
   logits_.resize(trie->level_size());
   positions_.resize(trie->level_size());
   places_.resize(kLargestChunk);
+  rows_.resize(beams_);
   std::fill(current_.begin(), current_.end(), Beam{0, 0.0f});
-  log_columns_ = std::log(static_cast<double>(trie->level_size()));
   trie_ = std::move(trie);
   filters_ = std::move(filters);
   batch_ = batch;
@@ -164,12 +154,10 @@ void Retriever::find_ranges() {
 }
 
 void Retriever::advance(std::size_t search, std::span<const float> logits) {
-  const std::size_t first = search * beams_, width = width_at(level_), columns = trie_->level_size();
+  const std::size_t first = search * beams_, columns = trie_->level_size();
+  const std::size_t live = summarize(search, logits);
   best_.reset(beams_);
-  for (std::size_t rank = 0; rank < width && current_[first + rank].node >= 0; ++rank) {
-    prefetch(logits.subspan(rank * columns), columns);
-    expand(search, rank, logits.subspan(rank * columns, columns));
-  }
+  for (std::size_t rank = 0; rank < live; ++rank) expand(search, rank, logits.subspan(rank * columns, columns));
 
   std::size_t slot = first;
   std::uint16_t *parents = parents_.data() + level_ * batch_ * beams_,
@@ -188,35 +176,36 @@ void Retriever::advance(std::size_t search, std::span<const float> logits) {
   }
 }
 
-// Every row is looked at, for what must not be in it; the exponentials and the choice are left out where the best child
-// of the beam would not enter.
+// All rows first, and then the choice: of its branches nobody knows the outcome, and they would keep the processor from
+// beginning the next row while it waits for the sums of one.
+std::size_t Retriever::summarize(std::size_t search, std::span<const float> logits) {
+  const std::size_t first = search * beams_, width = width_at(level_), columns = trie_->level_size();
+  std::size_t live = 0;
+  for (; live < width && current_[first + live].node >= 0; ++live) {
+    const std::span<const float> row = logits.subspan(live * columns, columns);
+    prefetch(logits.subspan(live * columns), columns);
+    rows_[live] = simd().summarize(row.data(), row.size());
+    if (!(rows_[live].sum < kInfinity)) check_row(row, search, live);
+  }
+  return live;
+}
+
+// The choice is left out where the best child of the beam would not enter.
 void Retriever::expand(std::size_t search, std::size_t rank, std::span<const float> row) {
-  const RowSummary whole = simd().summarize(row.data(), row.size());
-  if (!(whole.sum < kInfinity)) check_row(row, search, rank);
   const Range range = ranges_[search * beams_ + rank];
   const bool raw = normalization_ == Normalization::kRaw;
   // The best of many children is hardly below the row's best: they are only collected once they are needed.
   const bool many = raw && range.size() > row.size() / 8;
   Children found = many ? Children{} : children(filter(search), row, range);
   if (found.logits.empty() && !many) return;
-  const RowSummary own = many ? whole : simd().summarize(found.logits.data(), found.logits.size());
-  const RowSummary& norm = raw ? whole : own;
-  if (own.largest == -kInfinity) return;
+  const RowSummary norm = raw ? rows_[rank] : simd().summarize(found.logits.data(), found.logits.size());
+  if (norm.largest == -kInfinity) return;
 
-  const std::span<const float> normalised = raw ? row : found.logits;
   const auto parent = static_cast<double>(current_[search * beams_ + rank].score);
-  const auto cannot_enter = [&](double log_sum) {
-    const float best = (own.largest - norm.largest) + static_cast<float>(parent - log_sum);
-    return best <= key_score(best_.worst());
-  };
-  if (best_.full()) {
-    const double log_count = raw ? log_columns_ : std::log(static_cast<double>(normalised.size()));
-    if (cannot_enter(lower_log_sum(norm, normalised.size(), log_count))) return;
-  }
-  const double log_sum = logsumexp_below(normalised, norm.largest);
-  if (best_.full() && cannot_enter(log_sum)) return;
+  const auto base = static_cast<float>(parent - log_sum_above(norm));
+  if (best_.full() && base <= key_score(best_.worst())) return;
   if (many) found = children(filter(search), row, range);
-  offer(found, rank, norm.largest, static_cast<float>(parent - log_sum));
+  offer(found, rank, norm.largest, base);
 }
 
 Retriever::Children Retriever::children(const ItemFilter* filter, std::span<const float> row, Range range) {

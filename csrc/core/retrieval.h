@@ -12,6 +12,7 @@
 #include "core/candidate_trie.h"
 #include "core/catalog_trie.h"
 #include "core/item_filter.h"
+#include "core/simd.h"
 #include "core/top_keys.h"
 
 namespace gr2 {
@@ -88,6 +89,8 @@ class Retriever {
   void find_ranges();
   // `logits` begin with those of this search.
   void advance(std::size_t search, std::span<const float> logits);
+  // Of the live rows; returns how many those are.
+  std::size_t summarize(std::size_t search, std::span<const float> logits);
   void expand(std::size_t search, std::size_t rank, std::span<const float> row);
   Children children(const ItemFilter* filter, std::span<const float> row, Range range);
   template <typename Code>
@@ -102,13 +105,15 @@ class Retriever {
   std::shared_ptr<const CatalogTrie> trie_;
   std::vector<std::shared_ptr<const ItemFilter>> filters_;
   std::size_t batch_ = 0, level_ = 0;
-  double log_columns_ = 0.0;  // log(level_size)
   std::vector<Beam> current_, next_;
   // Of all levels done, so that a beam's path can be read back.
   std::vector<std::uint16_t> parents_, codes_;
 
   // Of one step: the children of each beam, as edges.
   std::vector<Range> ranges_;
+
+  // Of one search.
+  std::vector<RowSummary> rows_;
 
   // Of one expansion.
   TopKeys best_;

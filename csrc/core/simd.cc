@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <bit>
+#include <cstring>
 #include <limits>
 
 #if defined(__x86_64__)
@@ -61,12 +62,15 @@ inline std::uint32_t above_bits(const float* values, float limit) {
 #undef GR2_TARGET
 }  // namespace base
 
-constexpr SimdKernels kBase{"base",        base::any_nonfinite, base::summarize,
-                            base::sum_exp, base::reached_by,    base::find_above};
+constexpr SimdKernels kBase{"base",           base::any_nonfinite, base::summarize,
+                            base::reached_by, base::find_above,    base::shared_codes};
 #if defined(__x86_64__)
-constexpr SimdKernels kV2{"x86-64-v2", v2::any_nonfinite, v2::summarize, v2::sum_exp, v2::reached_by, v2::find_above};
-constexpr SimdKernels kV3{"x86-64-v3", v3::any_nonfinite, v3::summarize, v3::sum_exp, v3::reached_by, v3::find_above};
-constexpr SimdKernels kV4{"x86-64-v4", v4::any_nonfinite, v4::summarize, v4::sum_exp, v4::reached_by, v4::find_above};
+constexpr SimdKernels kV2{"x86-64-v2",    v2::any_nonfinite, v2::summarize,
+                          v2::reached_by, v2::find_above,    v2::shared_codes};
+constexpr SimdKernels kV3{"x86-64-v3",    v3::any_nonfinite, v3::summarize,
+                          v3::reached_by, v3::find_above,    v3::shared_codes};
+constexpr SimdKernels kV4{"x86-64-v4",    v4::any_nonfinite, v4::summarize,
+                          v4::reached_by, v4::find_above,    v4::shared_codes};
 #endif
 
 // Until the best ones are found, when the library is loaded, the lowest.

@@ -1,4 +1,5 @@
-// The loops over rows of logits, compiled once for each generation of x86-64; the processor's own are used.
+// The loops over rows of logits and of codes, compiled once for each generation of x86-64; the processor's own are
+// used.
 #pragma once
 
 #include <cstddef>
@@ -9,9 +10,13 @@ namespace gr2 {
 
 // The largest value, and the sum, which is NaN or +infinity if any value is; a large finite sum may overflow to it,
 // too.
+// The exponentials are exp(values - offset), of an offset near the largest value; they say nothing if the sum is NaN or
+// +infinity, and are 0 if the largest value is -infinity.
 struct RowSummary {
   float largest;
   float sum;
+  float offset;
+  double exponentials;
 };
 
 inline constexpr std::size_t kGroups = 32;
@@ -20,14 +25,15 @@ struct SimdKernels {
   const char* name;
   bool (*any_nonfinite)(const float* values, std::size_t count);
   RowSummary (*summarize)(const float* values, std::size_t count);
-  // The sum of exp(values - offset); no value is above the offset.
-  float (*sum_exp)(const float* values, std::size_t count, float offset);
   // A value that at least `wanted` of the values reach, which is 1 to kGroups, as `count` is at least. Not many more
   // do.
   float (*reached_by)(const float* values, std::size_t count, std::size_t wanted);
   // Writes the places of the values above `limit` in ascending order, and returns their number. `places` has room for
   // `count`.
   std::size_t (*find_above)(const float* values, std::size_t count, float limit, std::uint32_t* places);
+  // Writes how many codes each of `count` rows of four shares with the row before from the front on, but not of the
+  // first row; returns whether the rows are in lexicographic order.
+  bool (*shared_codes)(const std::uint16_t* rows, std::size_t count, std::uint8_t* shared);
 };
 
 // Those in use: of the highest generation that the processor has.

@@ -269,6 +269,29 @@ void test_the_best_keys_are_kept_in_order() {
   CHECK(gr2::candidate_key(1.0f, 1, 65535) < gr2::candidate_key(1.0f, 2, 0));
 }
 
+// Codes at both ends of their range, in which few rows are out of order, and none.
+void test_rows_are_compared(const gr2::SimdKernels& kernels) {
+  using Row = std::array<std::uint16_t, 4>;
+  constexpr std::uint16_t kCodes[] = {0, 1, 0x7fff, 0x8000, 0xfffe, 0xffff};
+  std::mt19937 generator(6);
+  for (const std::size_t size : {0u, 1u, 2u, 9u, 70u, 1000u}) {
+    std::vector<Row> rows(size);
+    for (Row& row : rows) std::generate(row.begin(), row.end(), [&] { return kCodes[generator() % 6]; });
+    std::sort(rows.begin(), rows.end());
+    for (const bool swapped : {false, true}) {
+      if (swapped && size >= 2) std::swap(rows[generator() % (size - 1)], rows[size - 1]);
+      std::vector<std::uint8_t> shared(size, 9), expected(size, 9);
+      for (std::size_t i = 1; i < size; ++i) {
+        const auto end = std::mismatch(rows[i].begin(), rows[i].end(), rows[i - 1].begin()).first;
+        expected[i] = static_cast<std::uint8_t>(end - rows[i].begin());
+      }
+      const auto* codes = reinterpret_cast<const std::uint16_t*>(rows.data());
+      CHECK(kernels.shared_codes(codes, size, shared.data()) == std::is_sorted(rows.begin(), rows.end()));
+      CHECK(shared == expected);
+    }
+  }
+}
+
 // Each loop against its definition in float64, on sizes around those of the vectors, at every offset from a cache line.
 void test_loops_of(const gr2::SimdKernels& kernels) {
   gr2::use_simd(kernels);
@@ -289,7 +312,7 @@ void test_loops_of(const gr2::SimdKernels& kernels) {
       const gr2::RowSummary summary = kernels.summarize(values.data(), size);
       CHECK(summary.largest == top);
       CHECK(std::abs(static_cast<double>(summary.sum) - total) <= 1e-7 * static_cast<double>(size) * magnitude);
-      CHECK(std::abs(gr2::logsumexp_below(values, top) - std::log(sum)) < 1e-5);
+      CHECK(std::abs(gr2::log_sum_above(summary) - std::log(sum)) < 1e-5);
       CHECK(std::abs(gr2::logsumexp(values) - (static_cast<double>(top) + std::log(sum))) < 1e-5);
 
       for (std::size_t wanted = 1; wanted <= std::min(size, gr2::kGroups); ++wanted) {
@@ -324,7 +347,7 @@ void test_loops_of(const gr2::SimdKernels& kernels) {
   // Masked codes weigh nothing, and the largest alone weighs exactly one.
   std::vector<float> masked(100, -kInfinity);
   masked[37] = 5.0f;
-  CHECK(gr2::logsumexp_below(masked, 5.0f) == 0.0);
+  CHECK(gr2::log_sum_above(kernels.summarize(masked.data(), masked.size())) == 0.0);
 }
 
 void test_every_generation_finds_the_same() {
@@ -343,7 +366,10 @@ void test_every_generation_finds_the_same() {
         CHECK(std::abs(answer.scores[i] - answers[0].scores[i]) < 1e-4f);
     }
   }
-  for (const gr2::SimdKernels* kernels : generations) test_loops_of(*kernels);
+  for (const gr2::SimdKernels* kernels : generations) {
+    test_rows_are_compared(*kernels);
+    test_loops_of(*kernels);
+  }
   gr2::use_simd(*generations.back());
 }
 
