@@ -279,7 +279,8 @@ def retrieve() -> Record:
         },
     ]
     notes = [
-        "times are the processor's, of the one thread, so that other work on the machine adds nothing",
+        "times are the processor's, of the one thread, so that waiting for other work adds nothing; the cache and the "
+        "bandwidth that other work takes slow STATIC down more than ours, which at batch 32 raises the ratio",
         "STATIC is a re-implementation in eager PyTorch on the CPU, of its variants the fastest here; its index is "
         "built by the published steps, and a leaner NumPy program, which sums up new prefixes, takes about a quarter",
         f"the floor: one thread reads every logit once from the last-level cache, at {bandwidth / 1e9:.0f} GB/s",

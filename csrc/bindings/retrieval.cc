@@ -46,9 +46,15 @@ void start(Retriever& self, const std::shared_ptr<CatalogTrie>& trie, std::int64
   self.start(trie, static_cast<std::size_t>(batch), std::move(permitted));
 }
 
+// As pybind11's constructor, without the lists of the shape and the strides that it makes first.
 template <typename T>
 py::array_t<T> table(std::size_t rows, std::size_t columns) {
-  return py::array_t<T>({static_cast<py::ssize_t>(rows), static_cast<py::ssize_t>(columns)});
+  const auto& numpy = py::detail::npy_api::get();
+  const Py_intptr_t shape[] = {static_cast<Py_intptr_t>(rows), static_cast<Py_intptr_t>(columns)};
+  PyObject* array = numpy.PyArray_NewFromDescr_(numpy.PyArray_Type_, py::dtype::of<T>().release().ptr(), 2, shape,
+                                                nullptr, nullptr, 0, nullptr);
+  if (array == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::array_t<T>>(array);
 }
 
 py::tuple step(Retriever& self, const py::object& logits) {

@@ -60,6 +60,11 @@ class CatalogTrie {
   void prefetch_codes(std::size_t level, std::uint64_t edge) const {
     __builtin_prefetch(codes_[level] + edge * code_bytes_);
   }
+  void prefetch_codes(std::size_t level, Range edges) const {
+    const std::byte* end = codes_[level] + edges.end * code_bytes_;
+    for (const std::byte* line = codes_[level] + edges.begin * code_bytes_; line < end; line += 64)
+      __builtin_prefetch(line);
+  }
 
   // The codes of a level's edges: narrow where codes fit into a byte, that is up to a level size of 256.
   bool narrow() const { return code_bytes_ == 1; }

@@ -184,6 +184,9 @@ std::size_t Retriever::summarize(std::size_t search, std::span<const float> logi
   for (; live < width && current_[first + live].node >= 0; ++live) {
     const std::span<const float> row = logits.subspan(live * columns, columns);
     prefetch(logits.subspan(live * columns), columns);
+    // A beam with all children needs none of their codes.
+    const Range range = ranges_[first + live];
+    if (range.size() < columns) trie_->prefetch_codes(level_, range);
     rows_[live] = simd().summarize(row.data(), row.size());
     if (!(rows_[live].sum < kInfinity)) check_row(row, search, live);
   }

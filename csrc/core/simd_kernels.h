@@ -64,7 +64,7 @@ GR2_TARGET bool any_nonfinite(const float* values, std::size_t count) {
   return found != 0;
 }
 
-// The sum of exp(values - offset). Up to this many are added up in float32, and those sums in float64.
+// Exponentials that are added up in float32; their sums are in float64.
 constexpr std::size_t kBlock = 512;
 
 // The first values, filled up to a vector.
@@ -75,6 +75,7 @@ GR2_TARGET inline Floats load_some(const float* values, std::size_t count, float
   return load(filled);
 }
 
+// The sum of exp(values - offset); no value is above the offset.
 GR2_TARGET double sum_exp(const float* values, std::size_t count, float offset) {
   const std::size_t whole = count - count % kLanes;
   double total = 0.0;

@@ -344,10 +344,13 @@ void test_loops_of(const gr2::SimdKernels& kernels) {
       CHECK(!kernels.any_nonfinite(values.data(), size));
     }
   }
-  // Masked codes weigh nothing, and the largest alone weighs exactly one.
-  std::vector<float> masked(100, -kInfinity);
-  masked[37] = 5.0f;
-  CHECK(gr2::log_sum_above(kernels.summarize(masked.data(), masked.size())) == 0.0);
+  // Masked codes weigh nothing, and the largest alone weighs exactly one, wherever it is.
+  for (const std::size_t at : {0u, 37u, 90u, 99u}) {
+    std::vector<float> masked(100, -kInfinity);
+    CHECK(kernels.summarize(masked.data(), masked.size()).exponentials == 0.0);
+    masked[at] = 5.0f;
+    CHECK(gr2::log_sum_above(kernels.summarize(masked.data(), masked.size())) == 0.0);
+  }
 }
 
 void test_every_generation_finds_the_same() {
