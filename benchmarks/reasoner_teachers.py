@@ -28,6 +28,7 @@ from gr2.artifact import Artifact
 from gr2.data.candidates import CandidateLists
 from gr2.data.dataset import Dataset
 from gr2.metrics import metric_values, paired_bootstrap, rank_of_target, ranking_metrics
+from gr2.models.evidence import CrossFit
 from gr2.models.reasoner import SidSpec, from_scratch
 from gr2.pipeline import execute, load_plan
 from gr2.prompts.answer import answer_text
@@ -101,7 +102,7 @@ def evidence(made: dict[str, Artifact], traces: dict[str, Artifact]) -> tuple[li
     train, test = (
         CandidateLists.load(made["prerank"].file(f"{split}.parquet")).with_target() for split in ("train", "test")
     )
-    found = score_new_lists(dataset, codes, train, test, neighbours=64, longest=50, folds=5, seed=0)
+    found = score_new_lists(dataset, codes, train, test, CrossFit(neighbours=64, longest=50, folds=5, seed=0))
     before, after = test.label() + 1, rank_of_target(found.scores, test.label())
     gain = paired_bootstrap(metric_values(before), metric_values(after), 0)["R@1"]
     figures = [

@@ -28,6 +28,7 @@ __all__ = [
     "DECAY",
     "EVIDENCE",
     "CoPurchase",
+    "CrossFit",
     "count_copurchases",
     "cross_fitted_evidence",
     "evidence_columns",
@@ -60,6 +61,18 @@ class CoPurchase:
     neighbours: NDArray[np.int32]
     counts: NDArray[np.float32]
     popularity: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class CrossFit:
+    """How training lists get evidence of other users: each item's strongest `neighbours` and the newest `longest` items
+    of a history count, and users are dealt into `folds` by the seed.
+    """
+
+    neighbours: int
+    longest: int
+    folds: int
+    seed: int
 
 
 def count_copurchases(
@@ -165,23 +178,17 @@ def evidence_folds(users: int, folds: int, seed: int) -> NDArray[np.int64]:
 
 
 def cross_fitted_evidence(
-    dataset: Dataset,
-    codes: NDArray[np.uint16],
-    lists: CandidateLists,
-    *,
-    neighbours: int,
-    longest: int,
-    folds: int,
-    seed: int,
+    dataset: Dataset, codes: NDArray[np.uint16], lists: CandidateLists, fit: CrossFit
 ) -> NDArray[np.float32]:
     """`list_evidence` of training lists, each with the counts of other users: a table that has counted a user's events
-    knows the user's targets. Users are dealt into `folds`; counts are scaled up for the share of users left out.
+    knows the user's targets. Counts are scaled up for the share of users left out.
     """
-    fold = evidence_folds(dataset.users, folds, seed)
+    fold = evidence_folds(dataset.users, fit.folds, fit.seed)
     columns = np.zeros((*lists.candidates.shape, len(EVIDENCE)), dtype=np.float32)
-    for number in range(folds):
+    for number in range(fit.folds):
         rows = np.flatnonzero(fold[lists.user] == number)
         others = np.flatnonzero(fold != number)
-        table = count_copurchases(dataset, others, neighbours=neighbours, scale=folds / (folds - 1))
-        columns[rows] = list_evidence(dataset, codes, lists.take(rows), table, longest=longest)
+        scale = fit.folds / (fit.folds - 1)
+        table = count_copurchases(dataset, others, neighbours=fit.neighbours, scale=scale)
+        columns[rows] = list_evidence(dataset, codes, lists.take(rows), table, longest=fit.longest)
     return columns

@@ -28,7 +28,7 @@ from gr2.data.candidates import PADDING, CandidateLists
 from gr2.data.dataset import Dataset
 from gr2.errors import DataError
 from gr2.metrics import metric_values, paired_bootstrap, rank_of_target, ranking_metrics
-from gr2.models.evidence import CoPurchase, count_copurchases, cross_fitted_evidence, list_evidence
+from gr2.models.evidence import CoPurchase, CrossFit, count_copurchases, cross_fitted_evidence, list_evidence
 from gr2.models.scoring import Parts, score_parts
 from gr2.models.slate import build_slates, list_features
 from gr2.models.student import Student, StudentConfig
@@ -155,9 +155,8 @@ def distill(
         if not lists.width:
             raise DataError(f"no {split} list has a candidate: the users have had all {len(dataset.catalog):,} items")
     train, val = train.top(config.slate).with_target(), val.top(config.slate).with_target()
-    counted = cross_fitted_evidence(
-        dataset, codes, train, neighbours=config.neighbours, longest=longest, folds=config.folds, seed=entropy
-    )
+    fit = CrossFit(neighbours=config.neighbours, longest=longest, folds=config.folds, seed=entropy)
+    counted = cross_fitted_evidence(dataset, codes, train, fit)
     features = np.concatenate([list_features(train), counted], -1)
     table = count_copurchases(dataset, np.arange(dataset.users), neighbours=config.neighbours)
     torch.manual_seed(entropy)

@@ -23,6 +23,7 @@ from gr2.artifact import Artifact, Workspace, file_digest, open_stage, write_ato
 from gr2.data.candidates import CandidateLists
 from gr2.data.dataset import Dataset
 from gr2.errors import ConfigError, DataError, Gr2Error
+from gr2.models.evidence import CrossFit
 from gr2.progress import track
 from gr2.prompts.answer import parse_answer
 from gr2.tokenizer.bulk.cluster import ray_pool
@@ -97,15 +98,8 @@ def prepare(config: TracesConfig, artifacts: Mapping[str, Artifact], work: Works
     every.take(rows).save(folder / "lists.parquet")
     if config.teacher == "evidence":
         codes = artifacts["tokenize"].array("codes.npy")
-        found = score_training_lists(
-            dataset,
-            codes,
-            every,
-            neighbours=config.neighbours,
-            longest=MOST_HISTORY,
-            folds=config.folds,
-            seed=entropy,
-        )
+        fit = CrossFit(neighbours=config.neighbours, longest=MOST_HISTORY, folds=config.folds, seed=entropy)
+        found = score_training_lists(dataset, codes, every, fit)
         stored = io.BytesIO()
         np.savez(stored, scores=found.scores[rows], shares=found.shares[rows])
         write_atomic(folder / "evidence.npz", stored.getvalue())

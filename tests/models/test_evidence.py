@@ -14,6 +14,7 @@ from gr2.data.dataset import Dataset
 from gr2.models.evidence import (
     DECAY,
     EVIDENCE,
+    CrossFit,
     count_copurchases,
     cross_fitted_evidence,
     evidence_columns,
@@ -110,14 +111,14 @@ def test_cross_fitted_evidence_does_not_depend_on_the_users_own_events() -> None
     dataset = make_dataset()
     lists = make_lists(dataset)
     codes = np.random.default_rng(3).integers(0, 4, (ITEMS, 3)).astype(np.uint16)
-    options = {"neighbours": ITEMS, "longest": 50, "folds": 3, "seed": 5}
-    before = cross_fitted_evidence(dataset, codes, lists, **options)
+    fit = CrossFit(neighbours=ITEMS, longest=50, folds=3, seed=5)
+    before = cross_fitted_evidence(dataset, codes, lists, fit)
     user, popularity = 4, EVIDENCE.index("popularity")
     items = dataset.items.copy()
     start = dataset.offsets[user]
     items[start] = (items[start] + 1) % ITEMS
     changed = Dataset(dataset.catalog, dataset.user_ids, dataset.offsets, items, dataset.timestamps, dataset.tied)
-    after = cross_fitted_evidence(changed, codes, lists, **options)
+    after = cross_fitted_evidence(changed, codes, lists, fit)
     np.testing.assert_array_equal(after[user, :, popularity], before[user, :, popularity])
     full = [
         list_evidence(d, codes, lists, count_copurchases(d, np.arange(30), neighbours=ITEMS), longest=50)

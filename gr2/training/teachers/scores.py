@@ -15,6 +15,7 @@ from gr2.data.dataset import Dataset
 from gr2.features import SCORE_FEATURES
 from gr2.models.evidence import (
     EVIDENCE,
+    CrossFit,
     count_copurchases,
     cross_fitted_evidence,
     evidence_folds,
@@ -42,23 +43,16 @@ class EvidenceScores:
 
 
 def score_training_lists(
-    dataset: Dataset,
-    codes: NDArray[np.uint16],
-    lists: CandidateLists,
-    *,
-    neighbours: int,
-    longest: int,
-    folds: int,
-    seed: int,
+    dataset: Dataset, codes: NDArray[np.uint16], lists: CandidateLists, fit: CrossFit
 ) -> EvidenceScores:
-    """The scores of training lists that hold their target, cross-fitted over `folds` of users (`evidence_folds`)."""
-    columns = _training_columns(dataset, codes, lists, neighbours=neighbours, longest=longest, folds=folds, seed=seed)
-    fold = evidence_folds(dataset.users, folds, seed)[lists.user]
+    """The scores of training lists that hold their target, cross-fitted over folds of users (`evidence_folds`)."""
+    columns = _training_columns(dataset, codes, lists, fit)
+    fold = evidence_folds(dataset.users, fit.folds, fit.seed)[lists.user]
     scores = np.zeros(lists.candidates.shape, dtype=np.float32)
     shares = np.zeros((*scores.shape, len(KINDS)), dtype=np.float32)
-    for number in range(folds):
+    for number in range(fit.folds):
         own = np.flatnonzero(fold == number)
-        model = _fit(columns, lists, np.flatnonzero(fold != number), seed)
+        model = _fit(columns, lists, np.flatnonzero(fold != number), fit.seed)
         scores[own], shares[own] = _apply(model, columns[own], lists.candidates[own] != PADDING)
     return EvidenceScores(scores, shares)
 
@@ -68,35 +62,20 @@ def score_new_lists(
     codes: NDArray[np.uint16],
     train: CandidateLists,
     lists: CandidateLists,
-    *,
-    neighbours: int,
-    longest: int,
-    folds: int,
-    seed: int,
+    fit: CrossFit,
 ) -> EvidenceScores:
     """The scores of validation or test lists by a model fitted to all training lists `train` that hold their target."""
-    fitted = _training_columns(dataset, codes, train, neighbours=neighbours, longest=longest, folds=folds, seed=seed)
-    model = _fit(fitted, train, np.arange(len(train)), seed)
-    table = count_copurchases(dataset, np.arange(dataset.users), neighbours=neighbours)
-    counted = list_evidence(dataset, codes, lists, table, longest=longest)
-    columns = _with_the_rest(counted, dataset, lists, longest)
+    model = _fit(_training_columns(dataset, codes, train, fit), train, np.arange(len(train)), fit.seed)
+    table = count_copurchases(dataset, np.arange(dataset.users), neighbours=fit.neighbours)
+    counted = list_evidence(dataset, codes, lists, table, longest=fit.longest)
+    columns = _with_the_rest(counted, dataset, lists, fit.longest)
     return EvidenceScores(*_apply(model, columns, lists.candidates != PADDING))
 
 
 def _training_columns(
-    dataset: Dataset,
-    codes: NDArray[np.uint16],
-    lists: CandidateLists,
-    *,
-    neighbours: int,
-    longest: int,
-    folds: int,
-    seed: int,
+    dataset: Dataset, codes: NDArray[np.uint16], lists: CandidateLists, fit: CrossFit
 ) -> NDArray[np.float32]:
-    counted = cross_fitted_evidence(
-        dataset, codes, lists, neighbours=neighbours, longest=longest, folds=folds, seed=seed
-    )
-    return _with_the_rest(counted, dataset, lists, longest)
+    return _with_the_rest(cross_fitted_evidence(dataset, codes, lists, fit), dataset, lists, fit.longest)
 
 
 def _with_the_rest(

@@ -12,7 +12,7 @@ from gr2.artifact import Artifact
 from gr2.data.candidates import CandidateLists
 from gr2.data.dataset import Dataset
 from gr2.metrics import rank_of_target
-from gr2.models.evidence import evidence_folds
+from gr2.models.evidence import CrossFit, evidence_folds
 from gr2.prompts.answer import Answer, parse_answer
 from gr2.training.teachers.claims import read_statements
 from gr2.training.teachers.evidence import LEAST_SHARE, EvidenceTeacher, count_tokens
@@ -20,7 +20,7 @@ from gr2.training.teachers.ledger import Ledger
 from gr2.training.teachers.scores import KINDS, score_new_lists, score_training_lists
 from gr2.training.teachers.teacher import Reply, TeacherRequest
 
-SETTINGS = {"neighbours": 16, "longest": 20, "folds": 3, "seed": 0}
+FIT = CrossFit(neighbours=16, longest=20, folds=3, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def teacher(tiny_run: Path) -> EvidenceTeacher:
     dataset = Dataset.load(tiny_run / "prepare")
     codes = Artifact.load(tiny_run / "tokenize").array("codes.npy")
     lists = CandidateLists.load(tiny_run / "prerank" / "train.parquet").top(10).with_target()
-    evidence = score_training_lists(dataset, codes, lists, **SETTINGS)
+    evidence = score_training_lists(dataset, codes, lists, FIT)
     fold = evidence_folds(dataset.users, 3, 0)
     return EvidenceTeacher(Ledger(dataset, codes, shown=12), lists, evidence, fold, 1.0, 0)
 
@@ -122,8 +122,8 @@ def test_it_ranks_better_than_the_incoming_order_by_co_purchases(tiny_parents: d
     codes = tiny_parents["tokenize"].array("codes.npy")
     train, test = (CandidateLists.load(tiny_parents["prerank"].file(f"{split}.parquet")) for split in ("train", "test"))
     for lists, found in (
-        (train, score_training_lists(dataset, codes, train, **SETTINGS)),
-        (test, score_new_lists(dataset, codes, train, test, **SETTINGS)),
+        (train, score_training_lists(dataset, codes, train, FIT)),
+        (test, score_new_lists(dataset, codes, train, test, FIT)),
     ):
         ranks = rank_of_target(found.scores, lists.label())
         assert (ranks == 1).mean() > 0.9 > 0.3 > (lists.label() == 0).mean()
@@ -143,7 +143,7 @@ def test_where_nothing_can_be_learnt_the_answer_is_not_known(tiny_parents: dict[
     slates = np.array([rng.permutation([item, *rest]) for item, rest in zip(target, others, strict=True)], np.int32)
     scores = np.tile(np.arange(8, 0, -1).astype(np.float32), (len(user), 1))
     lists = CandidateLists(user, position, target, slates, scores)
-    found = score_training_lists(random, codes, lists, **SETTINGS)
+    found = score_training_lists(random, codes, lists, FIT)
     assert (rank_of_target(found.scores, lists.label()) == 1).mean() < 0.2
 
 
