@@ -30,6 +30,7 @@ __all__ = [
     "Artifact",
     "Workspace",
     "file_digest",
+    "is_begun",
     "is_current",
     "open_stage",
     "recover",
@@ -173,6 +174,16 @@ def is_current(out: Path, stage: str, config: Any, parents: Mapping[str, str], s
         return False
 
 
+def is_begun(out: Path, stage: str, config: Any, parents: Mapping[str, str], seed: int) -> bool:
+    """True if a killed run left a workspace made from exactly these inputs, which `open_stage` will take up again."""
+    return _begun_by(out.with_name(out.name + ".partial"), fingerprint(stage, config, parents, seed))
+
+
+def _begun_by(partial: Path, identity: str) -> bool:
+    marker = partial / "fingerprint"
+    return marker.is_file() and marker.read_text() == identity
+
+
 @contextmanager
 def open_stage(out: Path, stage: str, config: Any, parents: Mapping[str, str], seed: int) -> Iterator[Workspace]:
     """A workspace for one stage; leaving the block without an exception commits it to the folder `out`.
@@ -187,7 +198,7 @@ def open_stage(out: Path, stage: str, config: Any, parents: Mapping[str, str], s
     recover(out)
     identity = fingerprint(stage, config, parents, seed)
     marker, checkpoints = partial / "fingerprint", partial / "checkpoints"
-    if marker.is_file() and marker.read_text() == identity:
+    if _begun_by(partial, identity):
         _tidy(partial)
     else:
         shutil.rmtree(partial, ignore_errors=True)

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from gr2 import config as configuration
-from gr2.artifact import Artifact, file_digest, is_current, write_json
+from gr2.artifact import Artifact, file_digest, is_begun, is_current, write_json
 from gr2.errors import ArtifactError, ConfigError, MissingExtraError
 from gr2.interrupts import interrupts_wait
 
@@ -218,7 +218,8 @@ def _advance(
         return Outcome(name, "up to date", artifact=Artifact.load(out, name))
     if force:
         shutil.rmtree(partial, ignore_errors=True)
-    say(f"{name}: {'taken up again' if partial.exists() else 'running'}")
+    again = is_begun(out, name, step.config, parents, plan.seed)
+    say(f"{name}: {'taken up again' if again else 'running'}")
     began = time.monotonic()
     artifact = step.module.run(step.config, inputs, out, plan.seed)
     seconds = time.monotonic() - began

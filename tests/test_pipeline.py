@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,19 @@ def test_a_changed_key_or_seed_runs_the_stage_again(config: Path) -> None:
     assert lines_of(ONLY, config) == RAN
     assert lines_of({**ONLY, "overrides": ["prepare.core=3"]}, config) == RAN
     assert lines_of({**ONLY, "overrides": ["prepare.core=3", "run.seed=4"]}, config) == RAN
+
+
+def test_only_a_workspace_of_the_same_inputs_is_taken_up_again(config: Path) -> None:
+    lines_of(ONLY, config)
+    out = config.parent / "run" / "prepare"
+    identity = Artifact.load(out).fingerprint
+    shutil.rmtree(out)
+    for left, said in ((identity, "taken up again"), ("0" * 64, "running")):
+        partial = out.with_name("prepare.partial")
+        partial.mkdir()
+        (partial / "fingerprint").write_text(left)
+        assert lines_of(ONLY, config)[0] == f"prepare: {said}"
+        shutil.rmtree(out)
 
 
 def test_force_runs_what_is_up_to_date_and_gives_the_same(config: Path) -> None:
