@@ -80,7 +80,7 @@ def read_back(reasoner: Reasoner, slates: list[Slate]) -> tuple[list[Figure], di
     same = inside = total = 0
     rows = []
     for budget, full, first in product(BUDGETS, (True, False), (False, True)):
-        config = PromptConfig(full, full, first, budget=budget, max_history=50)
+        config = PromptConfig(knowledge=full, reasoning=full, candidates_first=first, budget=budget, max_history=50)
         lengths, kept, dropped = [], 0, 0
         for slate in slates:
             prompt = render(slate, config, lambda messages: len(reasoner.encode_chat(messages)))

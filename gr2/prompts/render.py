@@ -117,7 +117,8 @@ class PromptConfig:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Chat messages, of the roles system and user, and how many events of the history they hold and lack.
+    """Chat messages, of the roles system and user; `kept` events of the history are in them, and `dropped` are those
+    within `max_history` that the budget had no room for.
 
     Of a slate with a context, what is counted are its lines.
     """
@@ -157,7 +158,6 @@ def render(
     ]
     candidates = [CANDIDATES, *(lines if order is None else (lines[place] for place in order))]
     history = [MARK + line for line in lines_of_history]
-    events = len(slate.history if slate.context is None else slate.context)
 
     def messages(kept: int) -> tuple[dict[str, str], ...]:
         blocks = [[HISTORY, *history[most - kept :]], candidates]
@@ -171,8 +171,8 @@ def render(
                 f"the {len(slate.candidates)} candidates take {count(messages(0))} tokens without any history, more "
                 f"than the budget of {config.budget}; raise `budget`, or lower `title_words`"
             )
-        return Prompt(messages(most_that_fit), most_that_fit, events - most_that_fit)
-    return Prompt(messages(most), most, events - most)
+        return Prompt(messages(most_that_fit), most_that_fit, most - most_that_fit)
+    return Prompt(messages(most), most, 0)
 
 
 def history_lines(slate: Slate, config: PromptConfig) -> tuple[str, ...]:

@@ -97,8 +97,8 @@ def evaluate_reasoner(
         "slate": slate,
         "all": compare_ranks(incoming, ranks, seed, name="reasoner", resamples=resamples),
         **_behaviour(entries),
-        "history_kept": float(np.mean([each.kept for each in prompts])),
-        "history_dropped": float(np.mean([each.dropped for each in prompts])),
+        "history_kept_mean": float(np.mean([each.kept for each in prompts])),
+        "history_dropped_mean": float(np.mean([each.dropped for each in prompts])),
     }
     if contexts is not None:
         metrics["context"] = contexts.cost(places_of(chosen))

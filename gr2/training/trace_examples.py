@@ -38,8 +38,8 @@ class TraceExamples:
     config: PromptConfig
     contexts: Contexts | None = None
 
-    def __call__(self, traces: Sequence[Trace]) -> tuple[list[Example], int]:
-        """An example a trace, and the events that did not fit into the prompts' budget.
+    def __call__(self, traces: Sequence[Trace]) -> tuple[list[Example], float]:
+        """An example a trace, and the mean number of events a prompt that its budget had no room for.
 
         A trace that cites an item which its prompt does not show is left out: it would teach to invent.
         """
@@ -50,11 +50,11 @@ class TraceExamples:
             if self.contexts is not None:
                 (slate,) = self.contexts.slates([slate], [(trace.user, trace.position)])
             prompt = render(slate, self.config, lambda messages: len(self.reasoner.encode_chat(messages)))
-            dropped += len(history_lines(slate, self.config)) - prompt.kept
+            dropped += prompt.dropped
             shown = prompt.messages[-1]["content"]
             if not self.config.reasoning or all(item in shown for item in CITED.findall(trace.explanation)):
                 made.append(self.example(prompt, trace))
-        return made, dropped
+        return made, dropped / max(1, len(traces))
 
     def example(self, prompt: Prompt, trace: Trace) -> Example:
         """The prompt's tokens, then the answer's; without `config.reasoning` the answer is the ranking alone."""

@@ -46,7 +46,7 @@ def slate(events=4, candidates=3):
 def test_candidates_are_read_back_whatever_the_catalogue_says(slate, config):
     prompt = render(slate, config)
     assert read_candidates(prompt, LEVELS, SIZE) == [candidate.codes for candidate in slate.candidates]
-    assert prompt.kept + prompt.dropped == len(slate.history)
+    assert (prompt.kept, prompt.dropped) == (min(len(slate.history), config.max_history), 0)
 
 
 @settings(max_examples=150, deadline=None)
@@ -115,6 +115,14 @@ def test_with_candidates_first_what_precedes_the_history_is_that_of_other_users(
     assert second[1]["content"].startswith(shared)
 
 
+def test_without_reasoning_nothing_is_to_be_explained_and_ids_are_asked_for_all_the_same():
+    asked, plain = (render(slate(), PromptConfig(reasoning=flag)).messages[0]["content"] for flag in (True, False))
+    assert "Cite items by their IDs." in asked
+    assert "Explain" not in plain
+    assert "Cite" not in plain
+    assert all("with the IDs of all candidates, best first: {" in system for system in (asked, plain))
+
+
 class TestBudget:
     @settings(max_examples=100, deadline=None)
     @given(st.integers(0, 30), st.integers(0, 30), st.integers(1, 400))
@@ -131,8 +139,8 @@ class TestBudget:
                 render(whole, config, words)
             return
         prompt = render(whole, config, words)
-        assert (prompt.kept, prompt.dropped) == (max(fitting), events - max(fitting))
-        assert prompt == dataclasses.replace(render(whole, dataclasses.replace(config, max_history=prompt.kept)))
+        assert (prompt.kept, prompt.dropped) == (max(fitting), min(events, longest) - max(fitting))
+        assert prompt.messages == render(whole, dataclasses.replace(config, max_history=prompt.kept)).messages
 
     def test_the_error_says_what_the_candidates_take(self):
         with pytest.raises(ConfigError, match=r"the 3 candidates take \d+ tokens without any history.*raise `budget`"):

@@ -62,7 +62,7 @@ def test_the_figures_are_those_of_the_answers(reasoner, dataset, codes, lists):
     assert metrics["copied"] == np.mean(same)
     assert metrics["kendall_tau"] == np.mean([kendall_tau(each.ranking.tolist()) for each in found])
     assert metrics["answer_tokens"] == np.mean([len(each.tokens) for each in found])
-    assert metrics["history_kept"] == 3
+    assert metrics["history_kept_mean"] == 3
 
 
 def test_slates_are_what_the_lists_say(dataset, codes, lists):
