@@ -18,6 +18,7 @@ from gr2.data.dataset import Dataset
 from gr2.errors import Gr2Error
 from gr2.models.evidence import evidence_folds
 from gr2.prompts.answer import AnswerError, parse_answer
+from gr2.prompts.budget import estimated_tokens
 from gr2.prompts.render import PromptConfig, render, slate_of
 from gr2.prompts.semantic_id import sid_text
 from gr2.training.teachers.claims import cited_ids
@@ -26,6 +27,7 @@ from gr2.training.teachers.evidence import EvidenceTeacher
 from gr2.training.teachers.ledger import Ledger
 from gr2.training.teachers.scores import EvidenceScores
 from gr2.training.teachers.teacher import Message, Reply, Teacher, TeacherRequest
+from gr2.training.teachers.titles import Titles
 from gr2.training.trace_log import Attempt, LogWriter, Verdict, read_log
 from gr2.training.trace_settings import TracesConfig
 
@@ -41,7 +43,8 @@ TRIES = 3
 class TraceJob:
     """What all workers must know: folders and files that they see under the same paths.
 
-    `tokenizer` is the folder of the model whose tokens the prompts' budget is in, "" where there is none yet.
+    `tokenizer` is the folder of the model whose tokens the prompts' budget is in, "" where there is none yet and they
+    are estimated.
     """
 
     config: TracesConfig
@@ -87,8 +90,10 @@ class Desk:
         self.lists = CandidateLists.load(job.lists)
         self.label = self.lists.label()
         self._prompt = PromptConfig.of(job.config)
-        self._count = _counter(job.tokenizer) if job.tokenizer else None
+        self._count = _counter(job.tokenizer) if job.tokenizer else estimated_tokens
         self._teacher = self._make_teacher()
+        of_a_model = not isinstance(self._teacher, EvidenceTeacher)
+        self._titles = Titles(self.dataset.catalog, shown=job.config.title_words) if of_a_model else None
 
     def ask(self, rows: Sequence[int], number: int, segment: str) -> Iterator[Attempt]:
         """Attempt `number` at each of the lists `rows`, as they come and are on disk."""
@@ -161,14 +166,17 @@ class Desk:
     def _untrue(self, request: TeacherRequest, explanation: str) -> str | None:
         """What an explanation cites that the data does not hold, None if there is nothing.
 
-        Of a language model's words only the IDs can be checked, of the evidence teacher's every claim.
+        Of a language model's words the IDs and the titles can be checked, of the evidence teacher's every claim.
         """
         row, shown = request.row, request.shown
         user, position = int(self.lists.user[row]), int(self.lists.position[row])
         items = [*self.dataset.history(user, position)[position - shown :].tolist(), *self.candidates(row)]
-        unknown = set(cited_ids(explanation)) - {sid_text(self.codes[item].tolist()) for item in items}
+        ids = {sid_text(self.codes[item].tolist()): item for item in items}
+        unknown = set(cited_ids(explanation)) - set(ids)
         if unknown:
             return f"unknown-citation: {min(unknown)} is neither in the history nor among the candidates"
+        if self._titles is not None:
+            return self._titles.untrue(explanation, ids)
         if isinstance(self._teacher, EvidenceTeacher) and self._config.reasoning:
             return (
                 None if self._teacher.holds(row, explanation, shown) else "untrue: a claim that the data does not hold"

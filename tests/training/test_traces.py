@@ -18,10 +18,11 @@ import pytest
 
 from gr2.artifact import Artifact, is_current
 from gr2.config import build
+from gr2.data.dataset import Dataset
 from gr2.errors import ConfigError, DataError, Gr2Error
 from gr2.pipeline import execute, load_plan
 from gr2.prompts.answer import answer_text
-from gr2.prompts.render import Prompt, read_candidates
+from gr2.prompts.render import Prompt, clean, read_candidates
 from gr2.training.teachers import pace
 from gr2.training.teachers.endpoint import FAILURES
 from gr2.training.trace_table import load_traces
@@ -178,6 +179,20 @@ def test_an_answer_that_cannot_be_used_is_refused_with_its_reason(
     assert made.metrics["reasons"] == {reason: 6}
     assert all(each["answer"] and each["why"].startswith(reason) for each in attempts_of(made))
     assert load_traces(made.file("traces.parquet")) == []
+
+
+def test_a_title_that_no_prompt_showed_is_refused(tiny_run: Path, tmp_path: Path, chat: Any) -> None:
+    catalog = Dataset.load(artifacts(tiny_run)["prepare"].path).catalog
+    titles = [title for title in map(clean, catalog.title) if len(title.split()) >= 4]
+
+    def respond(call: Any) -> Any:
+        unseen = next(title for title in titles if title not in call.messages[-1]["content"])
+        return chat.completion(answer_text(f"They will want {unseen}.", candidates(call.messages)))
+
+    with chat.serving(respond) as server:
+        settings = ask_server(server.url, attempts=1, limit=3, title_words=0)
+        made = run(settings, artifacts(tiny_run), tmp_path / "traces", 0)
+    assert made.metrics["reasons"] == {"unknown-title": 3}
 
 
 def test_a_truncated_answer_is_refused_even_if_it_reads_well(tiny_run: Path, tmp_path: Path, chat: Any) -> None:

@@ -13,6 +13,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from gr2.errors import ConfigError
 from gr2.models.pretrained import load_pretrained
+from gr2.training.context import context_of
 from gr2.training.teachers.teacher import Reply, TeacherRequest
 
 __all__ = ["LocalTeacher"]
@@ -44,6 +45,7 @@ class LocalTeacher:
             raise ConfigError(f"{folder}: the tokenizer has no chat template, which prompts are written with")
         self._model: Any = model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
         self._batch, self._temperature, self._max_tokens, self._seed = batch, temperature, max_tokens, seed
+        self._folder, self._context = folder, context_of(model)
 
     def answer(self, requests: Iterable[TeacherRequest]) -> Iterator[tuple[TeacherRequest, Reply]]:
         """Every request with its reply, in order, `batch` at once."""
@@ -65,6 +67,7 @@ class LocalTeacher:
             return_tensors="pt",
             padding=True,
         ).to(model.device)
+        self._refuse_long(inputs["input_ids"].shape[1])
         sampling = _Sampling([self._generator(request) for request in requests], self._temperature)
         made = model.generate(
             **inputs,
@@ -79,6 +82,14 @@ class LocalTeacher:
         width = inputs["input_ids"].shape[1]
         prompts = inputs["attention_mask"].sum(1).tolist()
         return [self._reply(row[width:].tolist(), count) for row, count in zip(made, prompts, strict=True)]
+
+    def _refuse_long(self, prompt: int) -> None:
+        if self._context is not None and prompt + self._max_tokens > self._context:
+            raise ConfigError(
+                f"a prompt of {prompt:,} tokens and an answer of up to {self._max_tokens:,} (max_tokens) are more than "
+                f"the {self._context:,} that the model in {self._folder} can read; lower [traces] max_tokens, "
+                "max_history or title_words"
+            )
 
     def _generator(self, request: TeacherRequest) -> torch.Generator:
         state = np.random.SeedSequence((self._seed, request.row, request.attempt)).generate_state(1, np.uint64)
