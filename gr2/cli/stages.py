@@ -30,7 +30,7 @@ ABOUT = {
     "evaluate": "Re-rank the test lists with the exported bundle and compare with the incoming order.",
 }
 # Stages that several processes may work at.
-LAUNCHED = ("compress", "opd", "rl", "bypass")
+LAUNCHED = ("sft", "compress", "opd", "rl", "bypass")
 Config = Annotated[
     Path, typer.Argument(metavar="CONFIG.toml", help="One table a stage, and \\[run] with `out` and `seed`.")
 ]

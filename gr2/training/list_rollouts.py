@@ -13,6 +13,7 @@ from gr2.models.answering import Answered, Answering, answer_batch
 from gr2.models.reasoner import Reasoner
 from gr2.prompts.answer import AnswerError
 from gr2.prompts.render import PromptConfig, Slate, render
+from gr2.training.capacity import refuse_long_prompts
 from gr2.training.monitors import Outcome
 from gr2.training.rewards import Reward, overlong
 from gr2.training.rollouts import Group, Rollout
@@ -43,7 +44,8 @@ class ListRollouts:
     """A `Draw`: task n is slate n, whose target came in at place `targets[n]` (R,).
 
     With `shuffle` a group's prompt lists the candidates in an order drawn by the seed. `asking` says how many samples a
-    group has, and how many answers are generated at once.
+    group has, and how many answers are generated at once. Raises ConfigError if prompts that the budget allows are
+    longer than the model can read.
     """
 
     def __init__(
@@ -61,6 +63,8 @@ class ListRollouts:
         self._explaining = {id(allowed) for allowed in self._grammar.allowed}
         self._slates, self._targets = slates, targets
         self._prompt, self._asking, self._worth, self._shuffle = prompt, asking, worth, shuffle
+        answer = self._grammar.length(max(len(slate.candidates) for slate in slates), asking.limit)
+        refuse_long_prompts(reasoner.model, budget=prompt.budget, answer=answer)
 
     def __call__(self, tasks: Sequence[int], seed: int) -> list[Group]:
         """A group for each task; it depends on the arguments and the weights alone."""

@@ -30,6 +30,7 @@ from gr2.models.code_rows import start_from_centroids
 from gr2.models.pretrained import load_pretrained
 from gr2.models.reasoner import RECORD, Reasoner, SidSpec, extend, from_scratch
 from gr2.training.attention import fast_attention
+from gr2.training.capacity import context_length
 from gr2.training.causal import CausalTrainer, Recipe
 from gr2.training.causal_loss import CausalLoss, keeps_rows_apart
 from gr2.training.dropout import dropout
@@ -99,6 +100,7 @@ def midtrain(
     entropy = seed & 0xFFFF_FFFF
     texts = task_texts(dataset, codes, config.corpus, holdout=config.holdout)
     reasoner = _start(config, inputs["tokenize"], dataset, texts["general"], entropy)
+    _refuse_long_rows(config, reasoner)
     dtype = reasoner.model.dtype
     reasoner.model.to(workers.device, torch.float32)  # type: ignore[arg-type]
     tasks = {name: text_rows(reasoner, lines, longest=config.max_tokens) for name, lines in texts.items()}
@@ -138,6 +140,24 @@ def _start(config: MidtrainConfig, tokenize: Artifact, dataset: Dataset, general
         return Reasoner.load(folder, sids=sids)
     model, tokenizer = load_pretrained(folder)
     return extend(model, tokenizer, sids, seed=seed)
+
+
+def _refuse_long_rows(config: MidtrainConfig, reasoner: Reasoner) -> None:
+    """Raise ConfigError if the model cannot read at once what a row or a search may hold."""
+    context, width = context_length(reasoner.model), reasoner.vocabulary.levels + 2
+    if context is None:
+        return
+    longest = (config.max_history + 1) * width
+    if longest > context:
+        raise ConfigError(
+            f"[midtrain] max_history: {config.max_history} events and the next one, of {width} tokens each, make "
+            f"{longest:,}, more than the {context:,} that the model can read; set it to at most {context // width - 1}"
+        )
+    if config.max_tokens > context:
+        raise ConfigError(
+            f"[midtrain] max_tokens: rows of up to {config.max_tokens:,} tokens are longer than the {context:,} that "
+            f"the model can read; set it to at most {context}"
+        )
 
 
 def _train(

@@ -66,9 +66,10 @@ def tracker_callbacks(tracker: str, folder: Path) -> tuple[list[str], list[Train
             known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
             raise ConfigError(f"tracker {tracker!r} is not one that transformers knows: none, {known}")
         return [tracker], []
-    from torch.utils.tensorboard import SummaryWriter
-
-    return [], [TensorBoardCallback(SummaryWriter(log_dir=str(folder)))]  # type: ignore[no-untyped-call]
+    callback = TensorBoardCallback()  # type: ignore[no-untyped-call]
+    # It opens its files when the training begins, and in the first process only.
+    callback.logging_dir = str(folder)
+    return [], [callback]
 
 
 class Resumable(Trainer):

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from peft import PeftModel
 
 from gr2.artifact import Artifact, file_digest, open_stage
@@ -24,16 +25,18 @@ from gr2.errors import DataError
 from gr2.models.answer_grammar import AnswerGrammar
 from gr2.models.reasoner import Reasoner, SidSpec
 from gr2.prompts.render import PromptConfig
-from gr2.training.contexts import STAGE, context_sources, load_contexts
+from gr2.training.capacity import refuse_long_prompts
+from gr2.training.contexts import STAGE, Contexts, context_sources, load_contexts
 from gr2.training.dropout import dropout
 from gr2.training.optimisation import in_bfloat16, threads
 from gr2.training.resumable import epoch_means
-from gr2.training.split_ranks import rank_splits
+from gr2.training.split_ranks import rank_splits, refuse_missing_splits
 from gr2.training.trace_examples import TraceExamples
 from gr2.training.trace_table import Trace, load_traces
-from gr2.training.weighted import Example, Recipe, weighted_trainer
+from gr2.training.weighted import PROMPT, Example, Recipe, weighted_trainer
+from gr2.training.workers import LEAVE, TRAIN, Workers, leave
 
-__all__ = ["SftConfig", "inputs", "run", "sources"]
+__all__ = ["SftConfig", "follow", "inputs", "leave", "run", "sources"]
 
 
 @dataclass(frozen=True)
@@ -135,34 +138,85 @@ def run(config: SftConfig, artifacts: Mapping[str, Artifact], out: Path, seed: i
     """Write `model/` (see `Reasoner`), `ranks.parquet` of the test lists and `ranks-val.parquet` (see
     `evaluate_reasoner`), and what a tracker kept to `logs/`.
 
-    Raises DataError if there are no traces, Gr2Error if the training diverges.
+    Raises DataError if there are no traces, ConfigError if lists that are to be re-ranked were not made, Gr2Error if
+    the training diverges.
     """
     parents = {name: artifacts[name].digest for name in inputs(config)}
     parents |= {name: file_digest(path) for name, path in sources(config).items()}
     with open_stage(out, "sft", config, parents, seed) as work, threads(config.threads):
         began = time.monotonic()
         entropy = seed & 0xFFFF_FFFF
-        dataset = Dataset.load(artifacts["prepare"].path)
-        codes = artifacts["tokenize"].array("codes.npy")
-        traces = _traces(config, artifacts["traces"], entropy)
-        reasoner = Reasoner.load(artifacts["midtrain"].file("model"), sids=SidSpec.of(artifacts["tokenize"]))
-        contexts = load_contexts(config, artifacts)
-        encode = TraceExamples(reasoner, AnswerGrammar(reasoner), dataset, codes, PromptConfig.of(config), contexts)
-        examples, dropped = encode(traces)
-        if not examples:
-            raise DataError(
-                "every trace cites an item that its prompt does not show; give [sft] the max_history of [traces]",
-                path=artifacts["traces"].path,
-            )
-        work.metrics |= _example_metrics(examples)
-        work.metrics |= {"history_dropped": dropped, "unseen_citations": len(traces) - len(examples)}
-        work.metrics |= fine_tune(config, reasoner, examples, seed=entropy, checkpoints=work.checkpoints)
-        reasoner.save(work.path / "model")
+        refuse_missing_splits("sft", config, artifacts[config.lists])
+        lesson = _lesson(config, artifacts, entropy)
+        work.metrics |= lesson.metrics()
+        workers = Workers()
+        workers.agree(TRAIN)
+        work.metrics |= {"processes": workers.count}
+        work.metrics |= fine_tune(config, lesson.reasoner, lesson.examples, seed=entropy, checkpoints=work.checkpoints)
+        workers.end()
+        lesson.reasoner.save(work.path / "model")
         if (work.checkpoints / "logs").is_dir():
             shutil.copytree(work.checkpoints / "logs", work.path / "logs")
-        rank_splits(config, reasoner, dataset, codes, artifacts[config.lists], work, contexts=contexts)
+        lists = artifacts[config.lists]
+        rank_splits(config, lesson.reasoner, lesson.dataset, lesson.codes, lists, work, contexts=lesson.contexts)
         work.metrics["total_seconds"] = time.monotonic() - began
     return Artifact.load(out, "sft")
+
+
+def follow(config: SftConfig, artifacts: Mapping[str, Artifact], out: Path, seed: int) -> None:
+    """What the other processes of a launch do while the first is in `run`, or has told them to `leave`."""
+    workers = Workers()
+    with threads(config.threads):
+        if workers.agree(LEAVE) == TRAIN:
+            entropy = seed & 0xFFFF_FFFF
+            lesson = _lesson(config, artifacts, entropy)
+            checkpoints = out.resolve().with_name(out.name + ".partial") / "checkpoints"
+            fine_tune(config, lesson.reasoner, lesson.examples, seed=entropy, checkpoints=checkpoints)
+    workers.end()
+
+
+@dataclass(frozen=True, eq=False)
+class _Lesson:
+    """Who learns from what; `dropped` is the mean number of events a prompt that its budget has no room for."""
+
+    reasoner: Reasoner
+    dataset: Dataset
+    codes: NDArray[np.uint16]
+    contexts: Contexts | None
+    examples: list[Example]
+    traces: int
+    dropped: float
+
+    def metrics(self) -> dict[str, Any]:
+        """What there is to learn from."""
+        counts = np.sum([np.bincount(each.parts, minlength=3) for each in self.examples], axis=0)
+        names = ("prompt_tokens", "reasoning_tokens", "ranking_tokens")
+        return {
+            "traces": len(self.examples),
+            **dict(zip(names, counts.tolist(), strict=True)),
+            "longest": max(len(each.ids) for each in self.examples),
+            "history_dropped_mean": self.dropped,
+            "unseen_citations": self.traces - len(self.examples),
+        }
+
+
+def _lesson(config: SftConfig, artifacts: Mapping[str, Artifact], seed: int) -> _Lesson:
+    dataset = Dataset.load(artifacts["prepare"].path)
+    codes = artifacts["tokenize"].array("codes.npy")
+    traces = _traces(config, artifacts["traces"], seed)
+    reasoner = Reasoner.load(artifacts["midtrain"].file("model"), sids=SidSpec.of(artifacts["tokenize"]))
+    grammar, contexts = AnswerGrammar(reasoner), load_contexts(config, artifacts)
+    encode = TraceExamples(reasoner, grammar, dataset, codes, PromptConfig.of(config), contexts)
+    examples, dropped = encode(traces)
+    if not examples:
+        raise DataError(
+            "every trace cites an item that its prompt does not show; give [sft] the max_history of [traces]",
+            path=artifacts["traces"].path,
+        )
+    longest = max(int((each.parts != PROMPT).sum()) for each in examples)
+    asked = grammar.length(config.list_size, config.max_reasoning if config.reasoning else 0)
+    refuse_long_prompts(reasoner.model, budget=config.budget, answer=max(longest, asked))
+    return _Lesson(reasoner, dataset, codes, contexts, examples, len(traces), dropped)
 
 
 def fine_tune(
@@ -210,10 +264,3 @@ def _traces(config: SftConfig, artifact: Artifact, seed: int) -> list[Trace]:
         return traces
     rows = np.sort(np.random.default_rng(seed).permutation(len(traces))[: config.limit])
     return [traces[row] for row in rows.tolist()]
-
-
-def _example_metrics(examples: Sequence[Example]) -> dict[str, Any]:
-    counts = np.sum([np.bincount(each.parts, minlength=3) for each in examples], axis=0)
-    names = ("prompt_tokens", "reasoning_tokens", "ranking_tokens")
-    longest = max(len(each.ids) for each in examples)
-    return {"traces": len(examples), **dict(zip(names, counts.tolist(), strict=True)), "longest": longest}

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from gr2.artifact import Artifact, Workspace
 from gr2.data.candidates import CandidateLists
 from gr2.data.dataset import Dataset
+from gr2.errors import ConfigError
 from gr2.models.reasoner import Reasoner
 from gr2.prompts.render import PromptConfig
 from gr2.training.contexts import Contexts
 from gr2.training.reranking import evaluate_reasoner
 
-__all__ = ["RANKS", "Evaluated", "rank_splits"]
+__all__ = ["RANKS", "Evaluated", "rank_splits", "refuse_missing_splits"]
 
 RANKS = {"val": "ranks-val.parquet", "test": "ranks.parquet"}
 
@@ -35,6 +36,17 @@ class Evaluated(Protocol):
     def max_reasoning(self) -> int: ...  # noqa: D102
     @property
     def answer_batch(self) -> int: ...  # noqa: D102
+
+
+def refuse_missing_splits(stage: str, config: Evaluated, lists: Artifact) -> None:
+    """Raise ConfigError if `rank_splits` would miss a split's lists, which is to be known before the training."""
+    for split, key in (("val", "validation_lists"), ("test", "test_lists")):
+        count = getattr(config, key)
+        if count and f"{split}.parquet" not in lists.files:
+            raise ConfigError(
+                f"[{stage}] {key} is {count}, but {lists.path} has no {split}.parquet; set {key} to 0, or run "
+                f"{lists.stage} again with evaluate = true"
+            )
 
 
 def rank_splits(
@@ -57,8 +69,10 @@ def rank_splits(
     prefix = f"{label}-" if label else ""
     found = work.metrics.setdefault(label, {}) if label else work.metrics
     for split, count in (("val", config.validation_lists), ("test", config.test_lists)):
+        if not count:
+            continue
         made = CandidateLists.load(lists.file(f"{split}.parquet"))
-        if not count or not len(made.top(config.list_size).with_target()):
+        if not len(made.top(config.list_size).with_target()):
             continue
         began = time.monotonic()
         metrics, answers = evaluate_reasoner(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from gr2.data.dataset import Dataset
 from gr2.models.answer_grammar import AnswerGrammar
 from gr2.models.reasoner import Reasoner
-from gr2.prompts.render import Prompt, PromptConfig, history_lines, render, slate_of
+from gr2.prompts.render import Prompt, PromptConfig, render, slate_of
 from gr2.prompts.semantic_id import BEGIN, END
 from gr2.training.contexts import Contexts
 from gr2.training.trace_table import Trace

@@ -28,7 +28,7 @@ from gr2.training.optimisation import threads
 from gr2.training.policy_training import STEPS, ends, steps_table, train_policy, training_lists
 from gr2.training.reranking import list_slates
 from gr2.training.rewards import balance_weights, reward
-from gr2.training.split_ranks import rank_splits
+from gr2.training.split_ranks import rank_splits, refuse_missing_splits
 from gr2.training.trying_settings import TryingConfig
 from gr2.training.workers import LEAVE, TRAIN, Workers
 
@@ -80,6 +80,7 @@ def learn(
     parents |= {name: file_digest(path) for name, path in files.items()}
     with open_stage(out, stage, config, parents, seed) as work, threads(config.threads):
         began = time.monotonic()
+        refuse_missing_splits(stage, config, artifacts[config.lists])
         lesson = _lesson(config, artifacts, seed, start, teacher)
         ranked: dict[str, Any] = {"lists": artifacts[config.lists], "work": work, "constrained": config.constrained}
         ranked["contexts"] = lesson.contexts

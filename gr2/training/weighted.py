@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from numpy.typing import NDArray
 from peft import LoraConfig
@@ -143,6 +144,7 @@ def weighted_trainer(
     """
     lengths = np.array([len(each.ids) for each in examples])
     steps = grouped_steps(lengths, recipe.batch, recipe.epochs, seed)
+    processes = PartialState(cpu=not torch.cuda.is_available()).num_processes
     reports, callbacks = tracker_callbacks(recipe.tracker, checkpoints / "logs")
     adapter = LoraConfig(
         r=max(1, recipe.lora_rank), lora_alpha=2 * recipe.lora_rank, target_modules="all-linear", task_type="CAUSAL_LM"
@@ -160,7 +162,7 @@ def weighted_trainer(
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.clip,
         lr_scheduler_type="cosine",
-        warmup_steps=round(recipe.warmup * len(steps) / recipe.accumulate),
+        warmup_steps=round(recipe.warmup * len(steps) / (recipe.accumulate * processes)),
         bf16=bfloat16,
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),

@@ -171,6 +171,21 @@ def test_values_that_cannot_be_are_refused(change, complaint):
         replace(TINY, **change)
 
 
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"max_history": 51}, r"51 events .* 5 tokens each, make 260, more than the 256 .* set it to at most 50"),
+        ({"max_history": 9, "max_tokens": 257}, "rows of up to 257 tokens are longer than the 256 .* at most 256"),
+    ],
+)
+def test_what_the_model_cannot_read_at_once_is_refused(tiny_parents, tmp_path, change, complaint):
+    tokenizer = scratch_tokenizer(["some words"], 300)
+    tokenizer.save_pretrained(tmp_path / "given")
+    scratch_model("tiny", tokenizer, context=256, seed=3).save_pretrained(tmp_path / "given")
+    with pytest.raises(ConfigError, match=complaint):
+        run(replace(TINY, model=str(tmp_path / "given"), **change), tiny_parents, tmp_path / "midtrain", 0)
+
+
 def test_a_folder_that_is_not_there_is_refused_before_anything_runs(tiny_shop, tmp_path):
     overrides = [f"run.out={tmp_path}", f"midtrain.model={tmp_path / 'none'}"]
     with pytest.raises(ConfigError, match="no such folder"):

@@ -18,7 +18,7 @@ import torch
 
 from gr2.artifact import Artifact, open_stage
 from gr2.data.candidates import CandidateLists
-from gr2.errors import ArtifactError, DataError
+from gr2.errors import ArtifactError, ConfigError, DataError
 from gr2.models.reasoner import Reasoner, SidSpec, from_scratch
 from gr2.training.sft import SftConfig, inputs, run
 from gr2.training.trace_table import Trace, save_traces
@@ -179,3 +179,42 @@ def test_numbers_of_the_traces_are_drawn_with_the_seed(parents: dict[str, Artifa
     assert one.metrics["traces"] == other.metrics["traces"] == 8
     assert one.metrics["prompt_tokens"] != other.metrics["prompt_tokens"]
     assert np.isfinite(one.metrics["losses"][0]["ranking"])
+
+
+def test_lists_that_were_not_made_are_missed_before_the_training(parents: dict[str, Artifact], tmp_path: Path) -> None:
+    with open_stage(tmp_path / "midtrain", "midtrain", TINY, {}, 0) as work:
+        CandidateLists.load(parents["midtrain"].file("train.parquet")).save(work.path / "train.parquet")
+    without = parents | {"midtrain": Artifact.load(tmp_path / "midtrain", "midtrain")}
+    with pytest.raises(ConfigError, match=r"\[sft\] validation_lists is 6, but .* has no val.parquet; set .* to 0"):
+        run(TINY, without, tmp_path / "sft", 0)
+
+
+def test_prompts_that_the_model_cannot_read_are_refused(parents: dict[str, Artifact], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"prompts of up to 4,096 tokens .* more than the 4,096 that the model can"):
+        run(replace(TINY, budget=4096), parents, tmp_path / "sft", 0)
+
+
+def test_two_processes_make_one_artefact(parents: dict[str, Artifact], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    for name, artifact in parents.items():
+        (tmp_path / "run" / name).symlink_to(artifact.path)
+    keys = {"epochs": 1, "batch": 8, "limit": 20, "max_history": 4, "validation_lists": 0, "test_lists": 3}
+    keys |= {"max_reasoning": 8, "threads": 1}
+    table = "\n".join(f"{name} = {json.dumps(value)}" for name, value in keys.items())
+    config = tmp_path / "shop.toml"
+    config.write_text(f'[run]\nout = "{tmp_path / "run"}"\n[sft]\n{table}\ntracker = "tensorboard"\n')
+    launcher = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1", "--multi_gpu"]
+    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command = [sys.executable, *launcher, "-m", "gr2.cli", "sft", str(config)]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    made = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+    assert made.returncode == 0, made.stderr[-3000:]
+    artifact = Artifact.load(tmp_path / "run" / "sft", verify=True)
+    assert artifact.metrics["processes"] == 2
+    # Three batches, of which each process takes two: the first fills up the last step.
+    assert artifact.metrics["steps"] == 2
+    assert made.stderr.count("sft: 2/2 steps") == 1
+    assert len([name for name in artifact.files if name.startswith("logs/")]) == 1
+    assert len(pq.read_table(artifact.file("ranks.parquet"))) == 3
+    again = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    assert "sft: up to date" in again.stderr

@@ -13,7 +13,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from gr2.errors import ConfigError
 from gr2.models.pretrained import load_pretrained
-from gr2.training.context import context_of
+from gr2.training.capacity import context_length
 from gr2.training.teachers.teacher import Reply, TeacherRequest
 
 __all__ = ["LocalTeacher"]
@@ -45,7 +45,7 @@ class LocalTeacher:
             raise ConfigError(f"{folder}: the tokenizer has no chat template, which prompts are written with")
         self._model: Any = model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
         self._batch, self._temperature, self._max_tokens, self._seed = batch, temperature, max_tokens, seed
-        self._folder, self._context = folder, context_of(model)
+        self._folder, self._context = folder, context_length(model)
 
     def answer(self, requests: Iterable[TeacherRequest]) -> Iterator[tuple[TeacherRequest, Reply]]:
         """Every request with its reply, in order, `batch` at once."""

@@ -51,6 +51,11 @@ def test_every_request_is_answered_with_its_tokens(folder: Path) -> None:
     assert replies[1].prompt_tokens > replies[0].prompt_tokens  # type: ignore[operator]
 
 
+def test_a_prompt_and_an_answer_that_the_model_cannot_read_are_refused(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"up to 4,096 \(max_tokens\) are more than the 4,096 that the model in"):
+        ask(folder, requests(1), max_tokens=4096)
+
+
 def test_what_is_drawn_does_not_depend_on_the_batch(folder: Path) -> None:
     wanted = requests(6)
     assert ask(folder, wanted, batch=1) == ask(folder, wanted, batch=6) == ask(folder, wanted, batch=4)

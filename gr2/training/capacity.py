@@ -6,10 +6,10 @@ from transformers import PreTrainedModel
 
 from gr2.errors import ConfigError
 
-__all__ = ["context_of", "refuse_long_prompts"]
+__all__ = ["context_length", "refuse_long_prompts"]
 
 
-def context_of(model: PreTrainedModel) -> int | None:
+def context_length(model: PreTrainedModel) -> int | None:
     """The most tokens that the model has positions for, None where it counts none."""
     most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return most if isinstance(most, int) and most > 0 else None
@@ -17,7 +17,7 @@ def context_of(model: PreTrainedModel) -> int | None:
 
 def refuse_long_prompts(model: PreTrainedModel, *, budget: int, answer: int) -> None:
     """Raise ConfigError if a prompt of `budget` tokens and an answer of so many are more than the model can read."""
-    context = context_of(model)
+    context = context_length(model)
     if context is None or budget + answer <= context:
         return
     room = context - answer
