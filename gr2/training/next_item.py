@@ -159,8 +159,13 @@ def _tree_mask(ancestors: NDArray[np.int64], prefix: int) -> Tensor:
 
 
 def list_metrics(lists: CandidateLists) -> dict[str, float]:
-    """How many lists there are, the share that holds its target, and R@k and N@k over all of them."""
+    """How many lists there are, the share that holds its target, and R@k and N@k over all of them.
+
+    `distinct_items` is how many items all lists are made of. A model that knows nothing gives everybody the same few;
+    a re-ranker then gains much by learning which of these sell, and nothing by reading a history.
+    """
     label = lists.label()
     share = float((label >= 0).mean()) if len(lists) else 0.0
     found = catalogue_metrics(np.where(label < 0, NOT_RANKED, label + 1))
-    return {"lists": len(lists), "with_target": share, **found}
+    distinct = len(np.unique(lists.candidates[lists.candidates != PADDING]))
+    return {"lists": len(lists), "with_target": share, "distinct_items": distinct, **found}

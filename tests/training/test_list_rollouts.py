@@ -67,6 +67,21 @@ def test_shuffled_candidates_keep_their_places_in_the_incoming_order(reasoner: R
     assert len(orders) > 1
 
 
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_what_the_model_reads_and_says_does_not_depend_on_the_target(
+    reasoner: Reasoner, slates: list[Slate], shuffle: bool
+) -> None:
+    found = []
+    for targets in (np.array([1, 3]), np.array([0, 2])):
+        draw = ListRollouts(
+            reasoner, slates, targets, PromptConfig(), ASKING, Worth(reward("default")), shuffle=shuffle
+        )
+        groups = draw([0, 1], 5)
+        found.append([(list(each.prompt), list(each.tokens), each.outcome.shown) for group in groups for each in group])
+        assert [group[0].outcome.target for group in groups] == targets.tolist()
+    assert found[0] == found[1]
+
+
 def test_free_answers_that_are_refused_are_paid_as_such(reasoner: Reasoner, slates: list[Slate]) -> None:
     asking = Answering(constrained=False, reasoning=False, batch=4, temperature=1.0, samples=3)
     (group,) = rollouts(reasoner, slates, asking=asking)([0], 0)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from gr2.artifact import Artifact
 from gr2.data.candidates import PADDING
 from gr2.data.dataset import Dataset
 from gr2.models.reasoner import SidSpec, from_scratch
@@ -90,3 +91,20 @@ def test_metrics_count_lists_without_their_target_as_misses(world):
     assert metrics["lists"] == dataset.users
     assert metrics["R@5"] == pytest.approx(((label >= 0) & (label < 5)).mean())
     assert metrics["with_target"] == pytest.approx((label >= 0).mean()) == metrics["R@10"]
+
+
+def test_lists_of_a_model_that_knows_nothing_are_told_apart_by_popularity(tiny_run):
+    prepare, tokenize = (Artifact.load(tiny_run / name, name) for name in ("prepare", "tokenize"))
+    dataset, codes = Dataset.load(prepare.path), tokenize.array("codes.npy")
+    reasoner = from_scratch("tiny", ["some words"], SidSpec.of(tokenize), vocabulary=400, seed=5)
+    search = NextItem(reasoner, codes, beams=20, max_history=4)
+    lists = search.lists(dataset, np.arange(dataset.users), dataset.lengths - 1, size=10)
+    metrics = list_metrics(lists)
+    assert metrics["distinct_items"] < 0.4 * len(codes)
+    held = lists.with_target()
+    earlier = np.concatenate([dataset.events(user)[:-2] for user in range(dataset.users)])
+    popularity = np.bincount(earlier, minlength=len(codes))
+    order = np.argsort(-popularity[held.candidates], axis=1, kind="stable")
+    ranks = np.argmax(np.take_along_axis(held.candidates, order, 1) == held.target[:, None], 1)
+    # No history is looked at, and yet the targets rise.
+    assert ranks.mean() < held.label().mean() - 1.0

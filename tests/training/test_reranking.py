@@ -65,6 +65,14 @@ def test_the_figures_are_those_of_the_answers(reasoner, dataset, codes, lists):
     assert metrics["history_kept_mean"] == 3
 
 
+def test_answers_do_not_depend_on_the_target(reasoner, dataset, codes, lists):
+    held = lists.top(5).with_target()
+    moved = replace(held, target=held.candidates[np.arange(len(held)), (held.label() + 1) % 5])
+    tables = [evaluate_reasoner(reasoner, dataset, codes, each, PROMPT, **OPTIONS)[1] for each in (held, moved)]
+    assert tables[0]["answer"].equals(tables[1]["answer"])
+    assert not tables[0]["reasoner"].equals(tables[1]["reasoner"])
+
+
 def test_slates_are_what_the_lists_say(dataset, codes, lists):
     for row, slate in enumerate(list_slates(dataset, codes, lists)):
         history = dataset.history(int(lists.user[row]), int(lists.position[row]))
