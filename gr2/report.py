@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from gr2.catalog import ItemId
     from gr2.serving.ranking import Ranking
 
-__all__ = ["evaluation_table", "ranking_table", "slate_table", "stages_table", "tokenizer_tables"]
+__all__ = ["evaluation_table", "ranking_table", "slate_table", "stages_table", "steps_table", "tokenizer_tables"]
 
 UNSHOWN = ("Cc", "Cs", "Zl", "Zp")  # control characters, lone surrogates, line and paragraph separators
 TITLE_WIDTH = 60
+ENDS = 0.1  # the share of a training's steps that its start and its end are
 GROUPS, GROUP_ITEMS, SAMPLES, NEIGHBOURS = 5, 3, 4, 3
 
 
@@ -95,6 +96,18 @@ def tokenizer_tables(report: Mapping[str, Any]) -> list[Table]:
     groups = [_groups_table(report[key]) for key in ("same_id", "same_prefix") if report[key]["groups"]]
     samples = [_samples_table(report["samples"])] if report["samples"] else []
     return [_levels_table(report), *groups, *samples]
+
+
+def steps_table(stage: str, steps: Mapping[str, Sequence[float | None]]) -> Table:
+    """The figures of a training by trying over its first and its last steps, but for those of single ranks."""
+    count = max(1, round(ENDS * len(steps["step"])))
+    table = _table(f"{stage}: {len(steps['step']):,} steps", ("figure",), (f"first {count}", f"last {count}"))
+    for name, values in steps.items():
+        known = [value for value in values if value is not None]
+        if name not in ("step", "step_time") and not name.rpartition("_")[2].isdigit() and known:
+            ends = (known[:count], known[-count:])
+            table.add_row(name, *(_number(sum(part) / len(part)) for part in ends))
+    return table
 
 
 def _levels_table(report: Mapping[str, Any]) -> Table:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
+TRYING = ("rl", "opd", "bypass")
+
 app = typer.Typer(no_args_is_help=True, help="Report on what a run has made.")
 
 
@@ -58,6 +60,41 @@ def tokenizer(
     if changed := [key for key, value in report["config"].items() if wanted[key] != value]:
         _say(f"[tokenize] {', '.join(changed)}: changed since these IDs were made; `gr2 run` makes them anew")
     _say(str(folder / "tokenizer.html"))
+
+
+@app.command()
+def rl(
+    config: Config,
+    stage: Annotated[str, typer.Option(help="Whose training: rl, opd or bypass.")] = "rl",
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where to write.", show_default="report-STAGE in the run")
+    ] = None,
+    overrides: Set = None,
+) -> None:
+    """Show what gives a policy away that games its reward: copies, rewards and ranks over the steps of a training.
+
+    Needs the stage. Writes monitors.png.
+
+        gr2 report rl configs/beauty-reasoner.toml
+        gr2 report rl configs/beauty-reasoner.toml --stage bypass
+    """
+    if stage not in TRYING:
+        raise ConfigError(f"--stage {stage}: there are {', '.join(TRYING)}")
+    plan = load_plan(config, overrides=overrides or (), only=[stage])
+    with interrupts_wait():
+        from rich.console import Console
+
+        from gr2.artifact import Artifact, write_atomic
+        from gr2.report import steps_table
+        from gr2.training.monitor_picture import monitor_picture, read_steps
+
+    steps = read_steps(Artifact.load(plan.out / stage, stage, verify=True))
+    folder = plan.out / f"report-{stage}" if out is None else out
+    folder.mkdir(parents=True, exist_ok=True)
+    picture = folder / "monitors.png"
+    write_atomic(picture, monitor_picture(steps))
+    Console().print(steps_table(stage, steps))
+    _say(str(picture))
 
 
 def _finished(plan: Plan) -> dict[str, Artifact]:

@@ -55,6 +55,7 @@ class Recipe:
     temperature: float
     scale: Scale
     checkpoint_seconds: float
+    minutes: float
     tracker: str
     policy: float = 1.0
     kl: float = 0.0
@@ -146,6 +147,7 @@ class DapoTrainer(Resumable, GRPOTrainer):
             callbacks=tracker_callbacks(recipe.tracker, Path(str(settings.output_dir)) / "logs")[1],
             stage=stage,
             checkpoint_seconds=recipe.checkpoint_seconds,
+            seconds=60.0 * recipe.minutes,
         )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ConfigError(

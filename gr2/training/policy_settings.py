@@ -40,6 +40,7 @@ class PolicyConfig(PromptConfig):
         divergence: `reverse`, KL(policy || start), or `forward`.
         precision: of matrix products; `auto` is bfloat16 where the device multiplies it in hardware.
         checkpoint_seconds: time between two checkpoints.
+        minutes: of training, at the end of which it ends whatever steps are left; 0 is no end.
         tracker: `none`, or where figures go besides the screen: `tensorboard` and whatever else transformers knows.
         max_reasoning: tokens of an explanation.
         answer_batch: answers that are generated at once.
@@ -67,6 +68,7 @@ class PolicyConfig(PromptConfig):
     divergence: Divergence = "reverse"
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     checkpoint_seconds: float = field(default=60.0, metadata=INCIDENTAL)
+    minutes: float = field(default=0.0, metadata=INCIDENTAL)
     tracker: str = field(default="none", metadata=INCIDENTAL)
     max_reasoning: int = 200
     answer_batch: int = 64
@@ -77,7 +79,7 @@ class PolicyConfig(PromptConfig):
         for name in ("steps", "groups", "updates", "batch", "max_reasoning", "answer_batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("limit", "redraws", "weight_decay", "kl", "checkpoint_seconds", "threads"):
+        for name in ("limit", "redraws", "weight_decay", "kl", "checkpoint_seconds", "minutes", "threads"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("learning_rate", "clip", "clip_high", "temperature"):

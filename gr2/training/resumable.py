@@ -33,6 +33,7 @@ __all__ = ["Figures", "Resumable", "epoch_means", "grouped_steps", "tracker_call
 # Of one step: a name to the sum of a loss over tokens, and the number of these.
 Figures: TypeAlias = dict[str, tuple[float, float]]
 HISTORY, FILES, STAGING = "history.json", "files.json", ".writing"
+ENDED = "ended.json"
 
 
 def grouped_steps(lengths: NDArray[np.integer], batch: int, epochs: int, seed: int) -> list[list[int]]:
@@ -77,15 +78,17 @@ class Resumable(Trainer):
 
     Its arguments must train one epoch over a data set whose rows are the batches, in order (`grouped_steps`), or
     `max_steps` of batches that do not come from the data set, with `save_strategy="no"`: checkpoints are written every
-    `checkpoint_seconds`, and after the last step.
+    `checkpoint_seconds`, and after the last step. The last step is that at which `seconds` are over, if they are not 0.
     `compute_loss` says with `count` what belongs to `history`.
     """
 
-    def __init__(self, *arguments: Any, stage: str, checkpoint_seconds: float, **options: Any) -> None:
+    def __init__(
+        self, *arguments: Any, stage: str, checkpoint_seconds: float, seconds: float = 0.0, **options: Any
+    ) -> None:
         super().__init__(*arguments, **options)
         self.remove_callback(PrinterCallback)
         self.add_callback(_AfterStep(self._stepped))
-        self.stage, self.checkpoint_seconds = stage, checkpoint_seconds
+        self.stage, self.checkpoint_seconds, self.seconds = stage, checkpoint_seconds, seconds
         self.history: list[Figures] = []
         self._sums: dict[str, Tensor] = {}
         self._staging: Path | None = None
@@ -94,15 +97,19 @@ class Resumable(Trainer):
         self._bar: Bar | None = None
 
     def fit(self, description: str) -> None:
-        """Train from the last whole checkpoint in `output_dir`, or from the start, to the end of the schedule.
+        """Train from the last whole checkpoint in `output_dir`, or from the start, to the end.
 
-        Raises Gr2Error if a loss is not finite, ArtifactError if the checkpoint is damaged.
+        Where the clock has ended it once, that is the end for good. Raises Gr2Error if a loss is not finite,
+        ArtifactError if the checkpoint is damaged.
         """
         last = self._last_checkpoint()
         if last is not None:
             _refuse_damaged(last)
             read = json.loads((last / HISTORY).read_text(encoding="utf-8"))
             self.history = [{name: (total, count) for name, (total, count) in step.items()} for step in read]
+        ended = Path(str(self.args.output_dir)) / ENDED
+        if ended.exists():
+            self.args.max_steps = int(json.loads(ended.read_text(encoding="utf-8"))["step"])
         batches = len(self.get_train_dataloader())
         steps = self.args.max_steps if self.args.max_steps > 0 else -(-batches // self.args.gradient_accumulation_steps)
         stream = None if self.accelerator.is_main_process else io.StringIO()
@@ -130,11 +137,20 @@ class Resumable(Trainer):
         if self._bar is not None:
             rate = self._tokens / max(1e-9, time.monotonic() - self._began)
             self._bar.advance(**{"tokens/s": round(rate), **means})
-        control.should_save = state.global_step >= state.max_steps or self._due()
+        last = state.global_step >= state.max_steps
+        if self.seconds and not last and self._passed(self._began, self.seconds):
+            last = control.should_training_stop = True
+            if self.accelerator.is_main_process:
+                write_json(Path(str(self.args.output_dir)) / ENDED, {"step": state.global_step})
+        control.should_save = last or self._due()
 
     def _due(self) -> bool:
-        """Whether to write a checkpoint now: the first rank's clock decides for all."""
-        late = time.monotonic() - self._saved >= self.checkpoint_seconds
+        """Whether to write a checkpoint now."""
+        return self._passed(self._saved, self.checkpoint_seconds)
+
+    def _passed(self, since: float, seconds: float) -> bool:
+        """Whether so much time has passed: the first rank's clock decides for all."""
+        late = time.monotonic() - since >= seconds
         if self.args.world_size > 1:
             flag = torch.tensor([float(late)], device=self.args.device)
             distributed.broadcast(flag, src=0)

@@ -130,7 +130,7 @@ def recipe(**changes: Any) -> Recipe:
     values: dict[str, Any] = {
         "steps": 4, "groups": 2, "samples": SAMPLES, "updates": 1, "batch": SAMPLES, "redraws": 2,
         "learning_rate": 3e-3, "weight_decay": 0.0, "warmup": 0.0, "clip": 1.0, "clip_low": 0.2, "clip_high": 0.28,
-        "temperature": 1.0, "scale": "group", "checkpoint_seconds": 0.0, "tracker": "none",
+        "temperature": 1.0, "scale": "group", "checkpoint_seconds": 0.0, "minutes": 0.0, "tracker": "none",
     }  # fmt: skip
     return Recipe(**(values | changes))
 

@@ -19,7 +19,7 @@ from gr2.config import build
 from gr2.data.candidates import CandidateLists
 from gr2.errors import ConfigError, DataError, Gr2Error
 from gr2.models.reasoner import Reasoner
-from gr2.training import bypass, rl
+from gr2.training import bypass, rl, trying
 from gr2.training.bypass import BypassConfig
 from gr2.training.rl import RlConfig
 
@@ -98,6 +98,24 @@ def test_kill_in_the_middle_changes_nothing(parents: dict[str, Artifact], tmp_pa
     names = [name for name in tables[0].column_names if "time" not in name]
     assert tables[0].select(names).equals(tables[1].select(names))
     assert pq.read_table(whole.file("ranks.parquet")).equals(pq.read_table(resumed.file("ranks.parquet")))
+
+
+def test_where_the_clock_ends_a_training_is_its_end_for_good(
+    parents: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(TINY, steps=500, minutes=1e-6, warmup=0.0, test_lists=3)
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(trying, "rank_splits", killed)
+        rl.run(config, parents, tmp_path / "rl", 3)
+    made = rl.run(replace(config, minutes=0.0), parents, tmp_path / "rl", 3)
+    assert made.metrics["steps"] == len(pq.read_table(made.file("steps.parquet"))) == 1
+    assert len(pq.read_table(made.file("ranks.parquet"))) == 3
+    before, after = weights(parents["midtrain"]), weights(made)
+    assert any(not torch.equal(value, after[name]) for name, value in before.items())
 
 
 def test_the_second_pass_ranks_without_reasoning_and_says_what_it_began_with(

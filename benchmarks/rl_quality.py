@@ -1,0 +1,140 @@
+"""Reinforcement learning on Beauty with the from-scratch reasoner, after `make reasoner`.
+
+`python -m benchmarks.rl_quality --jobs 2`. Trains what `rl_jobs` lists, unless that was done, and stores three records:
+rewards that are gamed, the papers' recipes, and ranking without the explanation. With `--minutes` trainings end where
+they are when the time is up, and what they have learnt is evaluated. A run that was killed goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import sys
+from collections.abc import Sequence
+
+import pyarrow.parquet as pq
+
+from benchmarks import rl_jobs
+from benchmarks.reasoner_quality import difference, shown
+from benchmarks.results import FOLDER, ROOT, Figure, Record, store
+from benchmarks.rl_jobs import BYPASSED, HACKING, JOBS, QUALITY, RANKING, Job, finished
+from benchmarks.rl_picture import hacking_picture
+from benchmarks.rl_tables import (
+    Ranked,
+    bypass_table,
+    findings_table,
+    hacking_table,
+    popularity,
+    quality_table,
+    ranked,
+    tuned,
+)
+
+__all__ = ["main"]
+
+COMMAND = "make rl"
+PICTURE = "rl.hacking.png"
+CLAIMS = (
+    ("RL helps", "SFT rejection, KP", "RL rejection, KP"),
+    ("RL helps", "SFT targeted, KP", "RL targeted, KP"),
+    ("RL beats the pre-ranker", "pre-rank", "RL rejection, KP"),
+    ("rejection beats targeted", "RL targeted, KP", "RL rejection, KP"),
+    ("rejection beats targeted", "RL targeted, no KP", "RL rejection, no KP"),
+    ("KP beats no KP", "RL rejection, no KP", "RL rejection, KP"),
+    ("KP beats no KP", "RL targeted, no KP", "RL targeted, KP"),
+)
+
+
+def hacking() -> Record:
+    """Rewards that are gamed, and one that is not."""
+    jobs = [job for job in HACKING if finished(job)]
+    baselines = {"popularity, which reads no history": popularity(), RANKING.title: ranked(RANKING.stage("sft"))}
+    figures = [moved(job.title, ranked(job.stage("rl")), "incoming order") for job in jobs]
+    (FOLDER / PICTURE).write_bytes(
+        hacking_picture({job.title: pq.read_table(job.stage("rl").file("steps.parquet")) for job in jobs})
+    )
+    pictures = [{"title": "Copies, quality and validity of the answers sampled in training", "file": PICTURE}]
+    notes = [
+        "a refused free answer counts as the incoming order on the test lists: compare it with its validity in mind",
+        *_spent(jobs),
+    ]
+    title = "Rewards on Beauty: what is gamed, and what is not"
+    return Record("rl.hacking", title, COMMAND, figures, [hacking_table(jobs, baselines)], notes, pictures)
+
+
+def quality() -> Record:
+    """The papers' recipes: fine-tuning, reinforcement learning, and on-policy distillation before it."""
+    found = {"popularity, which reads no history": popularity(), **tuned()}
+    jobs = [job for job in QUALITY if finished(job)]
+    found |= {job.title: ranked(job.stage("rl")) for job in jobs}
+    befores = {job.title: job.title.replace("RL ", "SFT ").replace("OPD, then ", "") for job in jobs}
+    claims = [claim for claim in CLAIMS if claim[2] in found and (claim[1] in found or claim[1] == "pre-rank")]
+    figures = [
+        moved(job.title, (found[befores[job.title]][1], found[job.title][1]), befores[job.title]) for job in jobs
+    ]
+    tables = [quality_table(found, befores), findings_table(found, claims)]
+    notes = ["one seed; the intervals are over users and do not hold the spread over seeds", *_spent(jobs)]
+    return Record("rl.quality", "Reinforcement learning on Beauty, from scratch", COMMAND, figures, tables, notes)
+
+
+def bypass() -> Record:
+    """Ranking without the explanation."""
+    reasoned, bypassed = BYPASSED.stage("rl"), BYPASSED.stage("bypass")
+    full, dropped, again = (
+        ranked(reasoned)[1], ranked(bypassed, "start-ranks.parquet")[1], ranked(bypassed)[1]
+    )  # fmt: skip
+    figures = [
+        moved("dropping the reasoning", (full, dropped), "RL with reasoning"),
+        moved("the second pass", (dropped, again), "reasoning dropped"),
+    ]
+    notes = _spent([BYPASSED])
+    table = bypass_table(reasoned, bypassed)
+    return Record("rl.bypass", "Dropping the reasoning on Beauty", COMMAND, figures, [table], notes)
+
+
+def moved(name: str, ranks: Ranked, before: str) -> Figure:
+    """What a training did to R@1 and N@5 of the test lists."""
+    changes = difference(*ranks)
+    value = ", ".join(f"{metric} {shown(changes[metric])}" for metric in ("R@1", "N@5"))
+    return Figure(f"{name}, minus {before}", value, "measured", "ok")
+
+
+def _spent(jobs: Sequence[Job]) -> list[str]:
+    parts = []
+    for job in jobs:
+        for stage, settings in job.stages:
+            metrics = job.stage(stage).metrics
+            parts.append(f"{job.title}: {stage} {metrics['steps']} steps in {metrics['train_seconds']:.0f} s")
+            keys = {name: settings[name] for name in ("groups", "samples", "learning_rate") if name in settings}
+            parts[-1] += f" ({', '.join(f'{name} {value}' for name, value in keys.items())})"
+    return ["; ".join(parts)]
+
+
+RECORDS = {
+    "hacking": (hacking, (RANKING, *HACKING)),
+    "quality": (quality, QUALITY),
+    "bypass": (bypass, (BYPASSED,)),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the jobs and store the records of those that are done; exit with 1 if a job failed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--jobs", type=int, default=2, help="how many run at a time, each in one thread")
+    parser.add_argument("--minutes", type=float, default=0.0, help="of training; 0 is to the end")
+    parser.add_argument("--only", default="*", help="a pattern of job names")
+    chosen = parser.parse_args(arguments)
+    failed = []
+    for wave in ([RANKING], [job for job in JOBS if job is not RANKING]):
+        wanted = [job for job in wave if fnmatch.fnmatch(job.name, chosen.only) and not finished(job)]
+        failed += rl_jobs.run(wanted, processes=chosen.jobs, minutes=chosen.minutes)
+    for record, jobs in RECORDS.values():
+        if any(finished(job) for job in jobs if job is not RANKING):
+            print(store(record()).relative_to(ROOT))
+    if failed:
+        print(f"failed: {', '.join(failed)}; each has a log in its folder of {rl_jobs.FOLDER}", file=sys.stderr)
+    sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+    main()
