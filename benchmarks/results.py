@@ -81,11 +81,11 @@ def commit() -> str:
 
 
 def store(record: Record) -> Path:
-    """Write the record, stamped with date, machine and commit, to docs/results/NAME.json."""
+    """Write the record to docs/results/NAME.json, stamped with date, machine and commit where it has none."""
     stamped = asdict(record) | {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": machine(),
-        "commit": commit(),
+        "date": record.date or datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "machine": record.machine or machine(),
+        "commit": record.commit or commit(),
     }
     FOLDER.mkdir(parents=True, exist_ok=True)
     path = FOLDER / f"{record.name}.json"

@@ -5,6 +5,7 @@ A job that was killed goes on where it was, as `gr2 run` does. All start from wh
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import subprocess
 import sys
@@ -16,15 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.reasoner_quality import BASE, CONFIG, SHARED, VARIANTS, link
-from benchmarks.results import ROOT
+from benchmarks.results import ROOT, machine
 from gr2.artifact import Artifact
 from gr2.errors import ArtifactError
 
-__all__ = ["BYPASSED", "HACKING", "JOBS", "QUALITY", "RANKING", "Job", "finished", "run"]
+__all__ = ["BYPASSED", "FIRST", "FOLDER", "HACKING", "LAST", "QUALITY", "RANKING", "Job", "finished", "run"]
 
 FOLDER = ROOT / "runs" / "rl"
+MACHINE = "machine.txt"
 # Runs of one thread each share the cores best.
-THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 PROMPT = {"max_history": 8, "title_words": 4}
 ALONE = PROMPT | {"reasoning": False, "knowledge": False}
 EVALUATED = {"validation_lists": 0, "test_lists": -1, "threads": 1, "copy_limit": 1.0, "checkpoint_seconds": 20.0}
@@ -44,6 +46,11 @@ class Job:
     def folder(self) -> Path:
         """Of its run."""
         return FOLDER / self.name
+
+    @property
+    def machine(self) -> str:
+        """Where it ran."""
+        return (self.folder / MACHINE).read_text(encoding="utf-8").strip()
 
     def stage(self, name: str) -> Artifact:
         """The artefact of one of its stages. Raises ArtifactError if there is none."""
@@ -69,7 +76,7 @@ RANKING = Job(
     "traces",
 )  # fmt: skip
 SHORT = ALONE | EVALUATED | {
-    "steps": 300, "groups": 16, "samples": 8, "batch": 64, "answer_batch": 128, "redraws": 1, "learning_rate": 3e-4,
+    "steps": 300, "groups": 8, "samples": 8, "batch": 64, "answer_batch": 64, "redraws": 1, "learning_rate": 5e-4,
 }  # fmt: skip
 FREE = SHORT | {"constrained": False}
 SHUFFLED = {"shuffle": True, "incoming_rank": True}
@@ -85,20 +92,39 @@ HACKING = tuple(
     )
 )
 LONG = PROMPT | EVALUATED | {
-    "steps": 60, "groups": 8, "samples": 8, "batch": 64, "answer_batch": 64, "redraws": 0, "learning_rate": 3e-4,
+    "steps": 60, "groups": 8, "samples": 8, "batch": 64, "answer_batch": 64, "redraws": 0, "learning_rate": 5e-4,
 }  # fmt: skip
-QUALITY = tuple(
+# A step's answers on a GPU, which does many in the time of a few.
+LARGE = {"groups": 16, "samples": 16, "batch": 128, "answer_batch": 256, "precision": "float32"}
+TEACHER = Job(
+    "teacher", "RL rejection, KP, for teaching", _tuned("rejection", knowledge=True),
+    (("rl", LONG | {"test_lists": 0}),),
+)  # fmt: skip
+QUALITY = (
+    *(
+        Job(
+            f"rl-{sampling}-{'kp' if knowledge else 'plain'}",
+            f"RL {sampling}, {'KP' if knowledge else 'no KP'}",
+            _tuned(sampling, knowledge=knowledge),
+            (("rl", LONG | {"knowledge": knowledge}),),
+        )
+        for sampling in ("targeted", "rejection")
+        for knowledge in (True, False)
+    ),
     Job(
-        f"rl-{sampling}-{'kp' if knowledge else 'plain'}",
-        f"RL {sampling}, {'KP' if knowledge else 'no KP'}",
-        _tuned(sampling, knowledge=knowledge),
-        (("rl", LONG | {"knowledge": knowledge}),),
-    )
-    for sampling in ("targeted", "rejection")
-    for knowledge in (True, False)
-)
-BYPASSED = next(job for job in QUALITY if job.name == "rl-rejection-kp")
-JOBS = (RANKING, *HACKING, *QUALITY)
+        "opd-targeted-kp", "OPD, then RL targeted, KP", _tuned("targeted", knowledge=True),
+        (
+            ("opd", LONG | {"steps": 30, "test_lists": 0, "teacher": str(TEACHER.folder / "rl" / "model")}),
+            ("rl", LONG | {"steps": 30, "start": "opd"}),
+        ),
+    ),
+)  # fmt: skip
+# Ranking without the explanation goes on from the best recipe of the papers.
+BYPASSED = Job(
+    "bypass", "the second pass", FOLDER / "rl-rejection-kp",
+    (("bypass", {name: value for name, value in SHORT.items() if name not in ("reasoning", "knowledge")}),), "rl",
+)  # fmt: skip
+FIRST, LAST = (RANKING, TEACHER), (BYPASSED,)
 
 
 def finished(job: Job) -> bool:
@@ -109,44 +135,44 @@ def finished(job: Job) -> bool:
         return False
 
 
-def run(jobs: Sequence[Job], *, processes: int, minutes: float = 0.0) -> list[str]:
+def run(jobs: Sequence[Job], *, processes: int, minutes: float = 0.0, gpu: str = "") -> list[str]:
     """Run the jobs, so many at a time, and return the names of those that failed.
 
-    After `minutes`, if not 0, trainings end where they are, and what they have learnt by then is evaluated.
+    After `minutes`, if not 0, trainings end where they are, and what they have learnt by then is evaluated. Jobs whose
+    names match the pattern `gpu` train on a GPU, by more answers a step (LARGE).
     """
     ends = time.monotonic() + 60.0 * minutes if minutes else None
     with ThreadPoolExecutor(processes) as pool:
-        done = pool.map(lambda job: _run(job, ends), jobs)
-        return [job.name for job, whole in zip(jobs, done, strict=True) if not whole]
+        done = list(pool.map(lambda job: _run(job, ends, large=fnmatch.fnmatch(job.name, gpu)), jobs))
+    return [job.name for job, whole in zip(jobs, done, strict=True) if not whole]
 
 
-def _run(job: Job, ends: float | None) -> bool:
+def _run(job: Job, ends: float | None, *, large: bool) -> bool:
     link(BASE, job.folder, SHARED)
     link(job.start, job.folder, (job.taken,))
+    (job.folder / MACHINE).write_text(machine() + "\n", encoding="utf-8")
     for number, (stage, settings) in enumerate(job.stages):
-        keys = dict(settings)
+        keys = dict(settings) | (LARGE if large else {})
         if ends is not None and stage != "sft":
             left = (ends - time.monotonic()) / 60.0 / (len(job.stages) - number)
             keys["minutes"] = max(0.01, round(left, 2))
-        if not _stage(job, stage, keys):
+        if not _stage(job, stage, keys, large=large):
             return False
     return True
 
 
-def _stage(job: Job, stage: str, keys: Mapping[str, Any]) -> bool:
-    texts = {
-        f"{stage}.{name}": str(value).lower() if isinstance(value, bool) else value for name, value in keys.items()
-    }
-    options = [text for name, value in texts.items() for text in ("--set", f"{name}={value}")]
+def _stage(job: Job, stage: str, keys: Mapping[str, Any], *, large: bool) -> bool:
+    texts = {name: str(value).lower() if isinstance(value, bool) else value for name, value in keys.items()}
+    options = [text for name, value in texts.items() for text in ("--set", f"{stage}.{name}={value}")]
     command = [sys.executable, "-m", "gr2.cli", "run", CONFIG, "--set", f"run.out={job.folder}", *options]
-    log = job.folder / f"{stage}.log"
-    with log.open("a", encoding="utf-8") as file:
+    hidden = {} if large else {"CUDA_VISIBLE_DEVICES": ""}
+    with (job.folder / f"{stage}.log").open("a", encoding="utf-8") as log:
         done = subprocess.run(
             [*command, "--only", stage],
             cwd=ROOT,
             check=False,
-            stdout=file,
+            stdout=log,
             stderr=subprocess.STDOUT,
-            env=os.environ | THREADS,
+            env=os.environ | THREADS | hidden,
         )
     return done.returncode == 0

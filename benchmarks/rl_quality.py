@@ -11,13 +11,14 @@ import argparse
 import fnmatch
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 
 from benchmarks import rl_jobs
 from benchmarks.reasoner_quality import difference, shown
 from benchmarks.results import FOLDER, ROOT, Figure, Record, store
-from benchmarks.rl_jobs import BYPASSED, HACKING, JOBS, QUALITY, RANKING, Job, finished
+from benchmarks.rl_jobs import BYPASSED, FIRST, HACKING, LAST, QUALITY, RANKING, Job, finished
 from benchmarks.rl_picture import hacking_picture
 from benchmarks.rl_tables import (
     Ranked,
@@ -100,20 +101,22 @@ def moved(name: str, ranks: Ranked, before: str) -> Figure:
 
 
 def _spent(jobs: Sequence[Job]) -> list[str]:
-    parts = []
+    """What was done for each: what a run that was cut short has done is not what it was asked for."""
+    lines = []
     for job in jobs:
-        for stage, settings in job.stages:
-            metrics = job.stage(stage).metrics
-            parts.append(f"{job.title}: {stage} {metrics['steps']} steps in {metrics['train_seconds']:.0f} s")
-            keys = {name: settings[name] for name in ("groups", "samples", "learning_rate") if name in settings}
-            parts[-1] += f" ({', '.join(f'{name} {value}' for name, value in keys.items())})"
-    return ["; ".join(parts)]
+        for stage, _ in job.stages:
+            made = job.stage(stage)
+            keys = {name: made.config[name] for name in ("groups", "samples", "learning_rate")}
+            what = ", ".join(f"{name} {value}" for name, value in keys.items())
+            steps, seconds = made.metrics["steps"], made.metrics["train_seconds"]
+            lines.append(f"{job.title}: {stage}, {steps} steps in {seconds:.0f} s ({what})")
+    return ["; ".join(lines)]
 
 
 RECORDS = {
     "hacking": (hacking, (RANKING, *HACKING)),
     "quality": (quality, QUALITY),
-    "bypass": (bypass, (BYPASSED,)),
+    "bypass": (bypass, LAST),
 }
 
 
@@ -122,15 +125,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=2, help="how many run at a time, each in one thread")
     parser.add_argument("--minutes", type=float, default=0.0, help="of training; 0 is to the end")
-    parser.add_argument("--only", default="*", help="a pattern of job names")
+    parser.add_argument("--only", default="*", help="patterns of job names, separated by commas")
+    parser.add_argument("--gpu", default="", help="a pattern of the names of jobs that train on a GPU")
     chosen = parser.parse_args(arguments)
     failed = []
-    for wave in ([RANKING], [job for job in JOBS if job is not RANKING]):
-        wanted = [job for job in wave if fnmatch.fnmatch(job.name, chosen.only) and not finished(job)]
-        failed += rl_jobs.run(wanted, processes=chosen.jobs, minutes=chosen.minutes)
+    for wave in (FIRST, (*HACKING, *QUALITY), LAST):
+        named = [job for job in wave if any(fnmatch.fnmatch(job.name, each) for each in chosen.only.split(","))]
+        wanted = [job for job in named if not finished(job)]
+        failed += rl_jobs.run(wanted, processes=chosen.jobs, minutes=chosen.minutes, gpu=chosen.gpu)
     for record, jobs in RECORDS.values():
         if any(finished(job) for job in jobs if job is not RANKING):
-            print(store(record()).relative_to(ROOT))
+            places = dict.fromkeys(job.machine for job in jobs if finished(job))
+            print(store(replace(record(), machine="; ".join(places))).relative_to(ROOT))
     if failed:
         print(f"failed: {', '.join(failed)}; each has a log in its folder of {rl_jobs.FOLDER}", file=sys.stderr)
     sys.exit(bool(failed))

@@ -87,11 +87,14 @@ class AnswerProcessor(RankingProcessor):
     def _row(self, stream: TokenDecoder) -> AnswerRow:
         return AnswerRow(stream, self.grammar, self.max_reasoning)
 
-    def _leave(self, row: Row, number: int, scores: Tensor, result: Tensor) -> None:
-        if not (isinstance(row, AnswerRow) and row.explains):
-            super()._leave(row, number, scores, result)
+    def _leave(self, numbers: Sequence[int], scores: Tensor, result: Tensor) -> None:
+        explaining = [number for number in numbers if self.rows[number].explains]
+        super()._leave([number for number in numbers if not self.rows[number].explains], scores, result)
+        if not explaining:
             return
         if self._masks is None:
             forbidden = torch.from_numpy(self.grammar.moves == FORBIDDEN)
             self._masks = torch.zeros(forbidden.shape).masked_fill(forbidden, -torch.inf).to(scores)
-        torch.add(scores[number], self._masks[row.state], out=result[number])
+        states = torch.tensor([self.rows[number].state for number in explaining], device=scores.device)
+        place = torch.tensor(explaining, device=scores.device)
+        result[place] = scores[place] + self._masks[states]

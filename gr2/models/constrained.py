@@ -116,17 +116,21 @@ class RankingProcessor:
             row, column = bad.nonzero()[0].tolist()
             raise ValueError(f"logits row {row} column {column} is {scores[row, column].item()}")
         result = torch.full_like(scores, -torch.inf)
-        for number, row in enumerate(self.rows):
-            if not row.queue and not row.ended:
-                if self.choose == "model":
-                    self._leave(row, number, scores, result)
-                else:
-                    row.decide(scores[number].detach().float().cpu().numpy(), number)
-            # What must come next comes, whatever other processors say.
-            if row.ended:
-                result[number, self.vocabulary.eos] = 0.0
-            elif row.queue:
-                result[number, row.queue[0][0]] = 0.0
+        undecided = [number for number, row in enumerate(self.rows) if not row.queue and not row.ended]
+        if self.choose == "model":
+            self._leave(undecided, scores, result)
+        else:
+            for number in undecided:
+                self.rows[number].decide(scores[number].detach().float().cpu().numpy(), number)
+        # What must come next comes, whatever other processors say.
+        eos = self.vocabulary.eos
+        forced = [
+            (number, eos if row.ended else row.queue[0][0])
+            for number, row in enumerate(self.rows)
+            if row.ended or row.queue
+        ]
+        if forced:
+            result[tuple(torch.tensor(forced, device=scores.device).T)] = 0.0
         return result
 
     @property
@@ -181,14 +185,21 @@ class RankingProcessor:
     def _row(self, stream: TokenDecoder) -> Row:
         return Row(stream)
 
-    def _leave(self, row: Row, number: int, scores: Tensor, result: Tensor) -> None:
-        """Let `generate` choose among the allowed tokens."""
-        index = torch.from_numpy(row.stream.allowed).to(scores.device)
-        values = scores[number, index]
-        if bool((values == -torch.inf).all()):
-            row.stop()
-        else:
-            result[number, index] = values
+    def _leave(self, numbers: Sequence[int], scores: Tensor, result: Tensor) -> None:
+        """Let `generate` choose among the allowed tokens of these rows; a row whose tokens are all masked stops."""
+        if not numbers:
+            return
+        sets = [self.rows[number].stream.allowed for number in numbers]
+        # All rows at once: on a GPU each call costs more than the work. Sets are padded with their first token.
+        index = np.repeat([each[:1] for each in sets], max(map(len, sets)), axis=1)
+        for row, each in zip(index, sets, strict=True):
+            row[: len(each)] = each
+        place = torch.tensor(numbers, device=scores.device)[:, None], torch.from_numpy(index).to(scores.device)
+        values = scores[place]
+        result[place] = values
+        for number, masked in zip(numbers, (values == -torch.inf).all(1).tolist(), strict=True):
+            if masked:
+                self.rows[number].stop()
 
 
 def pad_allowed(allowed: Sequence[Sequence[NDArray[np.int64]]], width: int) -> tuple[Tensor, Tensor]:

@@ -28,8 +28,9 @@ class PolicyConfig(PromptConfig):
         updates: steps of the optimiser on one batch of answers.
         batch: answers of one forward pass; where it is a multiple of `samples`, a list's prompt is read once for all.
         redraws: times that lists without a difference in reward are replaced by others.
+        lora_rank: of the adapters; 0 trains all weights.
         learning_rate: of AdamW.
-        weight_decay: of AdamW.
+        weight_decay: of AdamW; with adapters there is none.
         warmup: share of the steps in which the learning rate rises.
         clip: largest norm of a gradient.
         clip_low: how far below 1 a ratio of probabilities counts.
@@ -56,6 +57,7 @@ class PolicyConfig(PromptConfig):
     updates: int = 1
     batch: int = 8
     redraws: int = 3
+    lora_rank: int = 0
     learning_rate: float = 1e-4
     weight_decay: float = 0.0
     warmup: float = 0.05
@@ -79,7 +81,7 @@ class PolicyConfig(PromptConfig):
         for name in ("steps", "groups", "updates", "batch", "max_reasoning", "answer_batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("limit", "redraws", "weight_decay", "kl", "checkpoint_seconds", "minutes", "threads"):
+        for name in ("limit", "redraws", "lora_rank", "weight_decay", "kl", "checkpoint_seconds", "minutes", "threads"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("learning_rate", "clip", "clip_high", "temperature"):

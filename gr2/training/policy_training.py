@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from gr2.data.candidates import CandidateLists
 from gr2.errors import DataError
 from gr2.models.reasoner import Reasoner
 from gr2.training.dapo import DapoTrainer, Watch, arguments
+from gr2.training.lora import adapters
 from gr2.training.optimisation import in_bfloat16
 from gr2.training.policy_settings import PolicyConfig
 from gr2.training.rollouts import Draw
@@ -44,24 +47,27 @@ def train_policy(
     Returns the figures of each step, the same in every process of a launch.
     """
     recipe, model = config.recipe(), reasoner.model
+    if config.lora_rank:
+        recipe = replace(recipe, weight_decay=0.0)
     weights: torch.nn.Module = model
     dtype = model.dtype
     # Steps of a low rate are lost in bfloat16.
     weights.to(dtype=torch.float32)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     precise = {"cpu": device == "cpu", "bfloat16": in_bfloat16(config.precision, device)}
-    trainer = DapoTrainer(
-        model,
-        reasoner.tokenizer,
-        arguments(recipe, checkpoints, seed=seed & 0xFFFF_FFFF, **precise),
-        recipe,
-        stage=stage,
-        tasks=tasks,
-        draw=draw,
-        watch=watch,
-        anchor=anchor,
-    )
-    trainer.fit(stage)
+    with adapters(reasoner, config.lora_rank, seed & 0xFFFF_FFFF) if config.lora_rank else nullcontext():
+        trainer = DapoTrainer(
+            model,
+            reasoner.tokenizer,
+            arguments(recipe, checkpoints, seed=seed & 0xFFFF_FFFF, **precise),
+            recipe,
+            stage=stage,
+            tasks=tasks,
+            draw=draw,
+            watch=watch,
+            anchor=anchor,
+        )
+        trainer.fit(stage)
     weights.to(dtype=dtype).eval()
     return [entry for entry in trainer.state.log_history if "loss" in entry]
 

@@ -8,6 +8,8 @@ With K candidates, rank_in and rank_out (from 1) of the target, A_fmt = 1 if the
     identity gate alpha A_fmt for the incoming order, unless it is perfect; else promotion + alpha A_fmt (technical
                   report, Eq. 7); one swap escapes it
     default       promotion, and -1 for an answer that does not parse
+    auc, ndcg     share of the pairs with the target that are in the right order, gain in NDCG over the incoming order;
+                  -1 for an answer that does not parse (technical report, for several positives)
 
 A bonus that depends on the outcome is a prize for gambling: swapping the last two candidates promotes the target as
 often as it demotes it, costs nothing on average, and wins the conditional bonus half of the times. The one format
@@ -47,7 +49,7 @@ __all__ = [
 ]
 
 Ranking = Sequence[int]
-RewardName = Literal["default", "conditional", "unconditional", "identity_gate"]
+RewardName = Literal["default", "conditional", "unconditional", "identity_gate", "auc", "ndcg"]
 FORMAT_BONUS = 0.2  # alpha of arXiv 2607.01170
 INVALID = -1.0
 
@@ -146,9 +148,21 @@ def _discounted(worth: NDArray[np.float64]) -> float:
     return float((worth / np.log2(np.arange(2, len(worth) + 2))).sum())
 
 
+def _one(target: int, width: int) -> list[int]:
+    """The grades of a slate of one positive."""
+    return [int(place == target) for place in range(width)]
+
+
 def _gated(ranking: Ranking | None, target: int, *, alpha: float) -> float:
-    width = target + 1 if ranking is None else len(ranking)
-    return identity_gate(ranking, [int(place == target) for place in range(width)], alpha=alpha)
+    return identity_gate(ranking, _one(target, target + 1 if ranking is None else len(ranking)), alpha=alpha)
+
+
+def _pairs(ranking: Ranking | None, target: int) -> float:
+    return INVALID if ranking is None else auc(ranking, _one(target, len(ranking)))
+
+
+def _gained(ranking: Ranking | None, target: int) -> float:
+    return INVALID if ranking is None else ndcg_gain(ranking, _one(target, len(ranking)))
 
 
 Reward = Callable[[Ranking | None, int], float]
@@ -156,8 +170,9 @@ Reward = Callable[[Ranking | None, int], float]
 
 def reward(name: RewardName, alpha: float = FORMAT_BONUS) -> Reward:
     """The reward of that name for slates with one target, with `alpha` where it pays for format."""
-    if name == "default":
-        return default
+    plain: dict[str, Reward] = {"default": default, "auc": _pairs, "ndcg": _gained}
+    if name in plain:
+        return plain[name]
     paying = {"conditional": conditional, "unconditional": unconditional, "identity_gate": _gated}
     return partial(paying[name], alpha=alpha)
 

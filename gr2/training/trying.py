@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
@@ -85,6 +86,8 @@ def learn(
         ranked: dict[str, Any] = {"lists": artifacts[config.lists], "work": work, "constrained": config.constrained}
         ranked["contexts"] = lesson.contexts
         if config.evaluate_start:
+            if torch.cuda.is_available():
+                lesson.reasoner.model.to("cuda")  # type: ignore[arg-type]
             rank_splits(config, lesson.reasoner, lesson.dataset, lesson.codes, label="start", **ranked)
         workers = Workers()
         workers.agree(TRAIN)

@@ -16,7 +16,7 @@ class TryingConfig(PolicyConfig):
     """Prompts and DAPO (see `PolicyConfig`), the reward, and the evaluation.
 
     Attributes:
-        reward: `default`, `conditional`, `unconditional` or `identity_gate` (see `rewards`).
+        reward: `default`, `auc`, `ndcg`, `conditional`, `unconditional` or `identity_gate` (see `rewards`).
         format_bonus: what the last three pay for a valid answer.
         overlong_tokens: the last tokens that an explanation may have, over which a penalty grows; 0 is none.
         overlong_penalty: at the most.

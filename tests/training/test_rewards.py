@@ -44,6 +44,16 @@ def test_no_blind_order_is_paid_more_than_the_incoming_order(width: int, seed: i
             assert mean_reward("default", share, order) <= honest + 1e-12, name
 
 
+@given(name=st.sampled_from(["auc", "ndcg"]), width=st.integers(2, 12), seed=st.integers(0, 2**32))
+def test_rewards_for_several_positives_pay_no_blind_order_more_than_the_incoming_order(
+    name: rewards.RewardName, width: int, seed: int
+) -> None:
+    share = shares(width, seed)
+    honest = mean_reward(name, share, range(width))
+    for other, order in blind_orders(width).items():
+        assert mean_reward(name, share, order) <= honest + 1e-12, other
+
+
 @given(width=st.integers(2, 6), seed=st.integers(0, 2**32))
 def test_a_random_order_is_paid_no_more_than_the_incoming_order(width: int, seed: int) -> None:
     orders = list(itertools.permutations(range(width)))
@@ -97,7 +107,7 @@ def test_the_conditional_bonus_needs_a_rise_or_a_first_that_stays() -> None:
     assert rewards.conditional([1, 0, 2], 0) == pytest.approx(-1 / 3)
 
 
-@pytest.mark.parametrize("name", ["default", "conditional"])
+@pytest.mark.parametrize("name", ["default", "conditional", "auc", "ndcg"])
 def test_an_answer_that_does_not_parse_is_worth_less_than_any_that_does(name: rewards.RewardName) -> None:
     worst = min(
         rewards.REWARDS[name](order, target) for order in itertools.permutations(range(4)) for target in range(4)
@@ -146,3 +156,13 @@ def test_named_rewards_pay_what_the_format_is_worth() -> None:
     for name in ("unconditional", "conditional", "identity_gate"):
         assert rewards.reward(name, 0.7)([1, 0], 1) - rewards.reward(name, 0.0)([1, 0], 1) == pytest.approx(0.7)
     assert rewards.reward("default", 0.7)([1, 0], 1) == rewards.promotion([1, 0], 1)
+
+
+def test_of_one_positive_auc_is_a_shifted_promotion_and_ndcg_prefers_the_top() -> None:
+    for target, order in itertools.product(range(4), itertools.permutations(range(4))):
+        shifted = (rewards.promotion(order, target) * 4 + 3 - target) / 3
+        assert rewards.REWARDS["auc"](order, target) == pytest.approx(shifted)
+    to_the_top = rewards.REWARDS["ndcg"]([1, 0, 2, 3], 1)
+    in_the_middle = rewards.REWARDS["ndcg"]([0, 2, 1, 3], 2)
+    assert to_the_top > in_the_middle > 0
+    assert rewards.REWARDS["ndcg"]([0, 1, 2, 3], 2) == 0

@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -21,6 +22,7 @@ from gr2.errors import ConfigError, DataError, Gr2Error
 from gr2.models.reasoner import Reasoner
 from gr2.training import bypass, rl, trying
 from gr2.training.bypass import BypassConfig
+from gr2.training.resumable import Resumable
 from gr2.training.rl import RlConfig
 
 TINY = RlConfig(
@@ -142,6 +144,35 @@ def test_a_run_that_copies_is_ended(parents: dict[str, Artifact], tmp_path: Path
     left = (tmp_path / "rl.partial" / "fingerprint").read_text()
     made = rl.run(replace(config, copy_limit=1.0), parents, tmp_path / "rl", 3)
     assert made.fingerprint == left
+
+
+def test_adapters_alone_learn_and_are_merged_after_a_kill_too(
+    parents: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(TINY, lora_rank=2, warmup=0.0, steps=4, test_lists=0)
+    whole = rl.run(config, parents, tmp_path / "whole", 3)
+    before, after = weights(parents["midtrain"]), weights(whole)
+    assert before.keys() == after.keys()
+    sids = Reasoner.load(whole.file("model")).new_tokens
+    embeddings = next(name for name in before if "embed_tokens" in name)
+    others = np.setdiff1d(np.arange(len(before[embeddings])), sids)
+    assert torch.equal(before[embeddings][others], after[embeddings][others])
+    assert not torch.equal(before[embeddings][sids], after[embeddings][sids])
+    changed = [name for name, value in before.items() if not torch.equal(value, after[name])]
+    assert any("q_proj" in name for name in changed)
+    assert not any("norm" in name for name in changed)
+    stepped = Resumable._stepped
+
+    def killed(trainer: Resumable, state: Any, control: Any) -> None:
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+        stepped(trainer, state, control)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Resumable, "_stepped", killed)
+        rl.run(config, parents, tmp_path / "cut", 3)
+    resumed = weights(rl.run(config, parents, tmp_path / "cut", 3))
+    assert all(torch.equal(value, resumed[name]) for name, value in after.items())
 
 
 def test_divergence_from_the_start_is_held_down(parents: dict[str, Artifact], tmp_path: Path) -> None:
