@@ -3,7 +3,7 @@ PYTHON ?= python
 DATA ?= ../shared/data
 FUZZ_SECONDS ?= 600
 
-.PHONY: help dev lint format sanitize fuzz test bench proto constraints results show-spine show-decoding decoding-fuzz decoding-processors show-tokenizer tokenizer-ablation tokenizer-scale beauty games18 sasrec reasoner reasoner-teachers rl-compressor show-reasoner kernels-gpu show-kernels
+.PHONY: help dev lint format sanitize fuzz test bench proto constraints results show-spine show-decoding decoding-fuzz decoding-processors show-tokenizer tokenizer-ablation tokenizer-scale beauty games18 sasrec reasoner reasoner-teachers rl-compressor show-reasoner kernels-gpu show-kernels rl show-rl
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -77,6 +77,12 @@ show-reasoner: ## every figure of the reasoner, one line each; exit code 1 if on
 
 reasoner-teachers: ## the teachers on Beauty and against endpoints that misbehave; stores its figures
 	$(PYTHON) -m benchmarks.reasoner_teachers
+
+rl: ## reinforcement learning on Beauty, after `make reasoner` (long); stores its figures
+	$(PYTHON) -m benchmarks.rl_quality --jobs 2
+
+show-rl: ## every figure of reinforcement learning, one line each; exit code 1 if one is short
+	$(PYTHON) -m benchmarks.show_rl
 
 tokenizer-ablation: ## the tokenizer's switches on Beauty, after `make beauty` (long); stores its figures
 	$(PYTHON) -m benchmarks.tokenizer_ablation --seeds 0
