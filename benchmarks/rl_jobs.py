@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class Job:
     start: Path
     stages: tuple[tuple[str, Mapping[str, Any]], ...]
     taken: str = "sft"
+    seed: int = 0
 
     @property
     def folder(self) -> Path:
@@ -80,7 +81,7 @@ SHORT = ALONE | EVALUATED | {
 }  # fmt: skip
 FREE = SHORT | {"constrained": False}
 SHUFFLED = {"shuffle": True, "incoming_rank": True}
-HACKING = tuple(
+REWARDED = tuple(
     Job(name, title, RANKING.folder, (("rl", settings),))
     for name, title, settings in (
         ("unconditional", "unconditional, free answers", FREE | {"reward": "unconditional"}),
@@ -89,7 +90,16 @@ HACKING = tuple(
         ("conditional-constrained", "conditional, constrained", SHORT | {"reward": "conditional"}),
         ("default-constrained", "default, constrained", SHORT),
         ("ours", "default, constrained, shuffled with ranks", SHORT | SHUFFLED),
+        ("withheld", "default, constrained, order withheld", SHORT | SHUFFLED | {"incoming_rank": False}),
     )
+)
+HACKING = (
+    *REWARDED,
+    *(
+        replace(job, name=f"{job.name}-again", title=f"{job.title}, another seed", seed=1)
+        for job in REWARDED
+        if job.name in ("unconditional", "conditional-constrained", "ours")
+    ),
 )
 LONG = PROMPT | EVALUATED | {
     "steps": 60, "groups": 8, "samples": 8, "batch": 64, "answer_batch": 64, "redraws": 0, "learning_rate": 5e-4,
@@ -98,7 +108,7 @@ LONG = PROMPT | EVALUATED | {
 LARGE = {"groups": 16, "samples": 16, "batch": 128, "answer_batch": 256, "precision": "float32"}
 TEACHER = Job(
     "teacher", "RL rejection, KP, for teaching", _tuned("rejection", knowledge=True),
-    (("rl", LONG | {"test_lists": 0}),),
+    (("rl", LONG | {"steps": 120, "test_lists": 0}),),
 )  # fmt: skip
 QUALITY = (
     *(
@@ -135,24 +145,29 @@ def finished(job: Job) -> bool:
         return False
 
 
-def run(jobs: Sequence[Job], *, processes: int, minutes: float = 0.0, gpu: str = "") -> list[str]:
+def run(
+    jobs: Sequence[Job], *, processes: int, minutes: float = 0.0, gpu: str = "", lists: int | None = None
+) -> list[str]:
     """Run the jobs, so many at a time, and return the names of those that failed.
 
-    After `minutes`, if not 0, trainings end where they are, and what they have learnt by then is evaluated. Jobs whose
-    names match the pattern `gpu` train on a GPU, by more answers a step (LARGE).
+    `lists` is how many test lists are answered, where that is not what the jobs say. After `minutes`, if not 0,
+    trainings end where they are, and what they have learnt by then is evaluated. Jobs whose names match the pattern
+    `gpu` train on a GPU, by more answers a step (LARGE).
     """
     ends = time.monotonic() + 60.0 * minutes if minutes else None
     with ThreadPoolExecutor(processes) as pool:
-        done = list(pool.map(lambda job: _run(job, ends, large=fnmatch.fnmatch(job.name, gpu)), jobs))
+        done = list(pool.map(lambda job: _run(job, ends, lists, large=fnmatch.fnmatch(job.name, gpu)), jobs))
     return [job.name for job, whole in zip(jobs, done, strict=True) if not whole]
 
 
-def _run(job: Job, ends: float | None, *, large: bool) -> bool:
+def _run(job: Job, ends: float | None, lists: int | None, *, large: bool) -> bool:
     link(BASE, job.folder, SHARED)
     link(job.start, job.folder, (job.taken,))
     (job.folder / MACHINE).write_text(machine() + "\n", encoding="utf-8")
     for number, (stage, settings) in enumerate(job.stages):
         keys = dict(settings) | (LARGE if large else {})
+        if lists is not None and keys["test_lists"]:
+            keys["test_lists"] = lists
         if ends is not None and stage != "sft":
             left = (ends - time.monotonic()) / 60.0 / (len(job.stages) - number)
             keys["minutes"] = max(0.01, round(left, 2))
@@ -164,7 +179,8 @@ def _run(job: Job, ends: float | None, *, large: bool) -> bool:
 def _stage(job: Job, stage: str, keys: Mapping[str, Any], *, large: bool) -> bool:
     texts = {name: str(value).lower() if isinstance(value, bool) else value for name, value in keys.items()}
     options = [text for name, value in texts.items() for text in ("--set", f"{stage}.{name}={value}")]
-    command = [sys.executable, "-m", "gr2.cli", "run", CONFIG, "--set", f"run.out={job.folder}", *options]
+    own = ["--set", f"run.out={job.folder}", "--set", f"run.seed={job.seed}"]
+    command = [sys.executable, "-m", "gr2.cli", "run", CONFIG, *own, *options]
     hidden = {} if large else {"CUDA_VISIBLE_DEVICES": ""}
     with (job.folder / f"{stage}.log").open("a", encoding="utf-8") as log:
         done = subprocess.run(

@@ -127,12 +127,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=0.0, help="of training; 0 is to the end")
     parser.add_argument("--only", default="*", help="patterns of job names, separated by commas")
     parser.add_argument("--gpu", default="", help="a pattern of the names of jobs that train on a GPU")
+    parser.add_argument("--lists", type=int, help="test lists to answer, where it is not what the jobs say")
     chosen = parser.parse_args(arguments)
     failed = []
     for wave in (FIRST, (*HACKING, *QUALITY), LAST):
         named = [job for job in wave if any(fnmatch.fnmatch(job.name, each) for each in chosen.only.split(","))]
         wanted = [job for job in named if not finished(job)]
-        failed += rl_jobs.run(wanted, processes=chosen.jobs, minutes=chosen.minutes, gpu=chosen.gpu)
+        failed += rl_jobs.run(wanted, processes=chosen.jobs, minutes=chosen.minutes, gpu=chosen.gpu, lists=chosen.lists)
     for record, jobs in RECORDS.values():
         if any(finished(job) for job in jobs if job is not RANKING):
             places = dict.fromkeys(job.machine for job in jobs if finished(job))

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from benchmarks.reasoner_quality import BASE, METRICS, VARIANTS, difference, means, result, shown, verdict
+from benchmarks.reasoner_quality import BASE, METRICS, VARIANTS, difference, means, shown, verdict
 from benchmarks.rl_jobs import Job
 from gr2.artifact import Artifact
 from gr2.data.candidates import CandidateLists
@@ -48,8 +48,7 @@ def ranked(stage: Artifact, file: str = "ranks.parquet") -> Ranked:
 
 def tuned() -> dict[str, Ranked]:
     """What the four models of `make reasoner` make of the test lists, by their names."""
-    results = {f"SFT {variant.name}": result(variant) for variant in VARIANTS}
-    return {name: (each.incoming, each.ranks) for name, each in results.items()}
+    return {f"SFT {each.name}": ranked(Artifact.load(each.folder / "sft", "sft")) for each in VARIANTS}
 
 
 def popularity() -> Ranked:

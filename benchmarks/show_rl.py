@@ -21,7 +21,7 @@ STORED = {
     "rl.hacking": "make rl",
     "rl.quality": "make rl",
     "rl.bypass": "make rl",
-    "rl.compressor": "make compressor",
+    "rl.compressor": "make rl-compressor",
 }
 TESTS = {
     "rewards: no order that ignores the history is paid more than the incoming one (hypothesis)": [
