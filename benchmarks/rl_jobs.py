@@ -21,7 +21,7 @@ from benchmarks.results import ROOT, machine
 from gr2.artifact import Artifact
 from gr2.errors import ArtifactError
 
-__all__ = ["BYPASSED", "FIRST", "FOLDER", "HACKING", "LAST", "QUALITY", "RANKING", "Job", "finished", "run"]
+__all__ = ["BYPASSED", "FOLDER", "HACKING", "JOBS", "QUALITY", "RANKING", "TAUGHT", "TEACHER", "Job", "run"]
 
 FOLDER = ROOT / "runs" / "rl"
 MACHINE = "machine.txt"
@@ -34,13 +34,17 @@ EVALUATED = {"validation_lists": 0, "test_lists": -1, "threads": 1, "copy_limit"
 
 @dataclass(frozen=True)
 class Job:
-    """Stages of one run, in order, with the keys of their tables; `start` is the run that its model comes from."""
+    """Stages of one run, in order, with the keys of their tables.
+
+    `start` is the run that its model comes from, from the stage `taken`; `teacher` is the run of a frozen one.
+    """
 
     name: str
     title: str
     start: Path
     stages: tuple[tuple[str, Mapping[str, Any]], ...]
     taken: str = "sft"
+    teacher: Path | None = None
     seed: int = 0
 
     @property
@@ -52,6 +56,20 @@ class Job:
     def machine(self) -> str:
         """Where it ran."""
         return (self.folder / MACHINE).read_text(encoding="utf-8").strip()
+
+    @property
+    def ready(self) -> bool:
+        """Whether the models that it needs are there."""
+        needed = [self.start / self.taken, *([self.teacher / "rl"] if self.teacher else [])]
+        return all((stage / "artifact.json").is_file() for stage in needed)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all of its stages are there."""
+        try:
+            return all(bool(self.stage(stage)) for stage, _ in self.stages)
+        except ArtifactError:
+            return False
 
     def stage(self, name: str) -> Artifact:
         """The artefact of one of its stages. Raises ArtifactError if there is none."""
@@ -77,7 +95,7 @@ RANKING = Job(
     "traces",
 )  # fmt: skip
 SHORT = ALONE | EVALUATED | {
-    "steps": 300, "groups": 8, "samples": 8, "batch": 64, "answer_batch": 64, "redraws": 1, "learning_rate": 5e-4,
+    "steps": 300, "groups": 8, "samples": 8, "batch": 64, "answer_batch": 64, "redraws": 1, "learning_rate": 1e-4,
 }  # fmt: skip
 FREE = SHORT | {"constrained": False}
 SHUFFLED = {"shuffle": True, "incoming_rank": True}
@@ -93,23 +111,17 @@ REWARDED = tuple(
         ("withheld", "default, constrained, order withheld", SHORT | SHUFFLED | {"incoming_rank": False}),
     )
 )
-HACKING = (
-    *REWARDED,
-    *(
-        replace(job, name=f"{job.name}-again", title=f"{job.title}, another seed", seed=1)
-        for job in REWARDED
-        if job.name in ("unconditional", "conditional-constrained", "ours")
-    ),
+AGAIN = tuple(
+    replace(job, name=f"{job.name}-again", title=f"{job.title}, another seed", seed=1)
+    for job in REWARDED
+    if job.name in ("unconditional", "conditional-constrained", "ours")
 )
+HACKING = (*REWARDED, *AGAIN)
 LONG = PROMPT | EVALUATED | {
-    "steps": 60, "groups": 8, "samples": 8, "batch": 64, "answer_batch": 64, "redraws": 0, "learning_rate": 5e-4,
+    "steps": 60, "groups": 8, "samples": 8, "batch": 64, "answer_batch": 64, "redraws": 0, "learning_rate": 2e-4,
 }  # fmt: skip
 # A step's answers on a GPU, which does many in the time of a few.
 LARGE = {"groups": 16, "samples": 16, "batch": 128, "answer_batch": 256, "precision": "float32"}
-TEACHER = Job(
-    "teacher", "RL rejection, KP, for teaching", _tuned("rejection", knowledge=True),
-    (("rl", LONG | {"steps": 120, "test_lists": 0}),),
-)  # fmt: skip
 QUALITY = (
     *(
         Job(
@@ -121,43 +133,47 @@ QUALITY = (
         for sampling in ("targeted", "rejection")
         for knowledge in (True, False)
     ),
-    Job(
-        "opd-targeted-kp", "OPD, then RL targeted, KP", _tuned("targeted", knowledge=True),
-        (
-            ("opd", LONG | {"steps": 30, "test_lists": 0, "teacher": str(TEACHER.folder / "rl" / "model")}),
-            ("rl", LONG | {"steps": 30, "start": "opd"}),
-        ),
-    ),
+)
+# On-policy distillation needs a teacher: the same model after a longer training, on the same lists.
+TEACHER = Job(
+    "teacher", "RL alone, twice as long: the teacher", RANKING.folder, (("rl", SHORT | {"steps": 600}),)
 )  # fmt: skip
+TAUGHT = tuple(
+    Job(name, title, RANKING.folder, stages, teacher=TEACHER.folder)
+    for name, title, stages in (
+        (
+            "opd-then-rl",
+            "OPD, then RL",
+            (("opd", SHORT | {"steps": 150, "form": "reverse"}), ("rl", SHORT | {"steps": 150, "start": "opd"})),
+        ),
+        ("opd", "OPD alone", (("opd", SHORT | {"form": "reverse"}),)),
+        ("opd-task", "OPD with the reward", (("opd", SHORT | {"kl": 1.0}),)),
+    )
+)
 # Ranking without the explanation goes on from the best recipe of the papers.
 BYPASSED = Job(
     "bypass", "the second pass", FOLDER / "rl-rejection-kp",
     (("bypass", {name: value for name, value in SHORT.items() if name not in ("reasoning", "knowledge")}),), "rl",
 )  # fmt: skip
-FIRST, LAST = (RANKING, TEACHER), (BYPASSED,)
-
-
-def finished(job: Job) -> bool:
-    """Whether all of its stages are there."""
-    try:
-        return all(bool(job.stage(stage)) for stage, _ in job.stages)
-    except ArtifactError:
-        return False
+JOBS = (RANKING, TEACHER, *HACKING, *QUALITY, *TAUGHT, BYPASSED)
 
 
 def run(
-    jobs: Sequence[Job], *, processes: int, minutes: float = 0.0, gpu: str = "", lists: int | None = None
+    jobs: Sequence[Job], *, processes: int, ends: float | None = None, gpu: str = "", lists: int | None = None
 ) -> list[str]:
-    """Run the jobs, so many at a time, and return the names of those that failed.
+    """Run the jobs that are ready, so many at a time, until no more are, and return the names of those that failed.
 
-    `lists` is how many test lists are answered, where that is not what the jobs say. After `minutes`, if not 0,
-    trainings end where they are, and what they have learnt by then is evaluated. Jobs whose names match the pattern
-    `gpu` train on a GPU, by more answers a step (LARGE).
+    `lists` is how many test lists are answered, where that is not what the jobs say. At the time `ends`, by the
+    monotonic clock, trainings end where they are, and what they have learnt by then is evaluated. Jobs whose names
+    match the pattern `gpu` train on a GPU, by more answers a step (LARGE).
     """
-    ends = time.monotonic() + 60.0 * minutes if minutes else None
+    waiting, failed = list(jobs), []
     with ThreadPoolExecutor(processes) as pool:
-        done = list(pool.map(lambda job: _run(job, ends, lists, large=fnmatch.fnmatch(job.name, gpu)), jobs))
-    return [job.name for job, whole in zip(jobs, done, strict=True) if not whole]
+        while chosen := [job for job in waiting if job.ready]:
+            waiting = [job for job in waiting if job not in chosen]
+            done = pool.map(lambda job: _run(job, ends, lists, large=fnmatch.fnmatch(job.name, gpu)), chosen)
+            failed += [job.name for job, whole in zip(chosen, done, strict=True) if not whole]
+    return [*failed, *(job.name for job in waiting)]
 
 
 def _run(job: Job, ends: float | None, lists: int | None, *, large: bool) -> bool:
@@ -166,6 +182,8 @@ def _run(job: Job, ends: float | None, lists: int | None, *, large: bool) -> boo
     (job.folder / MACHINE).write_text(machine() + "\n", encoding="utf-8")
     for number, (stage, settings) in enumerate(job.stages):
         keys = dict(settings) | (LARGE if large else {})
+        if stage == "opd":
+            keys["teacher"] = str(job.teacher / "rl" / "model")  # type: ignore[operator]
         if lists is not None and keys["test_lists"]:
             keys["test_lists"] = lists
         if ends is not None and stage != "sft":

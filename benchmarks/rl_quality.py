@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 from benchmarks import rl_jobs
 from benchmarks.reasoner_quality import difference, shown
 from benchmarks.results import FOLDER, ROOT, Figure, Record, store
-from benchmarks.rl_jobs import BYPASSED, FIRST, HACKING, LAST, QUALITY, RANKING, Job, finished
+from benchmarks.rl_jobs import BYPASSED, HACKING, JOBS, QUALITY, RANKING, TAUGHT, TEACHER, Job
 from benchmarks.rl_picture import hacking_picture
 from benchmarks.rl_tables import (
     Ranked,
@@ -48,7 +49,7 @@ CLAIMS = (
 
 def hacking() -> Record:
     """Rewards that are gamed, and one that is not."""
-    jobs = [job for job in HACKING if finished(job)]
+    jobs = [job for job in HACKING if job.finished]
     baselines = {"popularity, which reads no history": popularity(), RANKING.title: ranked(RANKING.stage("sft"))}
     figures = [moved(job.title, ranked(job.stage("rl")), "incoming order") for job in jobs]
     (FOLDER / PICTURE).write_bytes(
@@ -66,7 +67,7 @@ def hacking() -> Record:
 def quality() -> Record:
     """The papers' recipes: fine-tuning, reinforcement learning, and on-policy distillation before it."""
     found = {"popularity, which reads no history": popularity(), **tuned()}
-    jobs = [job for job in QUALITY if finished(job)]
+    jobs = [job for job in QUALITY if job.finished]
     found |= {job.title: ranked(job.stage("rl")) for job in jobs}
     befores = {job.title: job.title.replace("RL ", "SFT ").replace("OPD, then ", "") for job in jobs}
     claims = [claim for claim in CLAIMS if claim[2] in found and (claim[1] in found or claim[1] == "pre-rank")]
@@ -76,6 +77,25 @@ def quality() -> Record:
     tables = [quality_table(found, befores), findings_table(found, claims)]
     notes = ["one seed; the intervals are over users and do not hold the spread over seeds", *_spent(jobs)]
     return Record("rl.quality", "Reinforcement learning on Beauty, from scratch", COMMAND, figures, tables, notes)
+
+
+def taught() -> Record:
+    """On-policy distillation, alone, with the reward, and before reinforcement learning."""
+    alone = next(job for job in HACKING if job.name == "default-constrained")
+    jobs = [job for job in (alone, *TAUGHT, TEACHER) if job.finished]
+    found = {RANKING.title: ranked(RANKING.stage("sft"))}
+    found |= {title(job): ranked(job.stage(job.stages[-1][0])) for job in jobs}
+    befores = dict.fromkeys([title(job) for job in jobs], RANKING.title)
+    claims = [("OPD, then RL, beats RL alone", "RL alone", "OPD, then RL")]
+    figures = [moved(name, (found[RANKING.title][1], found[name][1]), RANKING.title) for name in befores]
+    tables = [quality_table(found, befores), findings_table(found, [each for each in claims if each[1] in found])]
+    notes = ["the teacher is the student's own model after a longer training by the reward", *_spent(jobs)]
+    return Record("rl.distillation", "On-policy distillation on Beauty", COMMAND, figures, tables, notes)
+
+
+def title(job: Job) -> str:
+    """As the distillation's table calls it."""
+    return {"default-constrained": "RL alone", "teacher": "the teacher"}.get(job.name, job.title)
 
 
 def bypass() -> Record:
@@ -113,11 +133,7 @@ def _spent(jobs: Sequence[Job]) -> list[str]:
     return ["; ".join(lines)]
 
 
-RECORDS = {
-    "hacking": (hacking, (RANKING, *HACKING)),
-    "quality": (quality, QUALITY),
-    "bypass": (bypass, LAST),
-}
+RECORDS = ((hacking, HACKING), (quality, QUALITY), (taught, TAUGHT), (bypass, (BYPASSED,)))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -129,15 +145,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--gpu", default="", help="a pattern of the names of jobs that train on a GPU")
     parser.add_argument("--lists", type=int, help="test lists to answer, where it is not what the jobs say")
     chosen = parser.parse_args(arguments)
-    failed = []
-    for wave in (FIRST, (*HACKING, *QUALITY), LAST):
-        named = [job for job in wave if any(fnmatch.fnmatch(job.name, each) for each in chosen.only.split(","))]
-        wanted = [job for job in named if not finished(job)]
-        failed += rl_jobs.run(wanted, processes=chosen.jobs, minutes=chosen.minutes, gpu=chosen.gpu, lists=chosen.lists)
-    for record, jobs in RECORDS.values():
-        if any(finished(job) for job in jobs if job is not RANKING):
-            places = dict.fromkeys(job.machine for job in jobs if finished(job))
-            print(store(replace(record(), machine="; ".join(places))).relative_to(ROOT))
+    named = [job for job in JOBS if any(fnmatch.fnmatch(job.name, each) for each in chosen.only.split(","))]
+    failed = rl_jobs.run(
+        [job for job in named if not job.finished],
+        processes=chosen.jobs,
+        ends=time.monotonic() + 60.0 * chosen.minutes if chosen.minutes else None,
+        gpu=chosen.gpu,
+        lists=chosen.lists,
+    )
+    for record, jobs in RECORDS:
+        done = [job for job in jobs if job.finished]
+        if done:
+            places = "; ".join(dict.fromkeys(job.machine for job in done))
+            print(store(replace(record(), machine=places)).relative_to(ROOT))
     if failed:
         print(f"failed: {', '.join(failed)}; each has a log in its folder of {rl_jobs.FOLDER}", file=sys.stderr)
     sys.exit(bool(failed))

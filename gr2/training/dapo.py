@@ -27,7 +27,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from gr2.errors import ConfigError
 from gr2.models.answer_decoding import takes_gaps
 from gr2.models.policy import Choices, Divergence, add_choice_scores, anchor_of
-from gr2.training.resumable import Resumable, tracker_callbacks
+from gr2.training.resumable import Resumable, checkpointing, tracker_callbacks
 from gr2.training.rollouts import Draw, Group, Scale, advantages, has_signal, training_batch
 
 __all__ = ["DapoTrainer", "Recipe", "arguments"]
@@ -83,7 +83,7 @@ def arguments(recipe: Recipe, folder: Path, *, seed: int, cpu: bool, bfloat16: b
         seed=seed,
         use_cpu=cpu,
         bf16=bfloat16,
-        activation_checkpointing=False,
+        **checkpointing(GRPOConfig, on=False),
         dataloader_pin_memory=not cpu,
         loss_type="dapo",
         beta=0.0,

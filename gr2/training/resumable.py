@@ -6,6 +6,7 @@ and the figures of a trainer that nobody disturbed. Nothing is reported to anybo
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import shutil
@@ -28,7 +29,7 @@ from gr2.quiet import without_bars
 from gr2.training.optimisation import refuse_divergence
 from gr2.training.sequences import epoch_batches
 
-__all__ = ["Figures", "Resumable", "epoch_means", "grouped_steps", "tracker_callbacks"]
+__all__ = ["Figures", "Resumable", "checkpointing", "epoch_means", "grouped_steps", "tracker_callbacks"]
 
 # Of one step: a name to the sum of a loss over tokens, and the number of these.
 Figures: TypeAlias = dict[str, tuple[float, float]]
@@ -71,6 +72,12 @@ def tracker_callbacks(tracker: str, folder: Path) -> tuple[list[str], list[Train
     # It opens its files when the training begins, and in the first process only.
     callback.logging_dir = str(folder)
     return [], [callback]
+
+
+def checkpointing(arguments: type[TrainingArguments], *, on: bool) -> dict[str, Any]:
+    """The argument by which activations are computed twice, as the installed version of `transformers` calls it."""
+    names = {field.name for field in dataclasses.fields(arguments)}
+    return {next(name for name in ("activation_checkpointing", "gradient_checkpointing") if name in names): on}
 
 
 class Resumable(Trainer):

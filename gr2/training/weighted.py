@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from gr2.training.resumable import Resumable, grouped_steps, tracker_callbacks
+from gr2.training.resumable import Resumable, checkpointing, grouped_steps, tracker_callbacks
 
 __all__ = ["PROMPT", "RANKING", "REASONING", "Collator", "Example", "Recipe", "WeightedTrainer", "weighted_trainer"]
 
@@ -166,7 +166,7 @@ def weighted_trainer(
         bf16=bfloat16,
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
-        activation_checkpointing=recipe.activation_checkpointing,
+        **checkpointing(SFTConfig, on=recipe.activation_checkpointing),
         save_strategy="no",
         logging_steps=10,
         logging_nan_inf_filter=False,

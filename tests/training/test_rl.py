@@ -146,6 +146,7 @@ def test_a_run_that_copies_is_ended(parents: dict[str, Artifact], tmp_path: Path
     assert made.fingerprint == left
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_adapters_alone_learn_and_are_merged_after_a_kill_too(
     parents: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
