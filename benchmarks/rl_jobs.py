@@ -21,7 +21,7 @@ from benchmarks.results import ROOT, machine
 from gr2.artifact import Artifact
 from gr2.errors import ArtifactError
 
-__all__ = ["BYPASSED", "FOLDER", "HACKING", "JOBS", "QUALITY", "RANKING", "TAUGHT", "TEACHER", "Job", "run"]
+__all__ = ["BYPASSED", "FOLDER", "HACKING", "JOBS", "QUALITY", "RANKING", "TAUGHT", "TEACHER", "Job", "matches", "run"]
 
 FOLDER = ROOT / "runs" / "rl"
 MACHINE = "machine.txt"
@@ -120,8 +120,11 @@ HACKING = (*REWARDED, *AGAIN)
 LONG = PROMPT | EVALUATED | {
     "steps": 60, "groups": 8, "samples": 8, "batch": 64, "answer_batch": 64, "redraws": 0, "learning_rate": 2e-4,
 }  # fmt: skip
-# A step's answers on a GPU, which does many in the time of a few.
-LARGE = {"groups": 16, "samples": 16, "batch": 128, "answer_batch": 256, "precision": "float32"}
+# A step's answers on a GPU, which does many in the time of a few: of rankings alone, and of explained ones.
+LARGE = {
+    False: {"groups": 32, "samples": 16, "batch": 256, "answer_batch": 512, "learning_rate": 3e-4},
+    True: {"groups": 16, "samples": 16, "batch": 128, "answer_batch": 256, "learning_rate": 3e-4},
+}
 QUALITY = (
     *(
         Job(
@@ -165,15 +168,20 @@ def run(
 
     `lists` is how many test lists are answered, where that is not what the jobs say. At the time `ends`, by the
     monotonic clock, trainings end where they are, and what they have learnt by then is evaluated. Jobs whose names
-    match the pattern `gpu` train on a GPU, by more answers a step (LARGE).
+    match the patterns `gpu` train on a GPU, by more answers a step (LARGE).
     """
     waiting, failed = list(jobs), []
     with ThreadPoolExecutor(processes) as pool:
         while chosen := [job for job in waiting if job.ready]:
             waiting = [job for job in waiting if job not in chosen]
-            done = pool.map(lambda job: _run(job, ends, lists, large=fnmatch.fnmatch(job.name, gpu)), chosen)
+            done = pool.map(lambda job: _run(job, ends, lists, large=matches(job.name, gpu)), chosen)
             failed += [job.name for job, whole in zip(chosen, done, strict=True) if not whole]
     return [*failed, *(job.name for job in waiting)]
+
+
+def matches(name: str, patterns: str) -> bool:
+    """Whether one of the patterns, which commas separate, is that of the name."""
+    return any(fnmatch.fnmatch(name, each) for each in patterns.split(","))
 
 
 def _run(job: Job, ends: float | None, lists: int | None, *, large: bool) -> bool:
@@ -181,7 +189,7 @@ def _run(job: Job, ends: float | None, lists: int | None, *, large: bool) -> boo
     link(job.start, job.folder, (job.taken,))
     (job.folder / MACHINE).write_text(machine() + "\n", encoding="utf-8")
     for number, (stage, settings) in enumerate(job.stages):
-        keys = dict(settings) | (LARGE if large else {})
+        keys = dict(settings)
         if stage == "opd":
             keys["teacher"] = str(job.teacher / "rl" / "model")  # type: ignore[operator]
         if lists is not None and keys["test_lists"]:
@@ -189,24 +197,25 @@ def _run(job: Job, ends: float | None, lists: int | None, *, large: bool) -> boo
         if ends is not None and stage != "sft":
             left = (ends - time.monotonic()) / 60.0 / (len(job.stages) - number)
             keys["minutes"] = max(0.01, round(left, 2))
-        if not _stage(job, stage, keys, large=large):
+        more = LARGE[keys.get("reasoning", True) and stage != "bypass"] | {"precision": "float32"}
+        done = large and _stage(job, stage, keys | more, {})
+        # What a GPU cannot do for want of memory or support is done without one.
+        if not (done or _stage(job, stage, keys, {"CUDA_VISIBLE_DEVICES": ""})):
             return False
     return True
 
 
-def _stage(job: Job, stage: str, keys: Mapping[str, Any], *, large: bool) -> bool:
+def _stage(job: Job, stage: str, keys: Mapping[str, Any], environment: Mapping[str, str]) -> bool:
     texts = {name: str(value).lower() if isinstance(value, bool) else value for name, value in keys.items()}
     options = [text for name, value in texts.items() for text in ("--set", f"{stage}.{name}={value}")]
     own = ["--set", f"run.out={job.folder}", "--set", f"run.seed={job.seed}"]
-    command = [sys.executable, "-m", "gr2.cli", "run", CONFIG, *own, *options]
-    hidden = {} if large else {"CUDA_VISIBLE_DEVICES": ""}
     with (job.folder / f"{stage}.log").open("a", encoding="utf-8") as log:
         done = subprocess.run(
-            [*command, "--only", stage],
+            [sys.executable, "-m", "gr2.cli", "run", CONFIG, *own, *options, "--only", stage],
             cwd=ROOT,
             check=False,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=os.environ | THREADS | hidden,
+            env=os.environ | THREADS | dict(environment),
         )
     return done.returncode == 0

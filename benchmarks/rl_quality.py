@@ -8,7 +8,6 @@ they are when the time is up, and what they have learnt is evaluated. A run that
 from __future__ import annotations
 
 import argparse
-import fnmatch
 import sys
 import time
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ import pyarrow.parquet as pq
 from benchmarks import rl_jobs
 from benchmarks.reasoner_quality import difference, shown
 from benchmarks.results import FOLDER, ROOT, Figure, Record, store
-from benchmarks.rl_jobs import BYPASSED, HACKING, JOBS, QUALITY, RANKING, TAUGHT, TEACHER, Job
+from benchmarks.rl_jobs import BYPASSED, HACKING, JOBS, QUALITY, RANKING, TAUGHT, TEACHER, Job, matches
 from benchmarks.rl_picture import hacking_picture
 from benchmarks.rl_tables import (
     Ranked,
@@ -142,10 +141,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=2, help="how many run at a time, each in one thread")
     parser.add_argument("--minutes", type=float, default=0.0, help="of training; 0 is to the end")
     parser.add_argument("--only", default="*", help="patterns of job names, separated by commas")
-    parser.add_argument("--gpu", default="", help="a pattern of the names of jobs that train on a GPU")
+    parser.add_argument("--gpu", default="", help="patterns of the names of jobs that train on a GPU")
     parser.add_argument("--lists", type=int, help="test lists to answer, where it is not what the jobs say")
     chosen = parser.parse_args(arguments)
-    named = [job for job in JOBS if any(fnmatch.fnmatch(job.name, each) for each in chosen.only.split(","))]
+    named = [job for job in JOBS if matches(job.name, chosen.only)]
     failed = rl_jobs.run(
         [job for job in named if not job.finished],
         processes=chosen.jobs,
