@@ -95,7 +95,7 @@ RANKING = Job(
     "traces",
 )  # fmt: skip
 SHORT = ALONE | EVALUATED | {
-    "steps": 300, "groups": 8, "samples": 8, "batch": 64, "answer_batch": 64, "redraws": 1, "learning_rate": 1e-4,
+    "steps": 300, "groups": 8, "samples": 8, "batch": 64, "answer_batch": 64, "redraws": 1, "learning_rate": 3e-4,
 }  # fmt: skip
 FREE = SHORT | {"constrained": False}
 SHUFFLED = {"shuffle": True, "incoming_rank": True}
@@ -111,12 +111,15 @@ REWARDED = tuple(
         ("withheld", "default, constrained, order withheld", SHORT | SHUFFLED | {"incoming_rank": False}),
     )
 )
+TEACHER = Job(
+    "teacher", "default, constrained, more steps or answers", RANKING.folder, (("rl", SHORT | {"steps": 600}),)
+)
 AGAIN = tuple(
     replace(job, name=f"{job.name}-again", title=f"{job.title}, another seed", seed=1)
     for job in REWARDED
     if job.name in ("unconditional", "conditional-constrained", "ours")
 )
-HACKING = (*REWARDED, *AGAIN)
+HACKING = (*REWARDED, TEACHER, *AGAIN)
 LONG = PROMPT | EVALUATED | {
     "steps": 60, "groups": 8, "samples": 8, "batch": 64, "answer_batch": 64, "redraws": 0, "learning_rate": 2e-4,
 }  # fmt: skip
@@ -137,10 +140,7 @@ QUALITY = (
         for knowledge in (True, False)
     ),
 )
-# On-policy distillation needs a teacher: the same model after a longer training, on the same lists.
-TEACHER = Job(
-    "teacher", "RL alone, twice as long: the teacher", RANKING.folder, (("rl", SHORT | {"steps": 600}),)
-)  # fmt: skip
+# On-policy distillation needs a teacher: the same model after a longer training.
 TAUGHT = tuple(
     Job(name, title, RANKING.folder, stages, teacher=TEACHER.folder)
     for name, title, stages in (
@@ -149,6 +149,7 @@ TAUGHT = tuple(
             "OPD, then RL",
             (("opd", SHORT | {"steps": 150, "form": "reverse"}), ("rl", SHORT | {"steps": 150, "start": "opd"})),
         ),
+        ("rl-alone", "RL alone", (("rl", SHORT),)),
         ("opd", "OPD alone", (("opd", SHORT | {"form": "reverse"}),)),
         ("opd-task", "OPD with the reward", (("opd", SHORT | {"kl": 1.0}),)),
     )
@@ -158,7 +159,7 @@ BYPASSED = Job(
     "bypass", "the second pass", FOLDER / "rl-rejection-kp",
     (("bypass", {name: value for name, value in SHORT.items() if name not in ("reasoning", "knowledge")}),), "rl",
 )  # fmt: skip
-JOBS = (RANKING, TEACHER, *HACKING, *QUALITY, *TAUGHT, BYPASSED)
+JOBS = (RANKING, *HACKING, *QUALITY, *TAUGHT, BYPASSED)
 
 
 def run(

@@ -80,21 +80,16 @@ def quality() -> Record:
 
 def taught() -> Record:
     """On-policy distillation, alone, with the reward, and before reinforcement learning."""
-    alone = next(job for job in HACKING if job.name == "default-constrained")
-    jobs = [job for job in (alone, *TAUGHT, TEACHER) if job.finished]
-    found = {RANKING.title: ranked(RANKING.stage("sft"))}
-    found |= {title(job): ranked(job.stage(job.stages[-1][0])) for job in jobs}
-    befores = dict.fromkeys([title(job) for job in jobs], RANKING.title)
+    jobs = [job for job in TAUGHT if job.finished]
+    found = {RANKING.title: ranked(RANKING.stage("sft")), "the teacher": ranked(TEACHER.stage("rl"))}
+    found |= {job.title: ranked(job.stage(job.stages[-1][0])) for job in jobs}
+    befores = {name: RANKING.title for name in found if name != RANKING.title}
     claims = [("OPD, then RL, beats RL alone", "RL alone", "OPD, then RL")]
-    figures = [moved(name, (found[RANKING.title][1], found[name][1]), RANKING.title) for name in befores]
-    tables = [quality_table(found, befores), findings_table(found, [each for each in claims if each[1] in found])]
-    notes = ["the teacher is the student's own model after a longer training by the reward", *_spent(jobs)]
+    claims = [each for each in claims if {*each[1:]} <= set(found)]
+    figures = [moved(name, (found[before][1], found[name][1]), before) for name, before in befores.items()]
+    tables = [quality_table(found, befores), findings_table(found, claims)]
+    notes = ["the teacher is the student's own model after a longer training by the reward", *_spent([*jobs, TEACHER])]
     return Record("rl.distillation", "On-policy distillation on Beauty", COMMAND, figures, tables, notes)
-
-
-def title(job: Job) -> str:
-    """As the distillation's table calls it."""
-    return {"default-constrained": "RL alone", "teacher": "the teacher"}.get(job.name, job.title)
 
 
 def bypass() -> Record:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, make_dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from gr2.errors import ArtifactError, ConfigError, Gr2Error
-from gr2.training.resumable import epoch_means, tracker_callbacks
+from gr2.training.resumable import checkpointing, epoch_means, tracker_callbacks
 from gr2.training.weighted import PROMPT, RANKING, REASONING, Collator, Example, Recipe, weighted_trainer
 
 WORDS = 64
@@ -231,3 +231,10 @@ def test_tensorboard_gets_both_losses(tmp_path: Path) -> None:
 def test_an_unknown_tracker_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="tracker 'foo' is not one that transformers knows: none, "):
         tracker_callbacks("foo", tmp_path)
+
+
+def test_computing_activations_twice_has_the_name_that_the_library_gives_it() -> None:
+    (name,) = checkpointing(SFTConfig, on=True)
+    assert name in {field.name for field in fields(SFTConfig)}
+    older = make_dataclass("Older", [("gradient_checkpointing", bool, False)])
+    assert checkpointing(older, on=True) == {"gradient_checkpointing": True}
