@@ -95,7 +95,7 @@ RANKING = Job(
     "traces",
 )  # fmt: skip
 SHORT = ALONE | EVALUATED | {
-    "steps": 300, "groups": 8, "samples": 8, "batch": 64, "answer_batch": 64, "redraws": 1, "learning_rate": 3e-4,
+    "steps": 300, "groups": 8, "samples": 8, "batch": 64, "answer_batch": 64, "redraws": 1, "learning_rate": 1e-4,
 }  # fmt: skip
 FREE = SHORT | {"constrained": False}
 SHUFFLED = {"shuffle": True, "incoming_rank": True}
@@ -121,12 +121,12 @@ AGAIN = tuple(
 )
 HACKING = (*REWARDED, TEACHER, *AGAIN)
 LONG = PROMPT | EVALUATED | {
-    "steps": 60, "groups": 8, "samples": 8, "batch": 64, "answer_batch": 64, "redraws": 0, "learning_rate": 2e-4,
+    "steps": 60, "groups": 8, "samples": 8, "batch": 64, "answer_batch": 64, "redraws": 0, "learning_rate": 1e-4,
 }  # fmt: skip
 # A step's answers on a GPU, which does many in the time of a few: of rankings alone, and of explained ones.
 LARGE = {
-    False: {"groups": 32, "samples": 16, "batch": 256, "answer_batch": 512, "learning_rate": 3e-4},
-    True: {"groups": 16, "samples": 16, "batch": 128, "answer_batch": 256, "learning_rate": 3e-4},
+    False: {"groups": 32, "samples": 16, "batch": 256, "answer_batch": 512, "learning_rate": 2e-4},
+    True: {"groups": 16, "samples": 16, "batch": 128, "answer_batch": 256, "learning_rate": 2e-4},
 }
 QUALITY = (
     *(
