@@ -9,9 +9,9 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,109 +19,24 @@ from numpy.typing import NDArray
 from peft import PeftModel
 
 from gr2.artifact import Artifact, file_digest, open_stage
-from gr2.config import INCIDENTAL
 from gr2.data.dataset import Dataset
 from gr2.errors import DataError
 from gr2.models.answer_grammar import AnswerGrammar
 from gr2.models.reasoner import Reasoner, SidSpec
 from gr2.prompts.render import PromptConfig
 from gr2.training.capacity import refuse_long_prompts
-from gr2.training.contexts import STAGE, Contexts, context_sources, load_contexts
+from gr2.training.contexts import Contexts, context_sources, load_contexts
 from gr2.training.dropout import dropout
 from gr2.training.optimisation import in_bfloat16, threads
 from gr2.training.resumable import epoch_means
+from gr2.training.sft_settings import SftConfig
 from gr2.training.split_ranks import rank_splits, refuse_missing_splits
 from gr2.training.trace_examples import TraceExamples
 from gr2.training.trace_table import Trace, load_traces
-from gr2.training.weighted import PROMPT, Example, Recipe, weighted_trainer
+from gr2.training.weighted import PROMPT, Example, weighted_trainer
 from gr2.training.workers import LEAVE, TRAIN, Workers, leave
 
 __all__ = ["SftConfig", "follow", "inputs", "leave", "run", "sources"]
-
-
-@dataclass(frozen=True)
-class SftConfig(PromptConfig):
-    """The prompts (see `PromptConfig`), the training, and the evaluation.
-
-    Attributes:
-        reasoning_weight: of a token of the explanation in the loss.
-        ranking_weight: of a token of the ranking; only the ratio of both matters.
-        limit: traces to learn from, drawn with the seed; 0 is all.
-        epochs: passes over the traces.
-        batch: traces of one batch.
-        accumulate: batches a step and process.
-        learning_rate: of AdamW, at its peak.
-        weight_decay: of AdamW, on matrices.
-        warmup: share of the steps in which the learning rate rises.
-        clip: largest norm of a gradient.
-        dropout: on embeddings and block outputs.
-        lora_rank: of the adapters; 0 trains all weights.
-        precision: of matrix products; `auto` is bfloat16 where the device multiplies it in hardware.
-        activation_checkpointing: compute activations twice instead of storing them.
-        checkpoint_seconds: time between two checkpoints.
-        tracker: `none`, or where losses go besides the screen: `tensorboard` and whatever else transformers knows.
-        lists: the stage whose validation and test lists are re-ranked, `midtrain` or `prerank`.
-        list_size: candidates a list, the first ones.
-        validation_lists: how many validation lists are re-ranked, drawn with the seed; 0 is none, -1 all.
-        test_lists: as `validation_lists`, for the test lists.
-        max_reasoning: tokens of an explanation.
-        answer_batch: lists that are answered at once.
-        threads: of torch; 0 leaves torch's own choice.
-    """
-
-    reasoning_weight: float = 0.3
-    ranking_weight: float = 1.0
-    limit: int = 0
-    epochs: int = 3
-    batch: int = 16
-    accumulate: int = 1
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.0
-    warmup: float = 0.05
-    clip: float = 1.0
-    dropout: float = 0.0
-    lora_rank: int = 0
-    precision: Literal["auto", "bfloat16", "float32"] = "auto"
-    activation_checkpointing: bool = False
-    checkpoint_seconds: float = field(default=60.0, metadata=INCIDENTAL)
-    tracker: str = field(default="none", metadata=INCIDENTAL)
-    lists: Literal["midtrain", "prerank"] = "midtrain"
-    list_size: int = 10
-    validation_lists: int = 500
-    test_lists: int = -1
-    max_reasoning: int = 200
-    answer_batch: int = 32
-    threads: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("epochs", "batch", "accumulate", "max_reasoning", "answer_batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in (
-            "reasoning_weight", "ranking_weight", "limit", "weight_decay", "lora_rank", "checkpoint_seconds", "threads",
-        ):  # fmt: skip
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name in ("validation_lists", "test_lists"):
-            if getattr(self, name) < -1:
-                raise ValueError(f"{name} must be -1 for all, 0 for none, or a number, got {getattr(self, name)}")
-        for name in ("learning_rate", "clip"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("dropout", "warmup"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-        if self.compressor == STAGE:
-            raise ValueError("compressor: compress comes after sft in a run; name the folder of another run's")
-        if self.list_size < 2:
-            raise ValueError(f"list_size must be at least 2, got {self.list_size}")
-        if self.ranking_weight == 0 and (self.reasoning_weight == 0 or not self.reasoning):
-            raise ValueError("ranking_weight 0 leaves nothing to learn, since there is no reasoning with a weight")
-
-    def recipe(self) -> Recipe:
-        """What `weighted_trainer` needs to know."""
-        return Recipe(**{each.name: getattr(self, each.name) for each in fields(Recipe)})
 
 
 def inputs(config: SftConfig) -> tuple[str, ...]:

@@ -6,14 +6,15 @@ from dataclasses import dataclass, field
 
 from gr2.config import INCIDENTAL
 from gr2.training.policy_settings import PolicyConfig
+from gr2.training.reasoner_settings import RankedConfig
 from gr2.training.rewards import FORMAT_BONUS, RewardName
 
 __all__ = ["TryingConfig"]
 
 
 @dataclass(frozen=True)
-class TryingConfig(PolicyConfig):
-    """Prompts and DAPO (see `PolicyConfig`), the reward, and the evaluation.
+class TryingConfig(PolicyConfig, RankedConfig):
+    """Prompts and DAPO (see `PolicyConfig`), the reward, and the evaluation (see `RankedConfig`).
 
     Attributes:
         reward: `default`, `auc`, `ndcg`, `conditional`, `unconditional` or `identity_gate` (see `rewards`).
@@ -27,8 +28,6 @@ class TryingConfig(PolicyConfig):
         copy_limit: a run whose near copies are more than this share of its answers ends; 1 ends none.
         copy_patience: over so many steps.
         evaluate_start: re-rank the lists before the training, too.
-        validation_lists: how many validation lists are re-ranked, drawn with the seed; 0 is none, -1 all.
-        test_lists: as `validation_lists`, for the test lists.
     """
 
     reward: RewardName = "default"
@@ -41,8 +40,6 @@ class TryingConfig(PolicyConfig):
     copy_limit: float = field(default=0.95, metadata=INCIDENTAL)
     copy_patience: int = field(default=20, metadata=INCIDENTAL)
     evaluate_start: bool = False
-    validation_lists: int = 500
-    test_lists: int = -1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,9 +48,6 @@ class TryingConfig(PolicyConfig):
         for name in ("format_bonus", "overlong_tokens", "overlong_penalty"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name in ("validation_lists", "test_lists"):
-            if getattr(self, name) < -1:
-                raise ValueError(f"{name} must be -1 for all, 0 for none, or a number, got {getattr(self, name)}")
         if not 0 < self.copy_limit <= 1:
             raise ValueError(f"copy_limit must be in (0, 1], got {self.copy_limit}")
         if self.balance and (not self.shuffle or self.incoming_rank):
