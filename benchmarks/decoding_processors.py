@@ -15,7 +15,7 @@ from benchmarks.results import ROOT, Figure, Record, store
 
 __all__ = ["main", "processors"]
 
-TESTS = ("core_test", "catalog_trie_test", "generation_test")
+TESTS = ("core_test", "catalog_trie_test", "generation_test", "simd_test")
 PROCESSORS = {"qemu64": "x86-64 without SSE4", "Nehalem": "x86-64-v2", "Haswell": "x86-64-v3"}
 # Above SSE2, which every x86-64 has: VEX and EVEX encodings, and the named ones of SSSE3, SSE4, POPCNT and BMI.
 NEWER = re.compile(
