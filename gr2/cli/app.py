@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from gr2.cli import data, demo, encode, report, rerank, serve, stages
+from gr2.cli import data, demo, encode, kernels, report, rerank, serve, stages
 from gr2.errors import Gr2Error
 from gr2.version import __version__
 
@@ -21,6 +21,7 @@ serve.register(app)
 rerank.register(app)
 app.add_typer(data.app, name="data")
 app.add_typer(report.app, name="report")
+app.add_typer(kernels.app, name="kernels")
 
 
 def _version(wanted: bool) -> None:

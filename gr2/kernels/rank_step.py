@@ -27,7 +27,7 @@ def rank_shape(level_size: int, levels: int, candidates: int) -> dict[str, int]:
         "BLOCK": block,
         "LEVELS": levels,
         "LANES": lanes,
-        "num_warps": min(8, max(block // 512, lanes // 128, 1)),
+        "num_warps": 4 if max(block // 4, lanes) > 128 else 1,
     }
 
 

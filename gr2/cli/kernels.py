@@ -1,0 +1,73 @@
+"""`gr2 kernels`: the GPU's kernels, compiled ahead of time."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gr2.errors import MissingExtraError
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True, help="The kernels that rank on a GPU, compiled ahead of time.")
+
+
+class Dtype(StrEnum):
+    """What the model writes its logits in."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+
+
+@app.callback()
+def kernels() -> None:
+    """The kernels that rank on a GPU, compiled ahead of time."""
+
+
+@app.command("compile")
+def compile_(
+    bundle: Annotated[Path, typer.Option(help="The bundle that will be served.", show_default=False)],
+    target: Annotated[
+        list[str],
+        typer.Option(
+            help="A generation of GPUs: sm_80 (A100), sm_90 (H100), sm_100 (B200). May be given several times."
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where to write.", show_default="Triton's own cache")
+    ] = None,
+    dtype: Annotated[Dtype, typer.Option(help="What the model writes its logits in.")] = Dtype.FLOAT32,
+) -> None:
+    """Compile every kernel that a bundle needs, so that the first requests do not wait for the compiler.
+
+    Needs the extra `gpu`, and no GPU: run it where the server's image is built, with the torch and Triton that the
+    server has. Kernels that are in FOLDER already are not compiled again. FOLDER may be copied; Triton must be able to
+    write to it, as it keeps its own launcher there.
+
+        gr2 kernels compile --bundle runs/shop/export --target sm_90 --out kernels/
+        TRITON_CACHE_DIR=kernels/ gr2 serve --bundle runs/shop/export
+    """
+    from gr2.bundle import Bundle
+
+    loaded = Bundle.load(bundle)
+    try:
+        from gr2.kernels.ahead import compile_kernels
+    except ImportError as error:
+        raise MissingExtraError("gr2 kernels compile", "gpu", error) from error
+    model, limits = loaded.manifest.model, loaded.manifest.limits
+    for each in target:
+        done = compile_kernels(
+            each,
+            levels=model.levels,
+            level_size=model.level_size,
+            candidates=limits.max_candidates,
+            normalization=model.normalization,
+            dtype=dtype.value,
+            folder=out,
+        )
+        kernels = len({one.result.hash for one in done})
+        typer.echo(f"{each}: {kernels} kernels for up to {limits.max_candidates} candidates of {model.levels} codes")

@@ -1,0 +1,377 @@
+"""The kernels in Triton's interpreter against the NumPy reference; test_interpreter.py runs this in its own process."""
+
+import numpy as np
+import pytest
+import torch
+
+from gr2.decoding import CatalogTrie
+from gr2.decoding.reference import reference_score
+from gr2.decoding.reference_generate import reference_generate
+from gr2.decoding.reference_retrieve import ReferenceRetriever
+from gr2.kernels import CandidateTables
+from gr2.kernels.device_decoder import DeviceDecoder
+
+INF, NAN = np.inf, np.nan
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+# The interpreter's arithmetic is NumPy's, which warns of the infinities that masks are made of.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+
+def poison(*tensors):
+    for tensor in tensors:
+        tensor.fill_(NAN if tensor.is_floating_point() else 0x7B)
+
+
+def rounded(values, dtype):
+    """The tensor, and what a kernel reads in it."""
+    tensor = torch.from_numpy(values.astype(np.float32)).to(DTYPES[dtype])
+    return tensor, tensor.float().numpy()
+
+
+def sorted_rows(codes):
+    return codes[np.lexsort(codes.T[::-1])] if len(codes) else codes
+
+
+class Search:
+    """The same searches by the kernels and by the reference."""
+
+    def __init__(self, codes, level_size, beams, *, batch=1, normalization="raw", deny=None):
+        decoder = DeviceDecoder("cpu")
+        codes = sorted_rows(codes)
+        catalog = decoder.catalog(CatalogTrie(codes, level_size))
+        denied = [deny if i % 2 == 0 else None for i in range(batch)]
+        self.ours = decoder.retriever(beams, normalization=normalization)
+        filters = [None if rows is None else decoder.item_filter(catalog, deny=rows) for rows in denied]
+        self.ours.start(catalog, batch, filters=filters)
+        self.theirs = [ReferenceRetriever(codes, beams, normalization, deny=rows) for rows in denied]
+        ours = self.ours
+        poison(ours._keys, ours._counts, ours._limits, ours._bests, ours._stage, ours._items, ours._item_scores)
+        poison(ours._parents, ours._codes, ours._nodes[1:], ours._scores[1:])
+
+    def step(self, logits, dtype="float32"):
+        """False if scores are so near each other that rounding decides."""
+        tensor, rows = rounded(logits, dtype)
+        parents, codes, scores = self.ours.step(tensor)
+        for i, reference in enumerate(self.theirs):
+            reference.step(rows[i])
+            expected_parents, expected_codes, expected = reference.rows()
+            np.testing.assert_allclose(scores[i], expected, rtol=1e-5, atol=1e-5)
+            near = np.array([beam.score for beam in reference.candidates[: reference.width + 1]], np.float64)
+            if np.any((np.diff(near) < 0) & (np.diff(near) > -1e-5 - 1e-6 * np.abs(near[1:]))):
+                return False
+            assert parents[i].tolist() == expected_parents.tolist()
+            assert codes[i].tolist() == expected_codes.tolist()
+            assert self.ours.nodes()[i].tolist() == reference.nodes().tolist()
+            paths = [list(beam.prefix) for beam in reference.beams]
+            blank = [[0] * self.ours.level] * (reference.width - len(paths))
+            assert self.ours.paths()[i].tolist() == paths + blank
+        return True
+
+    def finish(self):
+        items, scores = self.ours.finish()
+        for i, reference in enumerate(self.theirs):
+            expected, values = reference.finish()
+            assert items[i].tolist() == expected.tolist()
+            np.testing.assert_allclose(scores[i], values, rtol=1e-5, atol=1e-5)
+        self.ours.check()
+        assert self.ours._arrivals.tolist() == [0] * self.ours.batch
+
+
+class TestConstrainedStep:
+    @pytest.mark.parametrize(
+        ("levels", "level_size", "items", "beams", "batch", "dtype"),
+        [
+            (1, 1, 1, 1, 1, "float32"),
+            (3, 7, 60, 4, 2, "float16"),
+            (2, 33, 300, 20, 2, "bfloat16"),
+            (4, 3, 200, 70, 1, "float32"),
+            (8, 2, 90, 5, 1, "float32"),
+        ],
+    )
+    @pytest.mark.parametrize("normalization", ["raw", "local"])
+    @pytest.mark.parametrize("kind", ["normal", "ties"])
+    def test_whole_searches_are_those_of_the_reference(
+        self, levels, level_size, items, beams, batch, dtype, normalization, kind
+    ):
+        generator = np.random.default_rng(items)
+        codes = generator.integers(0, level_size, (items, levels)).astype(np.uint16)
+        codes[items // 2 :] = codes[: items - items // 2]
+        deny = generator.integers(0, items, items // 3)
+        search = Search(codes, level_size, beams, batch=batch, normalization=normalization, deny=deny)
+        for level in range(levels):
+            shape = (batch, beams if level else 1, level_size)
+            # Exponentials of the differences of tied logits are exactly 1 or 0, so that both round alike.
+            values = 2 * generator.standard_normal(shape)
+            logits = values if kind == "normal" else -128.0 * generator.integers(0, 3, shape)
+            logits[generator.random(shape) < 0.2] = -INF
+            if not search.step(logits, dtype):
+                return
+        search.finish()
+
+    @pytest.mark.parametrize("normalization", ["raw", "local"])
+    def test_nodes_of_many_children_and_more_keys_than_are_held_at_once(self, normalization, monkeypatch):
+        monkeypatch.setattr("gr2.kernels.constrained_step.POOL", 32)
+        monkeypatch.setattr("gr2.kernels.constrained_step.CHILD_TILE", 64)
+        size, beams = 60, 12
+        codes = np.array([[first, second] for first in range(size) for second in range(size)], np.uint16)
+        for seed, flat in ((0, 1.0), (1, 0.01)):
+            search = Search(codes, size, beams, normalization=normalization)
+            shape = search.ours._shape(1)
+            assert -(-shape["WIDTH"] // shape["ROWS"]) * shape["KEPT"] > shape["POOL"]
+            generator = np.random.default_rng(seed)
+            assert search.step(-128.0 * generator.integers(0, 2, (1, 1, size)))
+            search.step(flat * generator.standard_normal((1, beams, size)))
+            search.finish()
+
+    def test_rows_of_several_blocks(self, monkeypatch):
+        monkeypatch.setattr("gr2.kernels.constrained_step.TILE", 16)
+        search = Search(np.arange(0, 70, 2, dtype=np.uint16)[:, None], 70, 5)
+        logits = np.random.default_rng(0).standard_normal((1, 1, 70))
+        logits[0, 0, :40] = -INF
+        assert search.step(logits)
+        search.finish()
+
+    @pytest.mark.parametrize("normalization", ["raw", "local"])
+    def test_masked_rows_and_an_empty_catalogue_give_no_beam(self, normalization):
+        codes = np.array([[0, 1], [2, 1]], np.uint16)
+        for items in (codes, codes[:0]):
+            search = Search(items, 4, 3, normalization=normalization)
+            assert search.step(np.zeros((1, 1, 4)))
+            assert search.step(np.full((1, 3, 4), -INF))
+            assert search.ours.nodes().tolist() == [[-1, -1, -1]]
+            search.finish()
+
+    def test_logits_of_dead_beams_do_not_matter(self):
+        search = Search(np.array([[0, 1], [2, 1]], np.uint16), 4, 3)
+        assert search.step(np.zeros((1, 1, 4)))
+        logits = np.zeros((1, 3, 4))
+        logits[0, 2] = NAN
+        assert search.step(logits)
+        search.finish()
+
+    @pytest.mark.parametrize("value", [NAN, INF])
+    def test_a_bad_logit_is_named_and_its_beam_has_no_children(self, value):
+        codes = np.array([[0, 1], [2, 1]], np.uint16)
+        search = Search(codes, 4, 2, batch=2)
+        search.ours.step(torch.zeros(2, 1, 4))
+        logits = torch.zeros(2, 2, 4)
+        logits[1, 0, 3] = value
+        parents, _, scores = search.ours.step(logits)
+        assert parents.tolist() == [[0, 1], [1, 0]]
+        assert scores[1, 1] == -INF
+        with pytest.raises(ValueError, match="logits batch 1 beam 0 column 3 is NaN or infinite"):
+            search.ours.check()
+        search.ours.check()
+
+    def test_a_search_begins_anew_on_the_memory_of_the_last(self):
+        generator = np.random.default_rng(0)
+        codes = sorted_rows(generator.integers(0, 9, (80, 2)).astype(np.uint16))
+        search = Search(codes, 9, 6)
+        for seed in range(2):
+            search.ours.start(search.ours._catalog, 1)
+            search.theirs = [ReferenceRetriever(codes, 6)]
+            generator = np.random.default_rng(seed)
+            for width in (1, 6):
+                assert search.step(generator.standard_normal((1, width, 9)))
+            search.finish()
+
+
+def slate(generator, requests, candidates, levels, level_size):
+    """Codes with shared paths, and requests with unknown candidates in every place."""
+    codes = generator.integers(0, level_size, (requests, candidates, levels)).astype(np.uint16)
+    codes[:, candidates // 2 :] = codes[:, : candidates - candidates // 2]
+    return codes, generator.random((requests, candidates)) < generator.choice([0.0, 0.7, 1.0], (requests, 1))
+
+
+class TestTrieScore:
+    @pytest.mark.parametrize(
+        ("requests", "candidates", "levels", "level_size", "dtype"),
+        [
+            (1, 1, 1, 1, "float32"),
+            (3, 9, 3, 5, "float16"),
+            (2, 40, 4, 7, "bfloat16"),
+            (2, 63, 2, 70, "float32"),
+            (2, 6, 8, 2, "float32"),
+        ],
+    )
+    @pytest.mark.parametrize("normalization", ["raw", "local"])
+    @pytest.mark.parametrize("prior", [True, False])
+    def test_scores_and_orders_are_those_of_the_reference(
+        self, requests, candidates, levels, level_size, dtype, normalization, prior
+    ):
+        generator = np.random.default_rng(candidates)
+        codes, known = slate(generator, requests, candidates, levels, level_size)
+        tables = CandidateTables.build(codes, known, level_size)
+        # Small integers, so that many candidates tie.
+        logits, rows = rounded(generator.integers(0, 2, (requests, tables.nodes, level_size)), dtype)
+        extra = generator.integers(0, 2, (requests, candidates)).astype(np.float32) if prior else None
+        batch = DeviceDecoder("cpu").candidates(tables)
+        poison(batch._denominators, batch._keys, batch.order, batch.scores)
+        given = None if extra is None else torch.from_numpy(extra)
+        order, scores = (each.numpy() for each in batch.score(logits, given, normalization=normalization))
+        batch.check()
+        for i in range(requests):
+            expected_order, expected = reference_score(
+                codes[i], known[i], rows[i], None if extra is None else extra[i], normalization=normalization
+            )
+            np.testing.assert_allclose(scores[i], expected, rtol=1e-5, atol=1e-5)
+            count = int(known[i].sum())
+            assert sorted(order[i].tolist()) == list(range(candidates))
+            assert np.all(np.diff(expected[order[i][:count]]) <= 1e-5)
+            assert order[i][count:].tolist() == expected_order[count:].tolist()
+            # Those of one path and one prior tie exactly, others only up to rounding.
+            paths = [(*codes[i, c].tolist(), 0 if extra is None else extra[i, c]) for c in range(candidates)]
+            for path in {paths[c] for c in np.flatnonzero(known[i])}:
+                alike = [c for c in order[i][:count].tolist() if paths[c] == path]
+                assert alike == sorted(alike)
+
+    def test_more_room_for_nodes_than_needed_and_other_requests_in_the_same_memory(self):
+        generator = np.random.default_rng(0)
+        slates = [slate(generator, 2, 8, 2, 5) for _ in range(2)]
+        tables = [CandidateTables.build(*each, 5, nodes=20) for each in slates]
+        batch = DeviceDecoder("cpu").candidates(tables[0])
+        for (codes, known), each in zip(slates, tables, strict=True):
+            batch.load(each)
+            logits = generator.standard_normal((2, 20, 5)).astype(np.float32)
+            _, scores = batch.score(torch.from_numpy(logits))
+            for i in range(2):
+                expected = reference_score(codes[i], known[i], logits[i])[1]
+                np.testing.assert_allclose(scores[i], expected, rtol=1e-5, atol=1e-5)
+        with pytest.raises(ValueError, match="tables must have the shapes"):
+            batch.load(CandidateTables.build(*slates[0], 5))
+
+    @pytest.mark.parametrize("value", [NAN, INF, -INF])
+    def test_a_value_that_is_not_finite_is_named_with_its_request(self, value):
+        tables = CandidateTables.build(np.zeros((3, 2, 2), np.uint16), np.ones((3, 2), np.bool_), 4)
+        batch = DeviceDecoder("cpu").candidates(tables)
+        logits, prior = torch.zeros(3, 2, 4), torch.zeros(3, 2)
+        logits[1, 1, 2] = value
+        batch.score(logits, prior)
+        assert batch.faulty().tolist() == [False, True, False]
+        with pytest.raises(ValueError, match="logits batch 1 node 1 column 2 is NaN or infinite"):
+            batch.check()
+        prior[2, 1] = value
+        batch.score(torch.zeros(3, 2, 4), prior)
+        with pytest.raises(ValueError, match="prior batch 2 row 1 is NaN or infinite"):
+            batch.check()
+        batch.score(torch.zeros(3, 2, 4), torch.zeros(3, 2))
+        batch.check()
+
+
+class TestRankStep:
+    @pytest.mark.parametrize(
+        ("requests", "candidates", "levels", "level_size", "kind"),
+        [
+            (2, 9, 3, 4, "normal"),
+            (2, 17, 4, 3, "ties"),
+            (3, 5, 2, 3, "masks"),
+            (2, 6, 1, 20, "normal"),
+            (1, 5, 8, 2, "normal"),
+        ],
+    )
+    @pytest.mark.parametrize(
+        ("mode", "temperature", "top_n"), [("greedy", 1.0, None), ("sample", 0.5, None), ("sample", 2.0, 2)]
+    )
+    def test_whole_permutations_are_those_of_the_reference(
+        self, requests, candidates, levels, level_size, kind, mode, temperature, top_n
+    ):
+        generator = np.random.default_rng(candidates)
+        codes, known = slate(generator, requests, candidates, levels, level_size)
+        table = (
+            generator.integers(0, 2, (61, level_size))
+            if kind == "ties"
+            else generator.standard_normal((61, level_size))
+        )
+        table = table.astype(np.float32)
+        if kind == "masks":
+            table[generator.random(table.shape) < 0.4] = -INF
+
+        def model(context):
+            return table[hash(context) % 61]
+
+        seeds = [2**64 - 1 - i for i in range(requests)]
+        batch = DeviceDecoder("cpu").candidates(CandidateTables.build(codes, known, level_size))
+        ours = batch.generate(mode=mode, seeds=seeds, temperature=temperature, top_n=top_n)
+        poison(ours._cum, ours.order, ours.codes, ours.forced, ours.local, ours.raw)
+        ours.reset()
+        while (ours.node >= 0).any():
+            contexts = [tuple(ours.codes[i, : ours.lengths[i]].tolist()) for i in range(requests)]
+            ours.push(torch.from_numpy(np.stack([model(context) for context in contexts])))
+        ours.check()
+        scores = generator.integers(0, 3, (requests, candidates)).astype(np.float32)
+        ranking = ours.ranking(torch.from_numpy(scores))
+        for i in range(requests):
+            options = {"mode": mode, "seed": seeds[i], "temperature": temperature, "top_n": top_n}
+            expected = reference_generate(codes[i], known[i], model, **options)
+            length, forced = int(ours.lengths[i]), np.array(expected.forced, np.bool_)
+            assert ours.order[i, : ours.emitted[i]].tolist() == expected.order
+            assert ours.codes[i, :length].tolist() == expected.codes
+            assert ours.forced[i, :length].tolist() == forced.tolist()
+            np.testing.assert_allclose(ours.local[i, :length], expected.local, rtol=1e-5, atol=1e-5)
+            raw = np.where(forced, NAN, expected.raw)
+            np.testing.assert_allclose(ours.raw[i, :length], raw, rtol=1e-5, atol=1e-5)
+            assert ranking[i].tolist() == expected.ranking(known[i], scores[i])
+
+    def test_codes_since_the_last_decision_are_what_the_context_lacks(self):
+        codes = np.array([[[0, 1], [0, 2], [3, 1]]], np.uint16)
+        ours = DeviceDecoder("cpu").candidates(CandidateTables.build(codes, np.ones((1, 3), np.bool_), 4)).generate()
+        assert (ours.node.tolist(), ours.lengths.tolist()) == ([0], [0])
+        assert ours.push(torch.tensor([[0.0, 9.0, 9.0, 1.0]])).tolist() == [3]
+        # 3 was chosen; 1 is forced, and then 0 is all that the others begin with.
+        assert ours.codes[0, ours.fresh[0] : ours.lengths[0]].tolist() == [3, 1, 0]
+        assert ours.push(torch.tensor([[0.0, 0.0, 5.0, 0.0]])).tolist() == [2]
+        assert ours.order[0].tolist() == [2, 1, 0]
+        assert ours.push(torch.zeros(1, 4)).tolist() == [-1]
+
+    @pytest.mark.parametrize("value", [NAN, INF])
+    def test_a_request_with_a_bad_logit_stays_where_it_is(self, value):
+        tables = CandidateTables.build(np.arange(3, dtype=np.uint16)[None, :, None], np.ones((1, 3), np.bool_), 4)
+        ours = DeviceDecoder("cpu").candidates(tables).generate()
+        logits = torch.zeros(1, 4)
+        logits[0, 3] = value
+        assert ours.push(logits).tolist() == [-1]
+        with pytest.raises(ValueError, match="logits row 0 column 3 is NaN or infinite"):
+            ours.check()
+        assert ours.node.tolist() == [0]
+        assert ours.push(torch.zeros(1, 4)).tolist() == [0]
+
+
+class TestArguments:
+    def test_logits_are_checked_before_anything_runs(self):
+        batch = DeviceDecoder("cpu").candidates(
+            CandidateTables.build(np.zeros((1, 2, 2), np.uint16), np.ones((1, 2), np.bool_), 4)
+        )
+        with pytest.raises(TypeError, match="logits must be float32, float16 or bfloat16, got float64"):
+            batch.score(torch.zeros(1, 2, 4, dtype=torch.float64))
+        with pytest.raises(ValueError, match=r"logits must be \(1, 2, 4\), got \(1, 2, 5\)"):
+            batch.score(torch.zeros(1, 2, 5))
+        with pytest.raises(ValueError, match="temperature must be"):
+            batch.generate(temperature=0)
+        with pytest.raises(ValueError, match="top_n must be at least 1"):
+            batch.generate(top_n=0)
+        with pytest.raises(ValueError, match="seeds must be 1"):
+            batch.generate(seeds=[1, 2])
+
+    def test_what_has_dlpack_is_taken_without_a_copy(self):
+        tables = CandidateTables.build(np.zeros((1, 2, 2), np.uint16), np.ones((1, 2), np.bool_), 4)
+        batch = DeviceDecoder("cpu").candidates(tables)
+        logits = np.random.default_rng(0).standard_normal((1, 2, 4)).astype(np.float32)
+        _, scores = batch.score(logits)
+        np.testing.assert_allclose(
+            scores[0], reference_score(np.zeros((2, 2), np.uint16), np.ones(2, bool), logits[0])[1], rtol=1e-5
+        )
+
+    def test_a_search_that_is_over_or_not_begun_says_so(self):
+        retriever = DeviceDecoder("cpu").retriever(2)
+        with pytest.raises(RuntimeError, match="has not been started"):
+            retriever.step(torch.zeros(1, 1, 4))
+        search = Search(np.zeros((2, 1), np.uint16), 4, 2)
+        with pytest.raises(RuntimeError, match="at level 0 of 1"):
+            search.ours.finish()
+        search.step(np.zeros((1, 1, 4)))
+        with pytest.raises(RuntimeError, match="all levels are done"):
+            search.ours.step(torch.zeros(1, 2, 4))
+        with pytest.raises(ValueError, match="beams must be 1 to 1024 on a GPU, got 0"):
+            DeviceDecoder("cpu").retriever(0)

@@ -1,0 +1,70 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from gr2.decoding import CandidateTrie, CatalogTrie, ItemFilter, Retriever
+from gr2.errors import ConfigError, MissingExtraError
+from gr2.kernels import CandidateTables, make_decoder
+
+
+class TestHost:
+    def test_a_batch_is_scored_as_each_of_its_requests(self):
+        generator = np.random.default_rng(0)
+        codes = generator.integers(0, 5, (3, 7, 3)).astype(np.uint16)
+        known = generator.random((3, 7)) < 0.8
+        tables = CandidateTables.build(codes, known, 5)
+        logits = generator.standard_normal((3, tables.nodes, 5)).astype(np.float32)
+        prior = generator.standard_normal((3, 7)).astype(np.float32)
+        for normalization in ("raw", "local"):
+            for given in (prior, None):
+                order, scores = make_decoder("cpu").score(logits, given, tables, normalization=normalization)
+                for i in range(3):
+                    trie = CandidateTrie(codes[i], known[i], 5)
+                    own = None if given is None else given[i]
+                    expected = trie.score(logits[i, : trie.node_count], own, normalization=normalization)
+                    assert order[i].tolist() == expected[0].tolist()
+                    assert scores[i].tolist() == expected[1].tolist()
+
+    def test_a_bad_value_is_named_with_its_request(self):
+        tables = CandidateTables.build(np.zeros((2, 1, 1), np.uint16), np.ones((2, 1), np.bool_), 3)
+        logits = np.zeros((2, 1, 3), np.float32)
+        logits[1, 0, 2] = np.nan
+        with pytest.raises(ValueError, match="request 1: logits row 0 column 2 is nan"):
+            make_decoder().score(logits, None, tables)
+
+    def test_it_retrieves_by_the_core(self):
+        decoder = make_decoder("cpu")
+        trie = CatalogTrie(np.arange(4, dtype=np.uint16)[:, None], 4)
+        retriever = decoder.retriever(2, normalization="local")
+        permitted = decoder.item_filter(decoder.catalog(trie), deny=np.array([3]))
+        assert isinstance(retriever, Retriever)
+        assert isinstance(permitted, ItemFilter)
+        retriever.start(trie, filters=permitted)
+        retriever.step(np.arange(4, dtype=np.float32)[None, None])
+        assert retriever.finish()[0].tolist() == [[2, 1]]
+
+
+class TestMakeDecoder:
+    def test_a_device_that_is_not_there_is_named(self, monkeypatch):
+        torch = pytest.importorskip("torch")
+        pytest.importorskip("triton")
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        with pytest.raises(ConfigError, match=r"device 'cuda:1' is not there: .* sees 1 CUDA devices"):
+            make_decoder("cuda:1")
+        for device in ("gpu", "mps"):
+            with pytest.raises(ConfigError, match=f'device must be "cpu", "cuda" or "cuda:N", got \'{device}\''):
+                make_decoder(device)
+
+    def test_without_triton_the_extra_is_named(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "gr2.kernels.device_decoder", None)
+        with pytest.raises(
+            MissingExtraError, match=r"decoding on 'cuda' needs the 'gpu' extra .* pip install 'gr2\[gpu\]'"
+        ):
+            make_decoder("cuda")
+
+    def test_the_cpu_needs_neither_torch_nor_triton(self):
+        code = "import sys; from gr2.kernels import make_decoder; make_decoder()\nprint({'torch', 'triton'} & {*sys.modules})"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == "set()"
