@@ -47,6 +47,8 @@ def hacking_picture(trainings: Mapping[str, pa.Table]) -> bytes:
 
 
 def _column(table: pa.Table, name: str) -> NDArray[np.float64]:
+    if name not in table.column_names:
+        return np.full(len(table), np.nan)
     return np.array(table[name].to_pylist(), dtype=np.float64)
 
 

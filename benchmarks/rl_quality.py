@@ -18,7 +18,21 @@ import pyarrow.parquet as pq
 from benchmarks import rl_jobs
 from benchmarks.reasoner_quality import difference, shown
 from benchmarks.results import FOLDER, ROOT, Figure, Record, store
-from benchmarks.rl_jobs import BYPASSED, HACKING, JOBS, QUALITY, RANKING, TAUGHT, TEACHER, Job, matches
+from benchmarks.rl_jobs import (
+    AGAIN,
+    BYPASSED,
+    FOUR,
+    GAMED,
+    HACKING,
+    JOBS,
+    QUALITY,
+    RANKING,
+    REWARDED,
+    TAUGHT,
+    TEACHER,
+    Job,
+    matches,
+)  # fmt: skip
 from benchmarks.rl_picture import hacking_picture
 from benchmarks.rl_tables import (
     Ranked,
@@ -34,7 +48,6 @@ from benchmarks.rl_tables import (
 __all__ = ["main"]
 
 COMMAND = "make rl"
-PICTURE = "rl.hacking.png"
 CLAIMS = (
     ("RL helps", "SFT rejection, KP", "RL rejection, KP"),
     ("RL helps", "SFT targeted, KP", "RL targeted, KP"),
@@ -48,19 +61,22 @@ CLAIMS = (
 
 def hacking() -> Record:
     """Rewards that are gamed, and one that is not."""
-    jobs = [job for job in HACKING if job.finished]
-    baselines = {"popularity, which reads no history": popularity(), RANKING.title: ranked(RANKING.stage("sft"))}
-    figures = [moved(job.title, ranked(job.stage("rl")), "incoming order") for job in jobs]
-    (FOLDER / PICTURE).write_bytes(
-        hacking_picture({job.title: pq.read_table(job.stage("rl").file("steps.parquet")) for job in jobs})
-    )
-    pictures = [{"title": "Copies, quality and validity of the answers sampled in training", "file": PICTURE}]
-    notes = [
-        "a refused free answer counts as the incoming order on the test lists: compare it with its validity in mind",
-        *_spent(jobs),
-    ]
+    figures, tables, pictures, notes = [], [], [], []
+    for size, start, every in ((4, FOUR, (*GAMED, *AGAIN)), (10, RANKING, REWARDED)):
+        jobs = [job for job in every if job.finished]
+        if not jobs:
+            continue
+        baselines = {"popularity, which reads no history": popularity(size), start.title: ranked(start.stage("sft"))}
+        figures += [moved(f"lists of {size}, {job.title}", ranked(job.stage("rl")), "incoming order") for job in jobs]
+        tables.append(hacking_table(size, jobs, baselines))
+        picture = hacking_picture({job.title: pq.read_table(job.stage("rl").file("steps.parquet")) for job in jobs})
+        (FOLDER / f"rl.hacking-{size}.png").write_bytes(picture)
+        title = f"Lists of {size}: copies, quality and validity of the answers sampled in training"
+        pictures.append({"title": title, "file": f"rl.hacking-{size}.png"})
+        notes += _spent(jobs)
+    notes.append("a refused free answer counts as the incoming order on the test lists: mind its validity")
     title = "Rewards on Beauty: what is gamed, and what is not"
-    return Record("rl.hacking", title, COMMAND, figures, [hacking_table(jobs, baselines)], notes, pictures)
+    return Record("rl.hacking", title, COMMAND, figures, tables, notes, pictures)
 
 
 def quality() -> Record:

@@ -51,19 +51,19 @@ def tuned() -> dict[str, Ranked]:
     return {f"SFT {each.name}": ranked(Artifact.load(each.folder / "sft", "sft")) for each in VARIANTS}
 
 
-def popularity() -> Ranked:
-    """The test lists sorted by how often an item was bought in training: an order that reads no history."""
+def popularity(size: int = 10) -> Ranked:
+    """The test lists of `size` sorted by how often an item was bought in training: an order that reads no history."""
     dataset = Dataset.load(BASE / "prepare")
     events = np.concatenate([dataset.events(user)[:-2] for user in range(dataset.users)])
     counts = np.bincount(events, minlength=len(dataset.catalog.ids))
-    held = CandidateLists.load(BASE / "midtrain" / "test.parquet").top(10).with_target()
+    held = CandidateLists.load(BASE / "midtrain" / "test.parquet").top(size).with_target()
     order = np.argsort(-np.where(held.candidates < 0, -1, counts[held.candidates]), axis=1, kind="stable")
     found = np.take_along_axis(held.candidates, order, 1) == held.target[:, None]
     return held.label() + 1, found.argmax(1) + 1
 
 
-def hacking_table(jobs: Sequence[Job], baselines: Mapping[str, Ranked]) -> dict[str, Any]:
-    """What each reward makes of one model: what is sampled in training, and what the model then answers."""
+def hacking_table(size: int, jobs: Sequence[Job], baselines: Mapping[str, Ranked]) -> dict[str, Any]:
+    """What each reward makes of one model on lists of `size`: what is sampled in training, and what it then answers."""
     rows = [
         [name, "", "", "", "", "", *means(ranks), *_changes(incoming, ranks), ""]
         for name, (incoming, ranks) in baselines.items()
@@ -80,7 +80,8 @@ def hacking_table(jobs: Sequence[Job], baselines: Mapping[str, Ranked]) -> dict[
         copied = f"{test['copied']:.1%}, {test['valid']:.1%} valid"
         rows.append([job.title, *parts, *means(ranks), *_changes(incoming, ranks), copied])
     return {
-        "title": "one model, trained by each reward; first to last tenth of the steps, then the test lists. Copies are "
+        "title": f"lists of {size}: one model, trained by each reward; first to last tenth of the steps, then the test "
+        "lists. Copies are "
         "near copies of the incoming order; unpaid are answers with a positive reward whose target did not rise",
         "columns": [
             "", "steps", "reward", "valid", "copies", "unpaid", *METRICS, "R@1 to incoming", "N@5 to incoming",
@@ -162,6 +163,9 @@ def _changes(incoming: NDArray[np.int64], ranks: NDArray[np.int64]) -> list[str]
 
 
 def _ends(steps: Any, name: str) -> str:
-    values = np.array([value for value in steps[name].to_pylist() if value is not None])
+    found = steps[name].to_pylist() if name in steps.column_names else []
+    values = np.array([value for value in found if value is not None])
+    if not len(values):
+        return "none"
     count = max(1, round(ENDS * len(values)))
     return f"{values[:count].mean():.3f} to {values[-count:].mean():.3f}"

@@ -166,3 +166,7 @@ def test_of_one_positive_auc_is_a_shifted_promotion_and_ndcg_prefers_the_top() -
     in_the_middle = rewards.REWARDS["ndcg"]([0, 2, 1, 3], 2)
     assert to_the_top > in_the_middle > 0
     assert rewards.REWARDS["ndcg"]([0, 1, 2, 3], 2) == 0
+
+
+def test_where_there_is_no_explanation_none_is_too_long() -> None:
+    assert rewards.overlong(0, 0, 40) == 0.0
