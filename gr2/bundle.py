@@ -1,6 +1,7 @@
 """The serving bundle: the folder that crosses from training to serving, and the checks that make it safe to load.
 
-A bundle holds `model.onnx`, `codebook.bin`, `items.parquet` and `manifest.json`, which names every file with its hash.
+A bundle holds `model.onnx`, `codebook.bin`, `items.parquet` and `manifest.json`, which names every file with its hash;
+`batch.onnx`, the model for batches of requests, is for GPUs, and may be absent.
 The manifest has no time stamps: the same training run gives the same bytes. Its `version` covers all that it says, so
 two bundles with one version answer alike, and an edited manifest is refused.
 """
@@ -25,6 +26,7 @@ from gr2.catalog import Catalog
 from gr2.decoding import Codebook
 from gr2.errors import BundleError
 from gr2.manifest import (
+    BATCHED,
     FILES,
     MAX_REQUEST_BYTES,
     CodebookSpec,
@@ -84,17 +86,30 @@ class Bundle:
             _check_file(folder / name, entry)
         return cls(folder, record["version"], manifest)
 
-    def read_graph(self) -> bytes:
+    def read_graph(self, *, batched: bool = False) -> bytes:
         """The ONNX graph, the very bytes that the manifest's hash covers. Raises BundleError."""
-        entry = self.manifest.files[MODEL]
+        path = self.batch_graph if batched else self.graph
+        entry = self.manifest.files.get(path.name)
+        if entry is None:
+            raise BundleError(f"{self.path}: holds no {BATCHED}; export it again with `export.batched = true`")
         try:
-            with _open(self.graph) as file:
-                _check_size(self.graph, file, entry)
+            with _open(path) as file:
+                _check_size(path, file, entry)
                 data = file.read()
         except OSError as error:
-            raise BundleError(f"{self.graph}: cannot be read: {error.strerror}") from error
-        _check_digest(self.graph, hashlib.sha256(data).hexdigest(), entry)
+            raise BundleError(f"{path}: cannot be read: {error.strerror}") from error
+        _check_digest(path, hashlib.sha256(data).hexdigest(), entry)
         return data
+
+    @property
+    def takes_batches(self) -> bool:
+        """Whether the bundle holds the model for batches of requests."""
+        return BATCHED in self.manifest.files
+
+    @property
+    def batch_graph(self) -> Path:
+        """The path of the ONNX graph for batches of requests."""
+        return self.path / BATCHED
 
     @property
     def graph(self) -> Path:
@@ -181,13 +196,14 @@ def write_bundle(
     model: ModelSpec,
     features: FeatureSpec,
     limits: Limits | None = None,
+    batch_graph: Path | None = None,
     parity: Mapping[str, Any] | None = None,
     quality: Mapping[str, Any] | None = None,
     created_by: Mapping[str, Any] | None = None,
 ) -> Bundle:
     """Write a bundle, check it as a server would, and move it to `folder`; an older bundle there is replaced.
 
-    Copies `graph` and `codebook`. Raises BundleError if the parts do not belong together, or if `folder` holds
+    Copies the graphs and `codebook`. Raises BundleError if the parts do not belong together, or if `folder` holds
     anything but a bundle; `folder` is then as it was.
     """
     out = Path(folder)
@@ -201,6 +217,8 @@ def write_bundle(
     partial.mkdir(parents=True)
     try:
         shutil.copyfile(graph, partial / MODEL)
+        if batch_graph is not None:
+            shutil.copyfile(batch_graph, partial / BATCHED)
         shutil.copyfile(codebook, partial / CODEBOOK)
         catalog.save(partial / ITEMS)
         spec = _describe(_open_codebook(codebook))
@@ -208,7 +226,7 @@ def write_bundle(
             came = f"{spec.items} items of type {spec.id_type}"
             raise BundleError(f"the codebook has {came}, the catalogue {len(catalog)} of type {catalog.id_type}")
         files = {
-            name: {"sha256": file_digest(partial / name), "bytes": (partial / name).stat().st_size} for name in FILES
+            path.name: {"sha256": file_digest(path), "bytes": path.stat().st_size} for path in sorted(partial.iterdir())
         }
         manifest = Manifest(
             files,

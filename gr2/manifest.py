@@ -16,6 +16,7 @@ from gr2.errors import BundleError, ConfigError
 from gr2.features import SCORE_FEATURES
 
 __all__ = [
+    "BATCHED",
     "FILES",
     "MAX_REQUEST_BYTES",
     "CodebookSpec",
@@ -29,6 +30,7 @@ __all__ = [
 
 SCHEMA = 1
 FILES = ("codebook.bin", "items.parquet", "model.onnx")
+BATCHED = "batch.onnx"  # a bundle may lack it
 PROSE = ("parity", "quality", "created_by")
 MAX_CANDIDATES = 1024
 # What a request may hold; far above any history that is of use to a model.
@@ -48,19 +50,23 @@ MODEL_LIMITS = {
 T = TypeVar("T")
 
 
-def graph_inputs(levels: int, *, candidates: bool = False) -> dict[str, tuple[str, int]]:
+def graph_inputs(levels: int, *, candidates: bool = False, batched: bool = False) -> dict[str, tuple[str, int]]:
     """Name to (element type, rank) of the model graph's inputs, in order.
 
-    A model whose prior looks at the candidates' codes takes them too, (K, L), 0 for unknown items.
+    A model whose prior looks at the candidates' codes takes them too, (K, L), 0 for unknown items. Instead of the
+    mask, the graph of a batch takes each node's parent, the root's 0, and the nodes whose logits are wanted.
     """
-    nodes = {f"nodes_{depth}": ("int64", 1) for depth in range(1, levels)}
-    inputs = {"history": ("int64", 2), **nodes, "mask": ("float32", 2), "features": ("float32", 2)}
-    return {**inputs, "candidates": ("int64", 2)} if candidates else inputs
+    rank = 2 if batched else 1
+    nodes = {f"nodes_{depth}": ("int64", rank) for depth in range(1, levels)}
+    sight = {"parents": ("int64", 2), "rows": ("int64", 2)} if batched else {"mask": ("float32", 2)}
+    inputs = {"history": ("int64", rank + 1), **nodes, **sight, "features": ("float32", rank + 1)}
+    return {**inputs, "candidates": ("int64", rank + 1)} if candidates else inputs
 
 
-def graph_outputs() -> dict[str, tuple[str, int]]:
+def graph_outputs(*, batched: bool = False) -> dict[str, tuple[str, int]]:
     """Name to (element type, rank) of the model graph's outputs, in order."""
-    return {"logits": ("float32", 2), "prior": ("float32", 1)}
+    rank = 2 if batched else 1
+    return {"logits": ("float32", rank + 1), "prior": ("float32", rank)}
 
 
 @dataclass(frozen=True)
@@ -176,8 +182,8 @@ class Manifest:
         if set(record) != names:
             raise BundleError(f"keys missing or unknown: {', '.join(sorted(set(record) ^ names))}")
         files = record["files"]
-        if not isinstance(files, dict) or tuple(sorted(files)) != FILES:
-            raise BundleError(f"files must be {', '.join(FILES)}")
+        if not isinstance(files, dict) or tuple(sorted(set(files) - {BATCHED})) != FILES:
+            raise BundleError(f"files must be {', '.join(FILES)}, and {BATCHED} if there is one")
         for name, entry in files.items():
             if not isinstance(entry, dict) or set(entry) != {"sha256", "bytes"}:
                 raise BundleError(f"files: {name} needs sha256 and bytes")

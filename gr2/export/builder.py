@@ -22,9 +22,13 @@ Shape = tuple[int, Sequence[int | str]]  # an element type of onnx.TensorProto, 
 
 
 class Builder:
-    """Nodes and constants under consecutive names; equal constants are stored once."""
+    """Nodes and constants under consecutive names; equal constants are stored once.
 
-    def __init__(self) -> None:
+    With `batched`, what the methods call rows of `x` has a batch axis before it.
+    """
+
+    def __init__(self, *, batched: bool = False) -> None:
+        self.batched = batched
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[tuple[str, tuple[int, ...], bytes], onnx.TensorProto] = {}
 
@@ -58,13 +62,33 @@ class Builder:
         """The name of a stored (n,) int64 vector."""
         return self.constant(np.array(values, dtype=np.int64))
 
-    def slice(self, x: str, start: str, end: str) -> str:
-        """Rows start..end of `x`."""
-        return self.add("Slice", x, start, end, self.integers(0))
+    def slice(self, x: str, start: str, end: str, *, axis: int = 0) -> str:
+        """The part start..end of `x` along an axis."""
+        return self.add("Slice", x, start, end, self.integers(axis))
 
-    def gemm(self, x: str, weight: Tensor, bias: Tensor) -> str:
-        """`x @ weight.T + bias` for two-dimensional `x`."""
+    def dense(self, x: str, weight: Tensor, bias: Tensor) -> str:
+        """`x @ weight.T + bias` for rows `x`."""
+        if self.batched:
+            return self.add("Add", self.add("MatMul", x, self.weight(weight.T)), self.weight(bias))
         return self.add("Gemm", x, self.weight(weight.T), self.weight(bias))
+
+    def transpose(self, x: str, perm: Sequence[int]) -> str:
+        """`x` with its axes in the order of `perm`, which counts none for the batch."""
+        return self.add("Transpose", x, perm=(0, *(axis + 1 for axis in perm)) if self.batched else tuple(perm))
+
+    def reshape(self, x: str, *sizes: int) -> str:
+        """`x` in another shape, which names no batch."""
+        return self.add("Reshape", x, self.integers(*((0, *sizes) if self.batched else sizes)))
+
+    def reduce(self, how: str, x: str, axis: int, *, keep: bool = False) -> str:
+        """The sum, mean, minimum or maximum of `x` along an axis, counted without the batch."""
+        # Not counted from the end: onnxruntime then gets the shape wrong where the axis or another is empty.
+        axes = self.integers(axis + self.batched)
+        return self.add(f"Reduce{how}", x, axes, keepdims=int(keep))
+
+    def facing(self, x: str, axis: int) -> str:
+        """`x` (..., a, b), to be broadcast over a new axis that follows the batch; one without a batch needs none."""
+        return self.add("Unsqueeze", x, self.integers(axis)) if self.batched else x
 
     def model(self, name: str, inputs: Mapping[str, Shape], outputs: Mapping[str, Shape]) -> onnx.ModelProto:
         """The checked model of all nodes that were added."""

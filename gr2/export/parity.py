@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from gr2.models.scoring import slate_scores
 from gr2.models.slate import build_slates, pad_histories
 from gr2.models.student import Student
 from gr2.progress import track
+from gr2.serving.padding import pad
+from gr2.serving.query import Query
 
 __all__ = ["Parity", "measure_parity"]
 
@@ -27,12 +30,15 @@ BATCH = 32
 class Parity:
     """`max_abs_difference` of the scores; the share of `identical_order`; the share of `broken_order`: requests whose
     order puts a candidate above one that the student scores higher by more than the tolerance.
+
+    `batched_difference` is that of the scores by the graph for batches, None without one.
     """
 
     requests: int
     max_abs_difference: float
     identical_order: float
     broken_order: float
+    batched_difference: float | None = None
 
 
 def measure_parity(
@@ -44,54 +50,70 @@ def measure_parity(
     features: NDArray[np.float32],
     *,
     tolerance: float,
+    batch_graph: Path | None = None,
 ) -> Parity:
     """Score every row of `lists` twice: in padded batches by torch, and one by one by onnxruntime and the C++ trie.
 
     `codes` (N, L) are the items' codes; each row needs one candidate at least. `features` (R, K, 3 + F + E) are the
-    student's; the graph gets the first 3 + F columns and must find the evidence itself.
+    student's; the graph gets the first 3 + F columns and must find the evidence itself. `batch_graph` scores the rows a
+    third time, in batches.
     """
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    session = _open(graph)
+    batches = None if batch_graph is None else _open(batch_graph)
     width = student.config.features - len(EVIDENCE)
     size, longest = student.config.level_size, student.config.max_history
-    difference, identical, broken = 0.0, 0, 0
+    difference, batched, identical, broken = 0.0, 0.0, 0, 0
     student.eval()
     with track(len(lists), "parity of the graph", unit="requests") as bar:
         for rows in np.array_split(np.arange(len(lists)), max(1, len(lists) // BATCH)):
             part = lists.take(rows)
             slates = build_slates(dataset, codes, part, features[rows], level_size=size, longest=longest)
-            batch = slate_scores(student, slates)
+            expected = slate_scores(student, slates)
+            queries: list[Query] = []
             for place in range(len(rows)):
                 count = int((part.candidates[place] != PADDING).sum())
                 past, _ = pad_histories(dataset, part.user[place, None], part.position[place, None], longest)
-                own = codes[part.candidates[place, :count]]
-                order, scores = _serve(session, codes[past[0]], own, features[rows[place], :count, :width], size)
-                expected = batch[place, :count]
-                difference = max(difference, float(np.abs(scores - expected).max()))
-                identical += bool(np.array_equal(order, np.argsort(-expected, kind="stable")))
-                broken += bool((np.diff(expected[order]) > tolerance).any())
-            bar.advance(len(rows), difference=difference)
+                own, known = codes[part.candidates[place, :count]], np.ones(count, dtype=np.bool_)
+                trie = CandidateTrie(own, known, size)
+                queries.append(Query(codes[past[0]], own, known, features[rows[place], :count, :width], trie))
+                order, scores = _serve(session, queries[-1])
+                wanted = expected[place, :count]
+                difference = max(difference, float(np.abs(scores - wanted).max()))
+                identical += bool(np.array_equal(order, np.argsort(-wanted, kind="stable")))
+                broken += bool((np.diff(wanted[order]) > tolerance).any())
+            if batches is not None:
+                found = _serve_batch(batches, queries, longest)
+                gaps = [np.abs(each - wanted[: len(each)]).max() for each, wanted in zip(found, expected, strict=True)]
+                batched = max(batched, float(max(gaps)))
+            bar.advance(len(rows), difference=max(difference, batched))
     total = max(1, len(lists))
-    return Parity(len(lists), difference, identical / total, broken / total)
+    return Parity(len(lists), difference, identical / total, broken / total, None if batches is None else batched)
 
 
-def _serve(
-    session: ort.InferenceSession,
-    history: NDArray[np.uint16],
-    candidates: NDArray[np.uint16],
-    features: NDArray[np.float32],
-    level_size: int,
-) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+def _open(graph: Path) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+
+
+def _serve(session: ort.InferenceSession, query: Query) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """The order and the scores of one request, computed as the serving engine does."""
-    trie = CandidateTrie(candidates, np.ones(len(candidates), dtype=np.bool_), level_size)
-    levels = candidates.shape[1]
     feed = {
-        "history": history.astype(np.int64),
-        "mask": trie.mask(),
-        "features": features,
-        "candidates": candidates.astype(np.int64),
+        "history": query.past.astype(np.int64),
+        "mask": query.trie.mask(),
+        "features": query.features,
+        "candidates": query.codes.astype(np.int64),
     }
-    feed |= {f"nodes_{depth}": trie.nodes(depth) for depth in range(1, levels)}
+    feed |= {f"nodes_{depth}": query.trie.nodes(depth) for depth in range(1, query.trie.levels)}
     logits, prior = session.run(["logits", "prior"], feed)
-    return trie.score(logits, prior, normalization="raw")
+    return query.trie.score(logits, prior, normalization="raw")
+
+
+def _serve_batch(session: ort.InferenceSession, queries: Sequence[Query], longest: int) -> list[NDArray[np.float32]]:
+    """The scores of each request of a batch, computed as the serving engine does on a GPU."""
+    batch = pad(queries, lambda size: np.empty(size, dtype=np.uint8), max_history=longest, candidates=True)
+    logits, prior = session.run(["logits", "prior"], batch.arrays)
+    return [
+        query.trie.score(logits[place, : query.trie.node_count], prior[place, : len(query.codes)])[1]
+        for place, query in enumerate(queries)
+    ]

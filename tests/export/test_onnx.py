@@ -51,13 +51,17 @@ def make_student(items: int, layers: int = 2) -> Student:
 def test_graph_scores_as_the_student(layers: int, shop: tuple, tmp_path: Path) -> None:
     dataset, codes, lists, table = shop
     student = make_student(len(codes), layers)
-    export_graph(student, table, codes, tmp_path / "model.onnx")
+    graph, batch_graph = tmp_path / "model.onnx", tmp_path / "batch.onnx"
+    export_graph(student, table, codes, graph)
+    export_graph(student, table, codes, batch_graph, batched=True)
     features = student_features(dataset, codes, lists, table, longest=LONGEST)
-    parity = measure_parity(student, tmp_path / "model.onnx", dataset, codes, lists, features, tolerance=1e-4)
+    parity = measure_parity(student, graph, dataset, codes, lists, features, tolerance=1e-4, batch_graph=batch_graph)
     assert parity.requests == len(lists)
     assert parity.max_abs_difference < 1e-4
     assert parity.identical_order > 0.99
     assert parity.broken_order == 0
+    assert parity.batched_difference is not None
+    assert 0 < parity.batched_difference < 1e-4
 
 
 @pytest.mark.parametrize(("events", "count"), [(0, 0), (0, 3), (1, 0), (1, 1), (LONGEST, 40)])
@@ -91,12 +95,13 @@ def test_codes_of_no_item_have_a_finite_prior(shop: tuple) -> None:
     assert np.isfinite(session.run(["prior"], {**feed, "candidates": own.astype(np.int64)})[0]).all()
 
 
-def test_graph_is_reproducible_and_holds_no_training(shop: tuple) -> None:
+@pytest.mark.parametrize("batched", [False, True])
+def test_graph_is_reproducible_and_holds_no_training(batched: bool, shop: tuple) -> None:
     _, codes, _, table = shop
-    model = student_graph(make_student(len(codes)), table, codes)
-    again = student_graph(make_student(len(codes)), table, codes)
+    model = student_graph(make_student(len(codes)), table, codes, batched=batched)
+    again = student_graph(make_student(len(codes)), table, codes, batched=batched)
     assert model.SerializeToString(deterministic=True) == again.SerializeToString(deterministic=True)
-    assert tuple(value.name for value in model.graph.input) == graph_names(LEVELS)[0]
-    assert tuple(value.name for value in model.graph.output) == graph_names(LEVELS)[1]
+    assert tuple(value.name for value in model.graph.input) == graph_names(LEVELS, batched=batched)[0]
+    assert tuple(value.name for value in model.graph.output) == graph_names(LEVELS, batched=batched)[1]
     assert not {node.op_type for node in model.graph.node} & {"Dropout", "Identity", "If", "Loop"}
     onnx.checker.check_model(model, full_check=True)
