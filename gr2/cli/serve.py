@@ -23,6 +23,13 @@ def serve(
         int | None, typer.Option(min=1, help="Requests handled at once.", show_default="the cores and one more")
     ] = None,
     queue: Annotated[int, typer.Option(min=0, help="Requests that may wait; more are refused at once.")] = 64,
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda, or auto: a GPU if it can be used, else the CPU and a line that says why.")
+    ] = "cpu",
+    batch: Annotated[int, typer.Option(min=1, help="On a GPU: the most requests of a batch.")] = 64,
+    batch_delay: Annotated[
+        float, typer.Option(min=0, help="On a GPU: microseconds that a request waits for others.")
+    ] = 500.0,
     grace: Annotated[float, typer.Option(min=0, help="Seconds to finish accepted requests when stopped.")] = 10.0,
 ) -> None:
     """Serve a bundle over gRPC until SIGTERM or Ctrl-C. Needs the base install only, no torch.
@@ -33,6 +40,8 @@ def serve(
 
         gr2 serve --bundle runs/shop/export --port 50051
     """
+    from gr2.serving.batcher import BatchLimits
     from gr2.serving.server import serve as run_server
 
-    run_server(bundle, host=host, port=port, threads=threads, queue=queue, grace=grace)
+    batches = BatchLimits(batch, batch_delay, max(BatchLimits.queue, batch))
+    run_server(bundle, host=host, port=port, threads=threads, queue=queue, grace=grace, device=device, batches=batches)

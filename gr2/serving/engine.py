@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter_ns
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import ArrayLike, NDArray
 
-from gr2.bundle import Bundle, graph_inputs, graph_outputs
+from gr2.bundle import Bundle
 from gr2.catalog import ItemId
 from gr2.decoding import CandidateTrie
 from gr2.errors import BundleError, Gr2Error, RequestError
 from gr2.features import candidate_features
+from gr2.serving.batcher import BatchLimits
+from gr2.serving.device import choose_device
+from gr2.serving.device_model import DeviceModel
+from gr2.serving.host_model import HostModel
+from gr2.serving.query import Query, UnrankableError
 from gr2.serving.ranking import CandidateStatus, RankedItem, Ranking, Timings
 from gr2.serving.request import RequestRules, Slate, float_array, split_ids, text, whole_number
 
 __all__ = ["Answer", "Engine"]
-
-# A request with more trie nodes gives its memory back once it is done. 1,024 candidates take 450 ms that way and leave
-# 150 MB resident; keeping the memory takes 260 ms and 300 MB for good, and an allocator that keeps none takes 660 ms.
-# One such request runs at a time, since each takes hundreds of MB while it does.
-LARGE = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,26 +45,41 @@ class Engine:
     """Re-ranks slates with the model of one bundle. Safe to call from many threads at once.
 
     `threads` is how many threads one model run uses; a server that answers requests in parallel is best with 1.
+    `device` is "cpu", "cuda", or "auto": a GPU if it can be used, else the CPU and one line in the log that says why.
+    On a GPU, requests of several threads are answered in batches within `batches`; on a CPU each is run by its caller,
+    since batches never help there.
     """
 
-    def __init__(self, bundle: str | os.PathLike[str] | Bundle, *, threads: int = 1) -> None:
-        """Load the bundle and warm the model up. Raises BundleError."""
+    def __init__(
+        self,
+        bundle: str | os.PathLike[str] | Bundle,
+        *,
+        threads: int = 1,
+        device: str = "cpu",
+        batches: BatchLimits | None = None,
+    ) -> None:
+        """Load the bundle and warm the model up. Raises BundleError, and ConfigError if "cuda" cannot be had."""
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
         self.rules = RequestRules(self.bundle.manifest)
-        self._model = self.bundle.manifest.model
+        self._spec = self.bundle.manifest.model
         self._features = self.bundle.manifest.features
         self._codebook = self.bundle.codebook()
-        self._session = _open_session(self.bundle, threads)
-        self._outputs = list(graph_outputs())
-        self._shrinking = ort.RunOptions()
-        self._shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        self._one_large = threading.Lock()
+        self.device = choose_device(device, self.bundle)
+        self._model: HostModel | DeviceModel = (
+            HostModel(self.bundle, threads=threads)
+            if self.device == "cpu"
+            else DeviceModel(self.bundle, self.device, limits=batches or BatchLimits(), threads=threads)
+        )
         self._warm_up()
 
     @property
     def version(self) -> str:
         """The version of the bundle."""
         return self.bundle.version
+
+    def close(self) -> None:
+        """Answer what was asked and end the engine's threads; no request may follow."""
+        self._model.close()
 
     def rerank(
         self,
@@ -101,10 +113,12 @@ class Engine:
         timings = Timings.between(answer.stamps, perf_counter_ns())
         return Ranking(items, self.version, timings, answer.unknown_history, request_id)
 
-    def rank(self, slate: Slate, start: int) -> Answer:
+    def rank(self, slate: Slate, start: int, wanted: Callable[[], bool] | None = None) -> Answer:
         """The answer to a checked request whose parsing began when `perf_counter_ns()` was `start`.
 
         Raises RequestError if the request's features overflow the model, Gr2Error if the model gives no finite score.
+        On a GPU also OverloadError if too many requests wait for a batch, and CancelledError if `wanted()` was false
+        once its batch began.
         """
         parsed = perf_counter_ns()
         past, past_known = self._lookup("history", slate.history)
@@ -112,23 +126,23 @@ class Engine:
         unknown_history = int(past_known.size - np.count_nonzero(past_known))
         if unknown_history:
             past = past[past_known]
-        past = past[-self._model.max_history :]
+        past = past[-self._spec.max_history :]
         looked_up = perf_counter_ns()
         if not known.any():
             order, scores = np.arange(len(known), dtype=np.int32), np.zeros(len(known), dtype=np.float32)
             stamps = (start, parsed, looked_up, looked_up, looked_up, perf_counter_ns())
             return Answer(order[: slate.top_n], scores, known, unknown_history, stamps)
-        trie = CandidateTrie(codes, known, self._model.level_size)
-        large = trie.node_count > LARGE
-        # The wait of a large request for another counts as its trie's time.
-        with self._one_large if large else nullcontext():
-            feed = self._feed(past, trie, self._dense(slate), codes)
-            built = perf_counter_ns()
-            logits, prior = self._session.run(self._outputs, feed, self._shrinking if large else None)
-            modelled = perf_counter_ns()
-            order, scores = self._score(trie, logits, prior, slate)
+        trie = CandidateTrie(codes, known, self._spec.level_size)
+        query = Query(past, codes, known, self._dense(slate), trie)
+        try:
+            scored = self._model.score(query, wanted)
+        except UnrankableError as error:
+            if slate.features is not None and error.in_prior:
+                raise RequestError("features", "too large: the model's score is not finite") from error
+            raise Gr2Error(f"bundle {self.version}: the model's output cannot be ranked: {error}") from error
+        order, scores = scored.order, scored.scores
         scores[~known] = 0.0
-        stamps = (start, parsed, looked_up, built, modelled, perf_counter_ns())
+        stamps = (start, parsed, looked_up, *scored.stamps, perf_counter_ns())
         return Answer(order[: slate.top_n], scores, known, unknown_history, stamps)
 
     def _dense(self, slate: Slate) -> NDArray[np.float32]:
@@ -138,98 +152,33 @@ class Engine:
             dense = np.zeros((count, self._features.width), dtype=np.float32)
         return candidate_features(count, scores=slate.scores if self._features.scores else None, dense=dense)
 
-    def _score(
-        self, trie: CandidateTrie, logits: NDArray[np.float32], prior: NDArray[np.float32], slate: Slate
-    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        try:
-            return trie.score(logits, prior, normalization=self._model.normalization)
-        except ValueError as error:
-            if slate.features is not None and not np.isfinite(prior).all():
-                raise RequestError("features", "too large: the model's score is not finite") from error
-            raise Gr2Error(f"bundle {self.version}: the model's output cannot be ranked: {error}") from error
-
     def _lookup(self, field: str, ids: NDArray[np.int64] | list[str]) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
         try:
             return self._codebook.lookup(ids)
         except UnicodeEncodeError as error:
             raise RequestError(field, f"item IDs must be valid Unicode: {error}") from error
 
-    def _feed(
-        self, past: NDArray[np.uint16], trie: CandidateTrie, features: NDArray[np.float32], codes: NDArray[np.uint16]
-    ) -> dict[str, NDArray[Any]]:
-        nodes: dict[str, NDArray[Any]] = {f"nodes_{depth}": trie.nodes(depth) for depth in range(1, self._model.levels)}
-        feed = {"history": past.astype(np.int64), **nodes, "mask": trie.mask(), "features": features}
-        if self._model.takes_candidates:
-            feed["candidates"] = codes.astype(np.int64)
-        return feed
-
     def _warm_up(self) -> None:
-        """Run the shortest and a long history, so that a graph that breaks the contract is refused before it serves."""
-        model = self._model
-        for events, count in ((0, 1), (model.max_history, 8)):
-            past = np.zeros((events, model.levels), dtype=np.uint16)
-            codes = np.repeat(np.arange(count) % model.level_size, model.levels).reshape(count, -1).astype(np.uint16)
-            trie = CandidateTrie(codes, np.ones(count, dtype=np.bool_), model.level_size)
-            width = self._features.width
-            dense = np.zeros((count, width), dtype=np.float32) if width else None
-            scores = -np.arange(count, dtype=np.float32)
-            feed = self._feed(past, trie, candidate_features(count, scores=scores, dense=dense), codes)
+        """Run the shortest and a long history, so that a graph that breaks the contract is refused before it serves.
+
+        A GPU's kernels are compiled by the number of candidates, so that each of its powers of two is run there.
+        """
+        model, most = self._spec, self.bundle.manifest.limits.max_candidates
+        sizes = [(0, 1), (model.max_history, 8)]
+        if self.device == "cuda":
+            sizes += [(model.max_history, 2**power) for power in range(5, 11) if 2 ** (power - 1) < most]
+        for events, count in sizes:
             where = f"{self.bundle.graph}: warm-up with {events} history items and {count} candidates"
             try:
-                logits, prior = self._session.run(self._outputs, feed)
-                trie.score(logits, prior, normalization=model.normalization)
+                self._model.score(self._example(events, count))
             except Exception as error:
                 raise BundleError(f"{where} failed: {error}") from error
 
-
-def _open_session(bundle: Bundle, threads: int) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    # Shapes differ from request to request: memory planned for one is of no use to the next, and is never freed.
-    options.enable_mem_pattern = False
-    for pool in ("intra", "inter"):
-        options.add_session_config_entry(f"session.{pool}_op.allow_spinning", "0")
-    # The hash covers the graph's own bytes only: external data is sought where nothing can be.
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
-    graph = bundle.read_graph()
-    try:
-        session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise BundleError(f"{bundle.graph}: onnxruntime cannot load it: {error}") from error
-    manifest = bundle.manifest
-    wrong = [
-        *_mismatches(
-            session.get_inputs(), graph_inputs(manifest.model.levels, candidates=manifest.model.takes_candidates)
-        ),
-        *_mismatches(session.get_outputs(), graph_outputs()),
-    ]
-    widths = {item.name: item.shape[-1] for item in [*session.get_inputs(), *session.get_outputs()] if item.shape}
-    expected = {
-        "history": manifest.model.levels,
-        "candidates": manifest.model.levels,
-        "features": manifest.features.columns,
-        "logits": manifest.model.level_size,
-    }
-    for name, width in expected.items():
-        if isinstance(widths.get(name), int) and widths[name] != width:
-            wrong.append(f"{name} has width {widths[name]}, expected {width}")
-    if wrong:
-        raise BundleError(f"{bundle.graph}: not the graph that the manifest describes: {'; '.join(wrong)}")
-    return session
-
-
-def _mismatches(values: Sequence[Any], expected: dict[str, tuple[str, int]]) -> list[str]:
-    """What differs between a graph's inputs or outputs and the contract."""
-    names = {"tensor(int64)": "int64", "tensor(float)": "float32"}
-    found = {value.name: (names.get(value.type, value.type), len(value.shape)) for value in values}
-    return [
-        f"{name} is {_say(found.get(name))}, expected {_say(expected.get(name))}"
-        for name in sorted({*found, *expected})
-        if found.get(name) != expected.get(name)
-    ]
-
-
-def _say(kind: tuple[str, int] | None) -> str:
-    return "absent" if kind is None else f"{kind[0]} of rank {kind[1]}"
+    def _example(self, events: int, count: int) -> Query:
+        levels, size, width = self._spec.levels, self._spec.level_size, self._features.width
+        codes = np.repeat(np.arange(count) % size, levels).reshape(count, -1).astype(np.uint16)
+        known = np.ones(count, dtype=np.bool_)
+        dense = np.zeros((count, width), dtype=np.float32) if width else None
+        features = candidate_features(count, scores=-np.arange(count, dtype=np.float32), dense=dense)
+        past = np.zeros((events, levels), dtype=np.uint16)
+        return Query(past, codes, known, features, CandidateTrie(codes, known, size))

@@ -16,7 +16,9 @@ from grpc_reflection.v1alpha import reflection
 
 from gr2.bundle import Bundle
 from gr2.errors import ConfigError, Gr2Error
+from gr2.serving.batcher import BatchLimits
 from gr2.serving.calls import Admission, Patience
+from gr2.serving.device import choose_device
 from gr2.serving.engine import Engine
 from gr2.serving.servicer import SERVICE, Servicer
 from gr2.serving.standard import HealthService, ReflectionService
@@ -45,7 +47,8 @@ class Server:
 
     `threads` requests are at work at once, by default one more than there are cores; `queue` more may wait, and any
     beyond that are refused with RESOURCE_EXHAUSTED at once. Health checks and reflection have threads of their own.
-    Port 0 takes a free port.
+    Port 0 takes a free port. `device` and `batches` are the engine's; on a GPU the default of `threads` is two batches:
+    one at work and the next, whose callers wait.
     """
 
     def __init__(
@@ -56,16 +59,23 @@ class Server:
         port: int = 50051,
         threads: int | None = None,
         queue: int = QUEUE,
+        device: str = "cpu",
+        batches: BatchLimits | None = None,
     ) -> None:
         """Load the bundle and take the port.
 
-        Raises BundleError, ConfigError if a number is out of range, or Gr2Error if the port cannot be taken.
+        Raises BundleError, ConfigError if a number is out of range or "cuda" cannot be had, or Gr2Error if the port
+        cannot be taken.
         """
-        threads = len(os.sched_getaffinity(0)) + 1 if threads is None else threads
+        bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
+        batches = batches or BatchLimits()
+        device = choose_device(device, bundle)
+        if threads is None:
+            threads = len(os.sched_getaffinity(0)) + 1 if device == "cpu" else 2 * batches.size
         if not 1 <= threads <= MOST_THREADS or not 0 <= queue <= MOST_THREADS:
             limits = f"threads must be in 1..{MOST_THREADS} and queue in 0..{MOST_THREADS}"
             raise ConfigError(f"{limits}, got {threads} and {queue}")
-        self.engine = Engine(bundle)
+        self.engine = Engine(bundle, device=device, batches=batches)
         self._patience = Patience()
         self._admission = Admission(threads, queue)
         self._servicer = Servicer(self.engine, self._admission, self._patience)
@@ -118,6 +128,7 @@ class Server:
         for part in (self._admission, self._health, self._reflection):
             part.shutdown()
         self._patience.close()
+        self.engine.close()
 
     def _await_pause(self, limit: float) -> None:
         """Return once no call has arrived for PAUSE seconds and none is at work, or after `limit` seconds."""
@@ -140,14 +151,17 @@ def serve(
     threads: int | None = None,
     queue: int = QUEUE,
     grace: float = 10.0,
+    device: str = "cpu",
+    batches: BatchLimits | None = None,
 ) -> None:
     """Serve a bundle until SIGTERM or SIGINT, then stop as `Server.stop` says. Runs in the main thread only.
 
     Once it answers, one line of JSON on standard output tells the address:
-    `{"event": "ready", "address": "127.0.0.1:50051", "bundle": "VERSION"}`. A second signal ends the process at once.
+    `{"event": "ready", "address": "127.0.0.1:50051", "bundle": "VERSION", "device": "cpu"}`. A second signal ends the
+    process at once.
     Raises what `Server` raises.
     """
-    server = Server(bundle, host=host, port=port, threads=threads, queue=queue)
+    server = Server(bundle, host=host, port=port, threads=threads, queue=queue, device=device, batches=batches)
     stop = threading.Event()
 
     def on_signal(number: int, _: FrameType | None) -> None:
@@ -157,7 +171,8 @@ def serve(
     previous = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         server.start()
-        ready = {"event": "ready", "address": server.address, "bundle": server.engine.version}
+        engine = server.engine
+        ready = {"event": "ready", "address": server.address, "bundle": engine.version, "device": engine.device}
         if sys.stdout is not None:  # it is None where standard output is closed
             sys.stdout.write(json.dumps(ready) + "\n")
             sys.stdout.flush()

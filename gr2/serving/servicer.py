@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from time import perf_counter_ns
 
 import grpc
@@ -77,7 +78,9 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
         if not self.admission.acquire(context):
             context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the call ended while the request waited")
         try:
-            return self.answer(data)
+            return self.answer(data, context.is_active)
+        except CancelledError:
+            code, details = grpc.StatusCode.DEADLINE_EXCEEDED, "the call ended while the request waited"
         except Exception as error:
             code, details = _status(error), str(error)
             if code is grpc.StatusCode.INTERNAL:
@@ -88,8 +91,8 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
         context.abort(code, details)
         raise AssertionError("abort raises")
 
-    def answer(self, data: bytes) -> bytes:
-        """The serialised `RerankResponse` to a serialised `RerankRequest`. Raises RequestError."""
+    def answer(self, data: bytes, wanted: Callable[[], bool] | None = None) -> bytes:
+        """The serialised `RerankResponse` to a serialised `RerankRequest`. Raises what `Engine.rank` raises."""
         start = perf_counter_ns()
         try:
             request = reranker_pb2.RerankRequest.FromString(data)
@@ -103,7 +106,7 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
             top_n=request.top_n,
             request_id=request.request_id,
         )
-        answer = self.engine.rank(slate, start)
+        answer = self.engine.rank(slate, start, wanted)
         response = _response(slate, answer)
         response.request_id = request.request_id
         response.bundle_version = self.engine.version

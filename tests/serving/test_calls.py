@@ -44,10 +44,10 @@ class Holding:
         self.at_work = threading.Semaphore(0)
         answer = Servicer.answer
 
-        def held(servicer: Servicer, data: bytes) -> bytes:
+        def held(servicer: Servicer, data: bytes, wanted: Callable[[], bool]) -> bytes:
             self.at_work.release()
             assert self.free.wait(30)
-            return answer(servicer, data)
+            return answer(servicer, data, wanted)
 
         monkeypatch.setattr(Servicer, "answer", held)
 

@@ -200,8 +200,8 @@ class Watched:
 
 def test_one_large_request_runs_at_a_time(make_bundle: MakeBundle) -> None:
     engine = Engine(make_bundle(items=3000, level_size=256))
-    watched = Watched(engine._session)
-    engine._session = watched
+    watched = Watched(engine._model._session)
+    engine._model._session = watched
     candidates = [1000 + 7 * item for item in range(1024)]
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(lambda _: engine.rerank([], candidates).items, range(4)))

@@ -214,10 +214,10 @@ def test_request_whose_deadline_passed_in_the_queue_costs_no_work(
     worked: list[int] = []
     free, answer = threading.Event(), Servicer.answer
 
-    def slow_answer(servicer: Servicer, data: bytes) -> bytes:
+    def slow_answer(servicer: Servicer, data: bytes, wanted: Callable[[], bool]) -> bytes:
         worked.append(len(reranker_pb2.RerankRequest.FromString(data).candidates.ints))
         assert free.wait(30)
-        return answer(servicer, data)
+        return answer(servicer, data, wanted)
 
     monkeypatch.setattr(Servicer, "answer", slow_answer)
     server = Server(make_bundle(), port=0, threads=1)
@@ -255,9 +255,9 @@ def test_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
         Server(tmp_path, port=0)
 
 
-def test_ready_line_tells_address_and_bundle(process: Process, make_bundle: MakeBundle) -> None:
-    assert process.ready.keys() == {"event", "address", "bundle"}
-    assert process.ready["event"] == "ready"
+def test_ready_line_tells_address_bundle_and_device(process: Process, make_bundle: MakeBundle) -> None:
+    assert process.ready.keys() == {"event", "address", "bundle", "device"}
+    assert (process.ready["event"], process.ready["device"]) == ("ready", "cpu")
     host, port = process.address.split(":")
     with socket.create_connection((host, int(port)), timeout=10):
         pass

@@ -1,0 +1,142 @@
+"""A batch of requests as arrays of one shape, in one block of memory that goes to the device in one copy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gr2.serving.query import Query
+
+__all__ = ["MOST_CELLS", "Batch", "cells", "pad", "split"]
+
+# Sizes are rounded up to a multiple of this, so that the device's memory is asked for in fewer different sizes.
+STEP = 8
+ALIGNMENT = 256
+# Query-key pairs of a batch's attention that may be computed at once: 400 MB with two heads.
+MOST_CELLS = 1 << 25
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The inputs of the graph for batches, as views into `block` (bytes,) uint8, which they fill; `offsets` say where.
+
+    `codes` (B, K, L) and `known` (B, K) are the candidates', those that only pad are unknown and last; `nodes` (B,) are
+    the numbers of rows of the logits that count, and `rows` is n, the most of them.
+    """
+
+    block: NDArray[np.uint8]
+    arrays: dict[str, NDArray[Any]]
+    offsets: dict[str, int]
+    codes: NDArray[np.uint16]
+    known: NDArray[np.bool_]
+    nodes: NDArray[np.int64]
+
+    @property
+    def rows(self) -> int:
+        """Rows of the logits that each request has."""
+        return int(self.arrays["rows"].shape[1])
+
+
+def cells(queries: Sequence[Query]) -> int:
+    """Query-key pairs of the attention of a batch of these requests, its padding included."""
+    width = max(len(query.past) for query in queries) + max(query.trie.node_count for query in queries)
+    return len(queries) * width * width
+
+
+def split(queries: Sequence[Query], limit: int) -> list[list[int]]:
+    """The requests' places, in order, in as few batches as keep each within `limit` cells or to a single request."""
+    parts: list[list[int]] = []
+    for place, query in enumerate(queries):
+        if parts and cells([*(queries[other] for other in parts[-1]), query]) <= limit:
+            parts[-1].append(place)
+        else:
+            parts.append([place])
+    return parts
+
+
+def pad(
+    queries: Sequence[Query], allocate: Callable[[int], NDArray[np.uint8]], *, max_history: int, candidates: bool
+) -> Batch:
+    """The batch of at least one request; `allocate(bytes)` gives its block of memory.
+
+    `candidates` says that the graph takes the candidates' codes. Padding repeats nothing of a request: histories begin
+    with codes of -1, candidates end with them, and a depth's nodes end with code 0 below the root.
+    """
+    count, levels = len(queries), queries[0].codes.shape[1]
+    width = min(max_history, _rounded(max(len(query.past) for query in queries)))
+    size = _rounded(max(len(query.codes) for query in queries))
+    levels_of = [[query.trie.nodes(depth) for depth in range(1, levels)] for query in queries]
+    sizes = [1, *(_rounded(max(map(len, column))) for column in zip(*levels_of, strict=True))]
+    nodes = np.array([query.trie.node_count for query in queries])
+    shapes: dict[str, tuple[type, tuple[int, ...]]] = {
+        "history": (np.int64, (count, width, levels)),
+        **{f"nodes_{depth}": (np.int64, (count, sizes[depth])) for depth in range(1, levels)},
+        "parents": (np.int64, (count, sum(sizes))),
+        "rows": (np.int64, (count, int(nodes.max()))),
+        "features": (np.float32, (count, size, queries[0].features.shape[1])),
+        "candidates": (np.int64, (count, size, levels)),
+    }
+    if not candidates:
+        del shapes["candidates"]
+    block, arrays, offsets = _lay_out(shapes, allocate)
+    codes = np.zeros((count, size, levels), dtype=np.uint16)
+    known = np.zeros((count, size), dtype=np.bool_)
+    for place, query in enumerate(queries):
+        held = len(query.codes)
+        codes[place, :held], known[place, :held] = query.codes, query.known
+        arrays["history"][place, : width - len(query.past)] = -1
+        arrays["history"][place, width - len(query.past) :] = query.past
+        arrays["features"][place, :held] = query.features
+        arrays["features"][place, held:] = 0
+        if candidates:
+            arrays["candidates"][place, :held] = query.codes
+            arrays["candidates"][place, held:] = -1
+        _place_nodes(arrays, place, query, levels_of[place], sizes)
+    return Batch(block, arrays, offsets, codes, known, nodes)
+
+
+def _place_nodes(
+    arrays: dict[str, NDArray[Any]], place: int, query: Query, levels: list[NDArray[np.int64]], sizes: list[int]
+) -> None:
+    """Move a trie's nodes, numbered without gaps, to where each depth has `sizes` places."""
+    parents, rows = arrays["parents"][place], arrays["rows"][place]
+    of = query.trie.parents()
+    first = base = 1  # of the depth's nodes: their number in the trie, and their place in the batch
+    above = 0  # base - first, one depth up
+    parents[0] = rows[0] = 0
+    for depth, codes in enumerate(levels, 1):
+        held, end = len(codes), base + sizes[depth]
+        target = arrays[f"nodes_{depth}"][place]
+        target[:held], target[held:] = codes, 0
+        parents[base : base + held] = of[first : first + held] + above
+        parents[base + held : end] = 0
+        rows[first : first + held] = np.arange(base, base + held)
+        above = base - first
+        first, base = first + held, end
+    rows[first:] = 0
+    rows += place * sum(sizes)
+
+
+def _lay_out(
+    shapes: dict[str, tuple[type, tuple[int, ...]]], allocate: Callable[[int], NDArray[np.uint8]]
+) -> tuple[NDArray[np.uint8], dict[str, NDArray[Any]], dict[str, int]]:
+    offsets, total = {}, 0
+    for name, (kind, shape) in shapes.items():
+        offsets[name] = total
+        length = np.dtype(kind).itemsize * prod(shape)
+        total += -(-length // ALIGNMENT) * ALIGNMENT
+    block = allocate(total)
+    arrays: dict[str, NDArray[Any]] = {
+        name: block[offsets[name] :][: np.dtype(kind).itemsize * prod(shape)].view(kind).reshape(shape)
+        for name, (kind, shape) in shapes.items()
+    }
+    return block, arrays, offsets
+
+
+def _rounded(size: int) -> int:
+    return max(STEP, -(-size // STEP) * STEP)
