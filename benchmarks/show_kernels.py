@@ -20,7 +20,7 @@ def checks() -> Record:
 
 def main() -> None:
     """Print one line a figure, store the fresh ones, and exit with 1 if a figure is short."""
-    stored = {"kernels.gpu": "make kernels-gpu"}
+    stored = {"kernels.gpu": "make kernels-gpu", "kernels.serving": "make kernels-serving"}
     show("kernels", "the kernels on a GPU", stored=stored, measures=[("kernels without a GPU", checks)])
 
 
