@@ -116,7 +116,7 @@ FOUR = Job(
     ),
     "midtrain",
 )  # fmt: skip
-SMALL = SHORT | {"list_size": 4}
+SMALL = SHORT | {"list_size": 4, "learning_rate": 3e-4}
 GAMED = tuple(
     Job(f"four-{name}", title, FOUR.folder, (("rl", settings),))
     for name, title, settings in (
