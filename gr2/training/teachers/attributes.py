@@ -43,12 +43,12 @@ ATTRIBUTES = (
 )
 DEPTH = 8  # of category paths; what is deeper is not compared
 BATCH = 512
-WORD = re.compile(r"[a-z][a-z0-9]{2,}")
+WORD = re.compile(r"[^\W\d_][^\W_]{2,}")
 
 
 def title_words(title: str | None) -> frozenset[str]:
-    """The words of a title that can be compared: three letters or more, in lower case."""
-    return frozenset(WORD.findall((title or "").lower()))
+    """The words of a title that can be compared: three letters or more, of any script, without regard to case."""
+    return frozenset(WORD.findall((title or "").casefold()))
 
 
 @dataclass(frozen=True)

@@ -94,3 +94,10 @@ def test_columns_do_not_depend_on_the_lists_beside() -> None:
     whole = attribute_columns(attributes, data, lists, longest=3)
     alone = [attribute_columns(attributes, data, lists.take(np.array([row])), longest=3)[0] for row in range(rows)]
     np.testing.assert_array_equal(whole, np.stack(alone))
+
+
+def test_words_of_any_script_are_compared_without_regard_to_case() -> None:
+    assert title_words("KÉRASTASE Crème, 125ml 3XL") == {"kérastase", "crème"}
+    assert title_words("Шампунь для ВОЛОС") == {"шампунь", "для", "волос"}
+    assert title_words("STRASSE Straße") == {"strasse"}
+    assert title_words(None) == frozenset()
