@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from benchmarks.kernels_valid import Beams
 from gr2.decoding import CatalogTrie
 
 __all__ = ["CsrIndex", "csr_search", "generate_by_operations"]
@@ -48,11 +49,11 @@ class CsrIndex:
         return cls(*tables, rows, codes, widest)
 
 
-def csr_search(index: CsrIndex, logits: Sequence[torch.Tensor], beams: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The leaves and scores (B, M) of a beam search; `logits[d]` is (B, M, V), (B, 1, V) at first."""
+def csr_search(index: CsrIndex, logits: Sequence[torch.Tensor], beams: int) -> list[Beams]:
+    """The beams of each level, the first's nodes being codes; `logits[d]` is (B, M, V), (B, 1, V) at first."""
     likely = torch.log_softmax(logits[0][:, 0], dim=-1).masked_fill(index.never_first, -torch.inf)
     scores, codes = torch.topk(likely, beams, dim=-1)
-    state = codes
+    state, found = codes, [(torch.zeros_like(codes), codes, scores)]
     for level in range(1, len(logits)):
         likely = torch.log_softmax(logits[level], dim=-1)
         if level == 1:
@@ -64,11 +65,13 @@ def csr_search(index: CsrIndex, logits: Sequence[torch.Tensor], beams: int) -> t
             likely = likely.gather(2, children).masked_fill(places >= rows[state + 1].unsqueeze(-1), -torch.inf)
         width = likely.shape[-1]
         scores, chosen = torch.topk((likely + scores.unsqueeze(-1)).flatten(1), beams, dim=-1)
+        parents = chosen // width
         if level == 1:
-            state = index.states[codes.gather(1, chosen // width), chosen % width].long()
+            state = index.states[codes.gather(1, parents), chosen % width].long()
         else:
             state = places.flatten(1).gather(1, chosen)
-    return state, scores
+        found.append((parents, state, scores))
+    return found
 
 
 def generate_by_operations(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ import numpy as np
 
 from benchmarks.results import ROOT, Figure
 
-__all__ = ["first_launches", "main"]
+__all__ = ["compile_searches", "first_launches", "main"]
 
 LEVELS, LEVEL_SIZE, CANDIDATES = 4, 256, 100
+COMMAND = [sys.executable, "-m", "benchmarks.kernels_first"]
 
 
 def first_launches(folder: str) -> tuple[list[Figure], dict[str, Any]]:
@@ -35,17 +38,44 @@ def first_launches(folder: str) -> tuple[list[Figure], dict[str, Any]]:
     return [figure], {"title": "the first score and the first decision of a process", "columns": columns, "rows": [row]}
 
 
+def compile_searches(level_sizes: Iterable[int], beams: Iterable[int]) -> None:
+    """The kernels of searches into Triton's cache, by other processes, so that measuring does not wait for them."""
+    shapes = [(str(size), str(each)) for size, each in product(level_sizes, beams)]
+    for process in [subprocess.Popen([*COMMAND, "search", *shape], cwd=ROOT) for shape in shapes]:
+        if process.wait():
+            raise RuntimeError(f"{process.args} failed")
+
+
 def _run(what: str, folder: Path) -> str:
     """The last line that this module prints in a process whose cache is the folder."""
-    command = [sys.executable, "-m", "benchmarks.kernels_first", what, str(folder)]
+    command = [*COMMAND, what, str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed: {done.stderr}")
     return done.stdout.strip().rpartition("\n")[2]
 
 
-def main(what: str, folder: str) -> None:
-    """`compile` into the folder for the device's target, or `launch` with it as the cache and print the seconds."""
+def _compile_search(level_size: int, beams: int, target: str) -> None:
+    """Every kernel that a level of a search may need, whatever the most children of its nodes."""
+    import torch
+
+    from gr2.decoding import CatalogTrie
+    from gr2.kernels.ahead import compile_only
+    from gr2.kernels.device_decoder import DeviceDecoder
+
+    with compile_only(target) as (launch, _):
+        decoder = DeviceDecoder("cpu", launch=launch)
+        catalog = decoder.catalog(CatalogTrie(np.zeros((1, 2), np.uint16), level_size))
+        for widest in (level_size, level_size // 2, level_size // 4, 64, 32, 16):
+            catalog.widest[:] = [level_size, widest, 1]
+            retriever = decoder.retriever(beams)
+            retriever.start(catalog, 2)
+            retriever.step(torch.zeros((2, 1, level_size)))
+            retriever.step(torch.zeros((2, beams, level_size)))
+
+
+def main(what: str, *arguments: str) -> None:
+    """`compile FOLDER` for the device's target, `search V M` into Triton's cache, or `launch FOLDER`, the cache."""
     import torch
     import triton
 
@@ -53,10 +83,14 @@ def main(what: str, folder: str) -> None:
     from gr2.kernels.ahead import compile_kernels
     from gr2.kernels.device_decoder import DeviceDecoder
 
+    target = "sm_{}{}".format(*torch.cuda.get_device_capability())
+    folder = arguments[0]
     if what == "compile":
-        major, minor = torch.cuda.get_device_capability()
         sizes = {"levels": LEVELS, "level_size": LEVEL_SIZE, "candidates": CANDIDATES}
-        print(len(compile_kernels(f"sm_{major}{minor}", folder=Path(folder), **sizes)))
+        print(len(compile_kernels(target, folder=Path(folder), **sizes)))
+        return
+    if what == "search":
+        _compile_search(int(arguments[0]), int(arguments[1]), target)
         return
     triton.knobs.cache.dir = folder
     known = np.ones((1, CANDIDATES), np.bool_)

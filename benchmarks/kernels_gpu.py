@@ -21,10 +21,12 @@ from numpy.typing import NDArray
 
 from benchmarks.kernels_check import check_generate, check_retrieve, check_score, slate
 from benchmarks.kernels_csr import CsrIndex, csr_search, generate_by_operations
-from benchmarks.kernels_first import first_launches
+from benchmarks.kernels_first import compile_searches, first_launches
+from benchmarks.kernels_valid import Beams, worst_error
 from benchmarks.results import Figure, Record, store
 from gr2.decoding import CatalogTrie
 from gr2.kernels import CandidateTables
+from gr2.kernels.device_catalog import DeviceCatalog
 from gr2.kernels.device_decoder import DeviceDecoder
 from gr2.kernels.device_retriever import DeviceRetriever
 
@@ -33,10 +35,14 @@ __all__ = ["main"]
 LEVELS = 4
 ITEMS, LEVEL_SIZES, BATCHES, BEAMS = (1_000_000, 20_000_000), (256, 2048), (1, 32, 256), (10, 70)
 # What torch.compile is asked for: it takes seconds each.
-COMPILED = {(1, 10), (1, 70), (32, 70), (256, 10), (256, 70)}
+COMPILED = {
+    *((ITEMS[0], 256, batch, beams) for batch in (1, 256) for beams in BEAMS),
+    *((ITEMS[0], 2048, batch, 70) for batch in (1, 256)),
+    *((ITEMS[1], level_size, 32, 70) for level_size in LEVEL_SIZES),
+}
 # Logits are taken from so many bytes in turn, so that they are not in the cache before.
 ROTATED = 100_000_000
-SECONDS = 165  # after which torch.compile is not asked any more
+SECONDS = 110  # after which torch.compile is not asked any more
 
 Call = Callable[[], Any]
 
@@ -90,13 +96,26 @@ def catalogue(items: int, level_size: int) -> CatalogTrie:
 
 
 @dataclass(frozen=True)
+class Index:
+    """A catalogue as either side searches it."""
+
+    items: int
+    level_size: int
+    ours: DeviceCatalog
+    theirs: CsrIndex
+
+    @classmethod
+    def build(cls, items: int, level_size: int) -> Index:
+        """Of uniform codes."""
+        trie = catalogue(items, level_size)
+        return cls(items, level_size, DeviceCatalog(trie, "cuda"), CsrIndex.build(trie, torch.device("cuda")))
+
+
+@dataclass(frozen=True)
 class Search:
     """A shape of the search and what it is done on."""
 
-    items: int
-    trie: CatalogTrie
-    catalog: Any
-    index: CsrIndex
+    index: Index
     batch: int
     beams: int
 
@@ -105,13 +124,27 @@ class Search:
         widths = [1, *[self.beams] * (LEVELS - 1)]
         sets = max(1, min(16, ROTATED // self.bytes()))
         return [
-            [2 * torch.randn((self.batch, width, self.trie.level_size), device="cuda") for width in widths]
+            [2 * torch.randn((self.batch, width, self.index.level_size), device="cuda") for width in widths]
             for _ in range(sets)
         ]
 
     def bytes(self) -> int:
         """Of the logits of one search of the batch."""
-        return 4 * self.batch * self.trie.level_size * (1 + (LEVELS - 1) * self.beams)
+        return 4 * self.batch * self.index.level_size * (1 + (LEVELS - 1) * self.beams)
+
+    def cells(self) -> list[Any]:
+        """The shape, as tables show it."""
+        return [f"{self.index.items:.0e}".replace("e+0", "e"), self.index.level_size, self.batch, self.beams]
+
+
+def valid(search: Search, logits: list[torch.Tensor], ours: list[Beams], theirs: list[Beams]) -> float:
+    """Asserts that both are searches, every row at every level, and says which share of rows they differ in."""
+    code, *rest = theirs
+    first = (~search.index.theirs.never_first).cumsum(0) - 1  # the node of each code
+    for beams in (ours, [(code[0], first[code[1]], code[2]), *rest]):
+        assert worst_error(search.index.ours, logits, beams) < 1e-4
+    same = (ours[-1][1] == theirs[-1][1]) & ((ours[-1][2] - theirs[-1][2]).abs() < 1e-4)
+    return 1.0 - float(same.all(dim=1).float().mean())
 
 
 def measure_search(search: Search, rate: float, compile_it: bool) -> tuple[list[Any], dict[str, float]]:
@@ -119,14 +152,16 @@ def measure_search(search: Search, rate: float, compile_it: bool) -> tuple[list[
     sets = search.inputs()
     retriever = DeviceRetriever(search.beams)
 
-    def ours(logits: Sequence[torch.Tensor]) -> torch.Tensor:
-        retriever.start(search.catalog, search.batch)
-        for values in logits:
-            _, _, scores = retriever.step(values)
-        return scores
+    def ours(logits: Sequence[torch.Tensor]) -> list[Beams]:
+        retriever.start(search.index.ours, search.batch)
+        found = []
+        for level, values in enumerate(logits, 1):
+            parents, _, scores = retriever.step(values)
+            found.append((parents, retriever._nodes[level], scores))
+        return found
 
-    def theirs(logits: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        return csr_search(search.index, logits, search.beams)
+    def theirs(logits: Sequence[torch.Tensor]) -> list[Beams]:
+        return csr_search(search.index.theirs, logits, search.beams)
 
     def over_sets(search_once: Callable[[Sequence[torch.Tensor]], Any]) -> Call:
         def call() -> None:
@@ -135,11 +170,7 @@ def measure_search(search: Search, rate: float, compile_it: bool) -> tuple[list[
 
         return call
 
-    leaves, scores = theirs(sets[0])
-    torch.testing.assert_close(ours(sets[0]), scores, rtol=1e-5, atol=1e-4)
-    apart = scores.diff(dim=1, append=scores[:, :1] * 0 - torch.inf) < -1e-4
-    settled = apart & apart.roll(1, dims=1)
-    assert torch.equal(retriever._nodes[-1].long()[settled], leaves[settled])
+    differing = valid(search, sets[0], ours(sets[0]), theirs(sets[0]))
     count = len(sets)
     mine = seconds(graphed(over_sets(ours))) / count
     times = {
@@ -150,36 +181,30 @@ def measure_search(search: Search, rate: float, compile_it: bool) -> tuple[list[
     if compile_it:
         torch._dynamo.reset()
         compiled = torch.compile(csr_search, dynamic=False, fullgraph=True)
-        once = over_sets(lambda logits: compiled(search.index, logits, search.beams))
+        once = over_sets(lambda logits: compiled(search.index.theirs, logits, search.beams))
         times["compiled"] = seconds(once) / count
         times["compiled graph"] = seconds(graphed(once)) / count
     floor = search.bytes() / rate
-    shape = [f"{search.items:.0e}".replace("e+0", "e"), search.trie.level_size, search.batch, search.beams]
     shown = [f"{1e6 * times[name]:.0f}" if name in times else "" for name in ("eager", "graph")]
     shown += [f"{1e6 * times[name]:.0f}" if name in times else "" for name in ("compiled", "compiled graph")]
     ratios = {name: value / mine for name, value in times.items()}
     compared = [f"{ratios[name]:.1f}" if name in ratios else "" for name in ("eager", "compiled", "compiled graph")]
-    row = [*shape, f"{1e6 * mine:.1f}", f"{1e6 * times['python']:.0f}", *shown, *compared]
-    return [*row, f"{1e6 * floor:.2f}", f"{mine / floor:.1f}"], ratios
+    row = [*search.cells(), f"{1e6 * mine:.1f}", f"{1e6 * times['python']:.0f}", *shown, *compared]
+    return [*row, f"{1e6 * floor:.2f}", f"{mine / floor:.1f}", f"{differing:.1%}"], ratios
 
 
-def retrieval(rate: float, began: float) -> tuple[list[Figure], list[dict[str, Any]]]:
+def retrieval(indices: list[Index], rate: float, began: float) -> tuple[list[Figure], list[dict[str, Any]]]:
     """The searches of the whole grid."""
     rows, steps, ratios = [], [], []
-    for items, level_size in itertools.product(ITEMS, LEVEL_SIZES):
-        trie = catalogue(items, level_size)
-        decoder = DeviceDecoder("cuda")
-        catalog, index = decoder.catalog(trie), CsrIndex.build(trie, torch.device("cuda"))
-        for batch, beams in itertools.product(BATCHES, BEAMS):
-            wanted = (batch, beams) in COMPILED and time.monotonic() - began < SECONDS
-            search = Search(items, trie, catalog, index, batch, beams)
-            row, ratio = measure_search(search, rate, wanted and (items == ITEMS[0] or batch == 32))
-            rows.append(row)
-            ratios.append(ratio)
-            print(row, f"at {time.monotonic() - began:.0f} s", flush=True)
+    for index, batch, beams in itertools.product(indices, BATCHES, BEAMS):
+        search = Search(index, batch, beams)
+        wanted = (index.items, index.level_size, batch, beams) in COMPILED and time.monotonic() - began < SECONDS
+        row, ratio = measure_search(search, rate, wanted)
+        rows.append(row)
+        ratios.append(ratio)
+        if batch != 32:
             steps.append(step_times(search, rate))
-            torch.cuda.empty_cache()
-        del catalog, index, search
+        print(row, f"at {time.monotonic() - began:.0f} s", flush=True)
     eager, compiled = (min(each[name] for each in ratios if name in each) for name in ("eager", "compiled"))
     count = sum("compiled" in each for each in ratios)
     figures = [
@@ -191,7 +216,7 @@ def retrieval(rate: float, began: float) -> tuple[list[Figure], list[dict[str, A
     titles = ["a search of four levels, whole batch", "each level alone: us, and times its floor"]
     levels = ["items", "V", "batch", "beams", *(f"level {level}" for level in range(LEVELS))]
     return figures, [
-        {"title": titles[0], "columns": [*columns, "floor us", "ours / floor"], "rows": rows},
+        {"title": titles[0], "columns": [*columns, "floor us", "ours / floor", "rows that differ"], "rows": rows},
         {"title": titles[1], "columns": levels, "rows": steps},
     ]
 
@@ -200,7 +225,7 @@ def step_times(search: Search, rate: float) -> list[Any]:
     """Each level of one search, of a graph of ten times it."""
     logits, cells = search.inputs()[0], []
     retriever = DeviceRetriever(search.beams)
-    retriever.start(search.catalog, search.batch)
+    retriever.start(search.index.ours, search.batch)
     for level, values in enumerate(logits):
 
         def step(level: int = level, values: torch.Tensor = values) -> None:
@@ -210,8 +235,7 @@ def step_times(search: Search, rate: float) -> list[Any]:
 
         taken = seconds(graphed(step), batches=3) / 10
         cells.append(f"{1e6 * taken:.1f} ({taken * rate / values.nbytes:.1f})")
-    shape = [f"{search.items:.0e}".replace("e+0", "e"), search.trie.level_size, search.batch, search.beams]
-    return [*shape, *cells]
+    return [*search.cells(), *cells]
 
 
 def scoring(rate: float) -> dict[str, Any]:
@@ -321,14 +345,18 @@ def main() -> None:
     kernels = (("constrained_step", check_retrieve), ("trie_score", check_score), ("rank_step", check_generate))
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as pool:
         first = pool.submit(first_launches, folder)
+        ahead = pool.submit(compile_searches, LEVEL_SIZES, BEAMS)
+        building = [pool.submit(Index.build, *each) for each in itertools.product(ITEMS, LEVEL_SIZES)]
         checks = [[name, check(decoder)] for name, check in kernels]
         print(checks, f"at {time.monotonic() - began:.0f} s", flush=True)
         first_figures, first_table = first.result()
+        indices = [each.result() for each in building]
+        ahead.result()
     print(first_table["rows"], f"at {time.monotonic() - began:.0f} s", flush=True)
     rate = bandwidth()
     figures = [Figure("kernels equal to the C++ core on the device", str(len(checks)), "3", "ok"), *first_figures]
     generated, permutations = generation()
-    searched, searches = retrieval(rate, began)
+    searched, searches = retrieval(indices, rate, began)
     tables = [
         {"title": "checked against the C++ core before any time is taken", "columns": ["kernel", ""], "rows": checks},
         *searches,
@@ -341,6 +369,8 @@ def main() -> None:
         f"torch {torch.__version__}; logits float32 unless said otherwise, {ROTATED / 1e6:.0f} MB in turn or one set",
         "ours is a replay of a CUDA graph; from Python, launches are what takes the time. CSR eager and compiled are "
         "called from Python, and shown as graphs, too",
+        "both searches are checked at every level of every row against float64; rows differ where scores nearer than "
+        "rounding change places, as logits come by rank",
     ]
     record = Record(
         "kernels.gpu", "Kernels on a GPU", "make kernels-gpu", [*figures, *searched, *generated], tables, notes

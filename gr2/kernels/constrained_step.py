@@ -41,7 +41,11 @@ def step_shape(level_size: int, beams: int, width: int, widest: int) -> dict[str
     }
 
 
-@triton.jit(do_not_specialize=["permitted_stride"])
+# Parts of larger arrays, which begin at 16 bytes or do not: one kernel is enough.
+PARTS = ["nodes", "scores", "next_nodes", "next_scores", "next_parents", "next_codes", "fault"]
+
+
+@triton.jit(do_not_specialize=["permitted_stride"], do_not_specialize_on_alignment=PARTS)
 def constrained_step_kernel(
     logits,  # (B, WIDTH, VOCAB)
     logits_stride,  # elements from one search to the next

@@ -15,7 +15,7 @@ def leaf_shape(beams: int, widest: int, *, filtered: bool) -> dict[str, int]:
     return {"BEAMS": beams, "LEAF": leaf, "BLOCK": max(16, min(1024, triton.next_power_of_2(beams * leaf)))}
 
 
-@triton.jit(do_not_specialize=["permitted_stride"])
+@triton.jit(do_not_specialize=["permitted_stride"], do_not_specialize_on_alignment=["nodes", "node_scores"])
 def leaf_items_kernel(
     offsets,  # (leaves + 1,) int32
     permitted,  # (F, N) uint8
