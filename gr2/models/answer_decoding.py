@@ -4,15 +4,56 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from gr2.models.answer_processor import AnswerProcessor, AnswerRow
 from gr2.models.selection import SelectionProcessor, SelectionRow
 
+# Tokens for which a cache keeps room.
+ROOM = 128
+
 __all__ = ["generate_answers", "process_answers", "takes_gaps"]
+
+
+class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+    """A layer's keys and values with room for more, so that a token is written beside the others.
+
+    The layer that it stands for makes all of them anew for each token.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._room: list[Tensor] = []
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_arguments: Any, **_options: Any
+    ) -> tuple[Tensor, Tensor]:
+        """All keys and values, those of the new tokens last."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        before = self.get_seq_length()
+        after = before + key_states.shape[-2]
+        kept, fresh = (self.keys, self.values), (key_states, value_states)
+        # What repeats or selects rows puts other tensors in place of ours.
+        ours = bool(self._room) and before > 0 and self._room[0].data_ptr() == kept[0].data_ptr()  # type: ignore[union-attr]
+        if not ours or self._room[0].shape[-2] < after:
+            self._room = [_with_room(new, old if before else None, after) for new, old in zip(fresh, kept, strict=True)]
+        for room, new in zip(self._room, fresh, strict=True):
+            room[..., before:after, :] = new
+        self.keys, self.values = (room[..., :after, :] for room in self._room)
+        return self.keys, self.values
+
+
+def _with_room(new: Tensor, old: Tensor | None, length: int) -> Tensor:
+    room = new.new_empty(*new.shape[:-2], length + ROOM, new.shape[-1])
+    if old is not None:
+        room[..., : old.shape[-2], :] = old
+    return room
 
 
 class Context:
@@ -24,6 +65,7 @@ class Context:
 
     def __init__(self, model: PreTrainedModel, rows: int) -> None:
         self.model, self.cache = model, DynamicCache(config=model.config)
+        self.cache.layers = [RoomyLayer() for _ in self.cache.layers]
         self.seen = torch.zeros(rows, 0, dtype=torch.int64, device=model.device)
 
     def read(self, tokens: Sequence[Sequence[int]]) -> Tensor:

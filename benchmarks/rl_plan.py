@@ -1,0 +1,118 @@
+"""What is trained on Beauty to show reinforcement learning. All of it starts from what `make reasoner` has left."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.reasoner_quality import BASE, VARIANTS
+from benchmarks.rl_jobs import FOLDER, Job
+
+__all__ = [
+    "AGAIN", "BYPASSED", "FOUR", "GAMED", "JOBS", "PLAIN", "QUALITY", "RANKING", "REWARDED", "TAUGHT", "TEACHER",
+]  # fmt: skip
+
+PROMPT = {"max_history": 8, "title_words": 4}
+ALONE = PROMPT | {"reasoning": False, "knowledge": False}
+EVALUATED = {"validation_lists": 0, "test_lists": -1, "threads": 1, "copy_limit": 1.0, "checkpoint_seconds": 20.0}
+
+
+def _tuned(sampling: str, *, knowledge: bool) -> Path:
+    return next(each.folder for each in VARIANTS if (each.sampling, each.knowledge) == (sampling, knowledge))
+
+
+# The model that all rewards start from: fine-tuned to answer with the ranking alone.
+RANKING = Job(
+    "ranking",
+    "SFT, ranking alone",
+    _tuned("rejection", knowledge=True),
+    (
+        (
+            "sft",
+            ALONE | {"epochs": 4, "batch": 8, "learning_rate": 2e-3, "dropout": 0.1, "threads": 1}
+            | {"validation_lists": 0, "test_lists": -1},
+        ),
+    ),
+    "traces",
+)  # fmt: skip
+SHORT = ALONE | EVALUATED | {
+    "steps": 300, "groups": 8, "samples": 8, "batch": 64, "answer_batch": 64, "redraws": 1, "learning_rate": 1e-4,
+}  # fmt: skip
+SHUFFLED = {"shuffle": True, "incoming_rank": True}
+# Of ten candidates a model of this size names some twice when nothing holds it; of four, each once now and then.
+FOUR = Job(
+    "four",
+    "SFT, ranking alone, lists of four",
+    BASE,
+    (
+        ("traces", {"sampling": "rejection", "list_size": 4}),
+        (
+            "sft",
+            ALONE | {"list_size": 4, "epochs": 6, "batch": 8, "learning_rate": 2e-3, "dropout": 0.1, "threads": 1}
+            | {"validation_lists": 0, "test_lists": -1},
+        ),
+    ),
+    "midtrain",
+)  # fmt: skip
+SMALL = SHORT | {"list_size": 4, "learning_rate": 3e-4}
+GAMED = tuple(
+    Job(f"four-{name}", title, FOUR.folder, (("rl", settings),))
+    for name, title, settings in (
+        ("unconditional", "unconditional, free answers", SMALL | {"constrained": False, "reward": "unconditional"}),
+        ("conditional", "conditional, free answers", SMALL | {"constrained": False, "reward": "conditional"}),
+        ("default", "default, free answers", SMALL | {"constrained": False}),
+        ("constrained", "default, constrained", SMALL),
+        ("ours", "ours: default, constrained, shuffled with ranks", SMALL | SHUFFLED),
+    )
+)
+REWARDED = tuple(
+    Job(name, title, RANKING.folder, (("rl", settings),))
+    for name, title, settings in (
+        ("conditional-constrained", "conditional, constrained", SHORT | {"reward": "conditional"}),
+        ("default-constrained", "default, constrained", SHORT),
+        ("ours", "ours: default, constrained, shuffled with ranks", SHORT | SHUFFLED),
+        ("withheld", "default, constrained, order withheld", SHORT | SHUFFLED | {"incoming_rank": False}),
+        ("teacher", "default, constrained, twice the steps", SHORT | {"steps": 600}),
+    )
+)
+PLAIN, TEACHER = (next(job for job in REWARDED if job.name == name) for name in ("default-constrained", "teacher"))
+AGAIN = tuple(
+    replace(job, name=f"{job.name}-again", title=f"{job.title}, another seed", seed=1)
+    for job in GAMED
+    if job.name in ("four-unconditional", "four-ours")
+)
+LONG = PROMPT | EVALUATED | {
+    "steps": 40, "groups": 8, "samples": 8, "batch": 64, "answer_batch": 64, "redraws": 0, "learning_rate": 1e-4,
+}  # fmt: skip
+QUALITY = tuple(
+    Job(
+        f"rl-{sampling}-{'kp' if knowledge else 'plain'}",
+        f"RL {sampling}, {'KP' if knowledge else 'no KP'}",
+        _tuned(sampling, knowledge=knowledge),
+        (("rl", LONG | {"knowledge": knowledge}),),
+    )
+    for sampling in ("targeted", "rejection")
+    for knowledge in (True, False)
+)
+# On-policy distillation needs a teacher: the same model after a longer training.
+TAUGHT = tuple(
+    Job(name, title, RANKING.folder, stages, teacher=TEACHER.folder)
+    for name, title, stages in (
+        (
+            "opd-then-rl",
+            "OPD, then RL",
+            (
+                ("opd", SHORT | {"steps": 150, "form": "reverse", "test_lists": 0}),
+                ("rl", SHORT | {"steps": 150, "start": "opd"}),
+            ),
+        ),
+        ("opd", "OPD alone", (("opd", SHORT | {"form": "reverse"}),)),
+        ("opd-task", "OPD with the reward", (("opd", SHORT | {"kl": 1.0}),)),
+    )
+)
+# Ranking without the explanation goes on from the best recipe of the papers.
+BYPASSED = Job(
+    "bypass", "the second pass", FOLDER / "rl-rejection-kp",
+    (("bypass", {name: value for name, value in SHORT.items() if name not in ("reasoning", "knowledge")}),), "rl",
+)  # fmt: skip
+JOBS = (RANKING, FOUR, *GAMED, *AGAIN, *REWARDED, *QUALITY, *TAUGHT, BYPASSED)
