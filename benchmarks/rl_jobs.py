@@ -29,6 +29,10 @@ MACHINE = "machine.txt"
 THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
+# Minutes of an evaluation before the training.
+BEFORE = 1.0
+
+
 @dataclass(frozen=True)
 class Job:
     """Stages of one run, in order, with the keys of their tables.
@@ -105,7 +109,8 @@ def _run(job: Job, ends: float | None, lists: int | None) -> bool:
             keys["test_lists"] = lists
         if ends is not None and stage in ("opd", "rl", "bypass"):
             left = (ends - time.monotonic()) / 60.0 / (len(job.stages) - number)
-            keys["minutes"] = max(0.01, round(left, 2))
+            before = BEFORE if keys.get("evaluate_start", stage == "bypass") else 0.0
+            keys["minutes"] = max(0.01, round(left - before, 2))
         if not _stage(job, stage, keys):
             return False
     return True

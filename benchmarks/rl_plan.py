@@ -9,7 +9,8 @@ from benchmarks.reasoner_quality import BASE, VARIANTS
 from benchmarks.rl_jobs import FOLDER, Job
 
 __all__ = [
-    "AGAIN", "BYPASSED", "FOUR", "GAMED", "JOBS", "PLAIN", "QUALITY", "RANKING", "REWARDED", "TAUGHT", "TEACHER",
+    "AGAIN", "BRIEF", "BYPASSED", "FOUR", "GAMED", "JOBS", "PLAIN", "QUALITY", "RANKING", "REWARDED", "TAUGHT",
+    "TEACHER",
 ]  # fmt: skip
 
 PROMPT = {"max_history": 8, "title_words": 4}
@@ -110,9 +111,17 @@ TAUGHT = tuple(
         ("opd-task", "OPD with the reward", (("opd", SHORT | {"kl": 1.0}),)),
     )
 )
-# Ranking without the explanation goes on from the best recipe of the papers.
-BYPASSED = Job(
-    "bypass", "the second pass", FOLDER / "rl-rejection-kp",
-    (("bypass", {name: value for name, value in SHORT.items() if name not in ("reasoning", "knowledge")}),), "rl",
-)  # fmt: skip
-JOBS = (RANKING, FOUR, *GAMED, *AGAIN, *REWARDED, *QUALITY, *TAUGHT, BYPASSED)
+# The second pass, from the model of the papers' best recipe, and for want of long trainings with explanations from each
+# of the fine-tuned ones.
+DROPPED = {name: value for name, value in SHORT.items() if name not in ("reasoning", "knowledge")}
+BYPASSED = Job("bypass", "the second pass", FOLDER / "rl-rejection-kp", (("bypass", DROPPED),), "rl")
+BRIEF = tuple(
+    replace(
+        job,
+        name=job.name.replace("rl-", "brief-"),
+        title=f"{job.title}, reasoning dropped",
+        stages=(("bypass", DROPPED | {"start": "sft", "knowledge": job.name.endswith("kp")}),),
+    )
+    for job in QUALITY
+)
+JOBS = (RANKING, FOUR, *GAMED, *AGAIN, *REWARDED, *BRIEF, *QUALITY, *TAUGHT, BYPASSED)

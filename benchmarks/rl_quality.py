@@ -22,6 +22,7 @@ from benchmarks.rl_jobs import Job, matches
 from benchmarks.rl_picture import hacking_picture
 from benchmarks.rl_plan import (
     AGAIN,
+    BRIEF,
     BYPASSED,
     FOUR,
     GAMED,
@@ -43,6 +44,7 @@ from benchmarks.rl_tables import (
     ranked,
     tuned,
 )
+from gr2.artifact import Artifact
 
 __all__ = ["main"]
 
@@ -79,17 +81,21 @@ def hacking() -> Record:
 
 
 def quality() -> Record:
-    """The papers' recipes: fine-tuning, reinforcement learning, and on-policy distillation before it."""
+    """The papers' recipes: fine-tuning, and reinforcement learning on top of it, with the explanation and without."""
     found = {"popularity, which reads no history": popularity(), **tuned()}
     jobs = [job for job in QUALITY if job.finished]
     found |= {job.title: ranked(job.stage("rl")) for job in jobs}
-    befores = {job.title: job.title.replace("RL ", "SFT ").replace("OPD, then ", "") for job in jobs}
-    claims = [claim for claim in CLAIMS if claim[2] in found and (claim[1] in found or claim[1] == "pre-rank")]
-    figures = [
-        moved(job.title, (found[befores[job.title]][1], found[job.title][1]), befores[job.title]) for job in jobs
-    ]
+    befores = {job.title: job.title.replace("RL ", "SFT ") for job in jobs}
+    brief = [job for job in BRIEF if job.finished]
+    for job in brief:
+        before, stage = job.title.replace("RL ", "SFT "), job.stage("bypass")
+        found |= {before: ranked(stage, "start-ranks.parquet"), job.title: ranked(stage)}
+        befores[job.title] = before
+    claims = [*CLAIMS, *((claim, *(f"{name}, reasoning dropped" for name in names)) for claim, *names in CLAIMS)]
+    claims = [each for each in claims if each[2] in found and (each[1] in found or each[1].startswith("pre-rank"))]
+    figures = [moved(name, (found[before][1], found[name][1]), before) for name, before in befores.items()]
     tables = [quality_table(found, befores), findings_table(found, claims)]
-    notes = ["one seed; the intervals are over users and do not hold the spread over seeds", *_spent(jobs)]
+    notes = ["one seed; the intervals are over users and do not hold the spread over seeds", *_spent([*jobs, *brief])]
     return Record("rl.quality", "Reinforcement learning on Beauty, from scratch", COMMAND, figures, tables, notes)
 
 
@@ -113,17 +119,15 @@ def taught() -> Record:
 
 def bypass() -> Record:
     """Ranking without the explanation."""
-    reasoned, bypassed = BYPASSED.stage("rl"), BYPASSED.stage("bypass")
-    full, dropped, again = (
-        ranked(reasoned)[1], ranked(bypassed, "start-ranks.parquet")[1], ranked(bypassed)[1]
-    )  # fmt: skip
-    figures = [
-        moved("dropping the reasoning", (full, dropped), "RL with reasoning"),
-        moved("the second pass", (dropped, again), "reasoning dropped"),
-    ]
-    notes = _spent([BYPASSED])
-    table = bypass_table(reasoned, bypassed)
-    return Record("rl.bypass", "Dropping the reasoning on Beauty", COMMAND, figures, [table], notes)
+    figures, tables, jobs = [], [], [job for job in (BYPASSED, *BRIEF) if job.finished]
+    for job in jobs:
+        reasoned, stage = Artifact.load(job.folder / job.taken), job.stage("bypass")
+        full, dropped, again = ranked(reasoned)[1], ranked(stage, "start-ranks.parquet")[1], ranked(stage)[1]
+        name = f"{job.taken.upper()} {job.start.name.removeprefix('rl-')}"
+        figures.append(moved(f"{name}: dropping the reasoning", (full, dropped), "with it"))
+        figures.append(moved(f"{name}: the second pass", (dropped, again), "reasoning dropped"))
+        tables.append(bypass_table(name, reasoned, stage))
+    return Record("rl.bypass", "Dropping the reasoning on Beauty", COMMAND, figures, tables, _spent(jobs))
 
 
 def moved(name: str, ranks: Ranked, before: str) -> Figure:
@@ -146,7 +150,12 @@ def _spent(jobs: Sequence[Job]) -> list[str]:
     return ["; ".join(lines)]
 
 
-RECORDS = ((hacking, (*GAMED, *AGAIN, *REWARDED)), (quality, QUALITY), (taught, TAUGHT), (bypass, (BYPASSED,)))
+RECORDS = (
+    (hacking, (*GAMED, *AGAIN, *REWARDED)),
+    (quality, (*QUALITY, *BRIEF)),
+    (taught, TAUGHT),
+    (bypass, (BYPASSED, *BRIEF)),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -127,7 +127,7 @@ def findings_table(found: Mapping[str, Ranked], claims: Sequence[tuple[str, str,
     return {"title": "the papers' findings on reinforcement learning", "columns": columns, "rows": rows}
 
 
-def bypass_table(reasoned: Artifact, bypassed: Artifact) -> dict[str, Any]:
+def bypass_table(model: str, reasoned: Artifact, bypassed: Artifact) -> dict[str, Any]:
     """What dropping the explanation costs, and what a second pass without it brings back."""
     incoming, full = ranked(reasoned)
     _, dropped = ranked(bypassed, "start-ranks.parquet")
@@ -135,18 +135,18 @@ def bypass_table(reasoned: Artifact, bypassed: Artifact) -> dict[str, Any]:
     metrics = (reasoned.metrics["test"], bypassed.metrics["start"]["test"], bypassed.metrics["test"])
     rows = [["pre-rank", *means(incoming), "", "", "", ""]]
     compared = ((full, incoming), (dropped, full), (again, dropped))
-    names = ("RL, with reasoning", "the same model, reasoning dropped", "after the second pass")
+    names = (f"{model}, with reasoning", "the same model, reasoning dropped", "after the second pass")
     for name, (ranks, before), test in zip(names, compared, metrics, strict=True):
         changes = difference(before, ranks)
         relative = means_of(ranks, "R@1") / means_of(before, "R@1") - 1
         parts = [shown(changes["R@1"]), f"{relative:+.1%}", shown(changes["N@5"]), f"{test['answer_tokens']:.0f}"]
         rows.append([name, *means(ranks), *parts])
     changes = difference(full, again)
-    last = ["after the second pass, to RL with reasoning", *[""] * len(METRICS), shown(changes["R@1"])]
+    last = ["after the second pass, to the model with reasoning", *[""] * len(METRICS), shown(changes["R@1"])]
     rows.append([*last, f"{means_of(again, 'R@1') / means_of(full, 'R@1') - 1:+.1%}", shown(changes["N@5"]), ""])
     return {
-        "title": "ranking without the explanation, each row against the one above; the technical report loses 6-7 % of "
-        "R@1 on hard traffic and recovers it",
+        "title": f"{model}: ranking without the explanation, each row against the one above; the technical report "
+        "loses 6-7 % of R@1 on hard traffic and recovers it",
         "columns": ["", *METRICS, "R@1", "R@1, relative", "N@5", "tokens"],
         "rows": rows,
     }
