@@ -27,6 +27,7 @@ class Compressing:
         batch: contexts that are generated at once.
         temperature: of sampling; 0 takes the likeliest token.
         samples: contexts of each history.
+        ids_only: contexts hold no text.
     """
 
     share: float = 0.2
@@ -34,6 +35,7 @@ class Compressing:
     batch: int = 64
     temperature: float = 0.0
     samples: int = 1
+    ids_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Compressor:
 
     def passage(self, history: Sequence[ItemView]) -> Passage:
         """What there is to choose from."""
-        return Passage.of(history, self._prompt, self.count)
+        return Passage.of(history, self._prompt, self.count, ids_only=self.settings.ids_only)
 
     def prompt(self, passage: Passage) -> list[int]:
         """The tokens by which a context is asked for."""

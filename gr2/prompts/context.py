@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from gr2.prompts.render import HISTORY, MARK, ItemView, PromptConfig, clean, item_line
-from gr2.prompts.semantic_id import BEGIN, END, sid_text
+from gr2.prompts.semantic_id import BEGIN, END, parse_sid, sid_text
 
 __all__ = [
     "Passage",
     "Pick",
+    "cited_codes",
     "compression_messages",
     "covering",
     "line_cost",
@@ -46,24 +47,29 @@ class Pick:
 class Passage:
     """The events that a prompt would show, oldest first, with what their lines cost in tokens.
 
-    `whole` and `brief` (T,) are lines, `whole_cost` and `brief_cost` (T,) their tokens in the prompt, with the mark
-    before and the line break after them.
+    `whole` and `brief` (T,) are lines that may be kept, `whole_cost` and `brief_cost` (T,) their tokens in the prompt,
+    with the mark before and the line break after them. A compressor is `shown` (T,) lines.
     """
 
     items: tuple[ItemView, ...]
+    shown: tuple[str, ...]
     whole: tuple[str, ...]
     brief: tuple[str, ...]
     whole_cost: tuple[int, ...]
     brief_cost: tuple[int, ...]
 
     @classmethod
-    def of(cls, history: Sequence[ItemView], config: PromptConfig, count: Count) -> Passage:
-        """The newest `max_history` events; `count` is the number of tokens of a text."""
+    def of(cls, history: Sequence[ItemView], config: PromptConfig, count: Count, *, ids_only: bool = False) -> Passage:
+        """The newest `max_history` events; `count` is the number of tokens of a text.
+
+        With `ids_only` whole lines are no more than IDs: of contexts for a ranker that reads no text.
+        """
         items = tuple(history[max(0, len(history) - config.max_history) :])
-        whole = tuple(item_line(item, config.title_words) for item in items)
+        shown = tuple(item_line(item, config.title_words) for item in items)
         brief = tuple(sid_text(item.codes) for item in items)
+        whole = brief if ids_only else shown
         costs = [tuple(line_cost(line, count) for line in lines) for lines in (whole, brief)]
-        return cls(items, whole, brief, *costs)
+        return cls(items, shown, whole, brief, *costs)
 
     @property
     def tokens(self) -> int:
@@ -91,7 +97,7 @@ def line_cost(line: str, count: Count) -> int:
 def compression_messages(passage: Passage, *, share: float, select: bool) -> tuple[dict[str, str], ...]:
     """What a compressor is asked: for events to `select`, or for lines of its own."""
     system = "\n".join([SHORTEN.format(f"{share:.0%}"), SELECT if select else WRITE])
-    user = "\n".join([HISTORY, *(MARK + line for line in passage.whole)])
+    user = "\n".join([HISTORY, *(MARK + line for line in passage.shown)])
     return {"role": "system", "content": system}, {"role": "user", "content": user}
 
 
@@ -106,6 +112,12 @@ def written_lines(text: str, passage: Passage) -> tuple[str, ...]:
         parts = [part if part in known else clean(part) for part in IDS.split(line.removeprefix(MARK))]
         lines.append(" ".join(filter(None, parts)))
     return tuple(filter(None, lines))
+
+
+def cited_codes(lines: Iterable[str], levels: int, level_size: int) -> list[tuple[int, ...]]:
+    """The codes of the items that lines cite, in their order. Raises ValueError on an ID that is none."""
+    found = (match for line in lines for match in IDS.findall(line))
+    return [parse_sid(text, levels, level_size) for text in found]
 
 
 def truncated(passage: Passage, budget: int, count: Count) -> tuple[str, ...]:

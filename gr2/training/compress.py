@@ -39,6 +39,7 @@ from gr2.prompts.render import PromptConfig, Slate
 from gr2.training.compress_settings import CompressConfig
 from gr2.training.context_making import make_contexts
 from gr2.training.context_quality import rank_contexts
+from gr2.training.context_ranking import AnswerRanker, LikelihoodRanker, Ranker
 from gr2.training.context_rollouts import ContextRollouts, ContextWorth, context_monitor
 from gr2.training.contexts import CONTEXTS
 from gr2.training.judge import Judge, ReasonerJudge, TeacherJudge
@@ -217,9 +218,8 @@ def _example(config: CompressConfig, compressor: Compressor, passage: Passage) -
 def _judge(config: CompressConfig, lesson: _Lesson, log: Path, seed: int) -> Judge:
     prompt = PromptConfig.of(config)
     if config.judge == "reasoner":
-        asking = Answering(reasoning=config.reasoning, max_reasoning=config.max_reasoning, batch=config.answer_batch)
         lesson.reasoner.model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
-        return ReasonerJudge(lesson.reasoner, lesson.slates, lesson.targets, prompt, asking)
+        return ReasonerJudge(_ranker(config, lesson.reasoner), lesson.slates, lesson.targets)
     if config.judge == "endpoint":
         teacher: Any = EndpointTeacher(config.endpoint(temperature=0.0, workers=PartialState().num_processes))
     else:
@@ -231,3 +231,11 @@ def _judge(config: CompressConfig, lesson: _Lesson, log: Path, seed: int) -> Jud
             seed=seed & 0xFFFF_FFFF,
         )
     return TeacherJudge(teacher, lesson.slates, lesson.targets, prompt, log)
+
+
+def _ranker(config: CompressConfig, reasoner: Reasoner) -> Ranker:
+    prompt = PromptConfig.of(config)
+    if config.ranking == "likelihood":
+        return LikelihoodRanker(reasoner, prompt)
+    asking = Answering(reasoning=config.reasoning, max_reasoning=config.max_reasoning, batch=config.answer_batch)
+    return AnswerRanker(reasoner, prompt, asking)

@@ -24,6 +24,8 @@ class CompressConfig(PolicyConfig, EndpointKeys):
     Attributes:
         start: the stage whose model becomes the compressor, `midtrain` or `sft`.
         reasoner: the stage whose model ranks from contexts: `midtrain`, `sft`, `opd`, `rl` or `bypass`.
+        ranking: how it ranks: by its `answer` to a prompt, or by the `likelihood` of each candidate's ID after the
+            context's, as mid-training taught it, which reads no text: contexts then hold none.
         share: tokens of a context, as a share of the history's.
         form: `select` keeps some of the history's lines, whole or the ID alone; `free` is text of the model's own.
         warm: what the compressor learns to say before it learns by trying: the `covering` selection, the `newest`
@@ -41,6 +43,7 @@ class CompressConfig(PolicyConfig, EndpointKeys):
     reasoning: bool = False
     start: Literal["midtrain", "sft"] = "midtrain"
     reasoner: Literal["midtrain", "sft", "opd", "rl", "bypass"] = "sft"
+    ranking: Literal["answer", "likelihood"] = "answer"
     share: float = 0.2
     form: Literal["select", "free"] = "select"
     warm: Literal["covering", "newest", "none"] = "covering"
@@ -78,7 +81,14 @@ class CompressConfig(PolicyConfig, EndpointKeys):
     def compressing(self, *, sampling: bool) -> Compressing:
         """How contexts are sampled to learn from, or the likeliest one of each history."""
         samples, temperature = (self.samples, self.temperature) if sampling else (1, 0.0)
-        return Compressing(self.share, self.form == "select", self.answer_batch, temperature, samples)
+        return Compressing(
+            self.share,
+            self.form == "select",
+            self.answer_batch,
+            temperature,
+            samples,
+            ids_only=self.ranking == "likelihood",
+        )
 
     def warm_recipe(self) -> Recipe:
         """How the compressor learns the selections that it starts from."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -19,8 +19,10 @@ from gr2.metrics import metric_values, paired_bootstrap, ranking_metrics
 from gr2.models.reasoner import Reasoner
 from gr2.prompts.context import Passage, covering, line_cost, newest, relevant, truncated
 from gr2.prompts.render import PromptConfig, Slate
+from gr2.training.context_ranking import LikelihoodRanker
 from gr2.training.contexts import Context, Contexts, places_of
 from gr2.training.reranking import evaluate_reasoner, list_slates
+from gr2.training.rewards import rank_of
 
 __all__ = ["KINDS", "ContextEvaluated", "rank_contexts", "simple_contexts"]
 
@@ -45,6 +47,8 @@ class ContextEvaluated(Protocol):
     def answer_batch(self) -> int: ...  # noqa: D102
     @property
     def share(self) -> float: ...  # noqa: D102
+    @property
+    def ranking(self) -> Literal["answer", "likelihood"]: ...  # noqa: D102
 
 
 def rank_contexts(
@@ -76,14 +80,20 @@ def rank_contexts(
 
 
 def simple_contexts(
-    reasoner: Reasoner, slates: list[Slate], places: list[tuple[int, int]], prompt: PromptConfig, share: float
+    reasoner: Reasoner,
+    slates: list[Slate],
+    places: list[tuple[int, int]],
+    prompt: PromptConfig,
+    share: float,
+    *,
+    ids_only: bool = False,
 ) -> Iterator[tuple[str, Contexts]]:
     """The contexts of each of KINDS that needs no model, of slates by their places."""
 
     def count(text: str) -> int:
         return len(reasoner.encode(text))
 
-    passages = [Passage.of(slate.history, prompt, count) for slate in slates]
+    passages = [Passage.of(slate.history, prompt, count, ids_only=ids_only) for slate in slates]
     for kind, shorten in _shortenings(count).items():
         found = {}
         for place, slate, passage in zip(places, slates, passages, strict=True):
@@ -114,13 +124,17 @@ def _ranked(
 ) -> tuple[dict[str, Any], pa.Table]:
     prompt, places = PromptConfig.of(config), places_of(lists)
     slates = list_slates(dataset, codes, lists)
-    kinds: dict[str, Contexts | None] = {
-        "whole": None,
-        **dict(simple_contexts(reasoner, slates, places, prompt, config.share)),
-    }
-    kinds["compressed"] = compressed
-    ranks: dict[str, NDArray[np.int64]] = {}
+    ids_only = config.ranking == "likelihood"
+    simple = dict(simple_contexts(reasoner, slates, places, prompt, config.share, ids_only=ids_only))
+    kinds: dict[str, Contexts | None] = {"whole": None, **simple, "compressed": compressed}
+    ranks: dict[str, NDArray[np.int64]] = {"incoming": lists.label() + 1}
     for kind in KINDS:
+        contexts = kinds[kind]
+        if ids_only:
+            shown = slates if contexts is None else contexts.slates(slates, places)
+            ranked = zip(LikelihoodRanker(reasoner, prompt).rank(shown), lists.label().tolist(), strict=True)
+            ranks[kind] = np.array([rank_of(ranking, target) for ranking, target in ranked], dtype=np.int64)
+            continue
         _, table = evaluate_reasoner(
             reasoner,
             dataset,
@@ -132,9 +146,9 @@ def _ranked(
             batch=config.answer_batch,
             seed=work.seed & 0xFFFF_FFFF,
             checkpoint=work.checkpoints / f"{split}-{kind}-answers.jsonl",
-            contexts=kinds[kind],
+            contexts=contexts,
         )
-        ranks["incoming"], ranks[kind] = table["incoming"].to_numpy(), table["reasoner"].to_numpy()
+        ranks[kind] = table["reasoner"].to_numpy()
     values = {name: metric_values(found) for name, found in ranks.items()}
     metrics: dict[str, Any] = {"lists": len(lists), "incoming": ranking_metrics(ranks["incoming"])}
     for kind in KINDS:

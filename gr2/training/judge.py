@@ -14,11 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gr2.errors import ArtifactError
-from gr2.models.answer_grammar import AnswerGrammar
-from gr2.models.answering import Answering, answer_batch
-from gr2.models.reasoner import Reasoner
-from gr2.prompts.render import PromptConfig, Slate, history_lines, render
+from gr2.prompts.render import PromptConfig, Slate, history_lines
 from gr2.prompts.verdict import Verdict, VerdictError, parse_verdict, verdict_messages
+from gr2.training.context_ranking import Ranker
 from gr2.training.reranking import kendall_tau
 from gr2.training.rewards import rank_of
 from gr2.training.teachers.endpoint import unwrap
@@ -52,21 +50,10 @@ class ReasonerJudge:
         solvable     r_full <= r_in: the reasoner makes something of the whole history
         preservation (1 + tau) / 2, tau Kendall's between the rankings from the context and from the history
         quality      1 / log2(1 + r): the NDCG of the one target
-
-    Rankings are the reasoner's likeliest ones, constrained to the candidates.
     """
 
-    def __init__(
-        self,
-        reasoner: Reasoner,
-        slates: Sequence[Slate],
-        targets: NDArray[np.int64],
-        prompt: PromptConfig,
-        asking: Answering,
-    ) -> None:
-        self._reasoner, self._grammar = reasoner, AnswerGrammar(reasoner)
-        self._slates, self._targets = slates, targets
-        self._prompt, self._asking = prompt, asking
+    def __init__(self, ranker: Ranker, slates: Sequence[Slate], targets: NDArray[np.int64]) -> None:
+        self._ranker, self._slates, self._targets = ranker, slates, targets
         self._whole: dict[int, tuple[int, ...]] = {}
 
     def verdicts(self, cases: Sequence[Case]) -> list[Verdict | None]:
@@ -75,7 +62,7 @@ class ReasonerJudge:
         different = list(dict.fromkeys(cases))
         slates = [self._slates[task] for task in tasks]
         slates += [replace(self._slates[case.task], context=case.context) for case in different]
-        rankings = self._rank(slates)
+        rankings = self._ranker.rank(slates)
         self._whole |= dict(zip(tasks, rankings[: len(tasks)], strict=True))
         found = dict(zip(different, rankings[len(tasks) :], strict=True))
         return [self._verdict(case.task, found[case]) for case in cases]
@@ -86,26 +73,6 @@ class ReasonerJudge:
         tau = kendall_tau([place[candidate] for candidate in ranking])
         quality = 1 / float(np.log2(1 + rank_of(ranking, target)))
         return Verdict(rank_of(whole, target) <= target + 1, (1 + tau) / 2, quality)
-
-    def _rank(self, slates: Sequence[Slate]) -> list[tuple[int, ...]]:
-        encode = self._reasoner.encode_chat
-        prompts = [
-            encode(render(slate, self._prompt, lambda messages: len(encode(messages))).messages) for slate in slates
-        ]
-        order = sorted(range(len(slates)), key=lambda row: (-len(prompts[row]), row))
-        rankings: dict[int, tuple[int, ...]] = {}
-        for first in range(0, len(order), self._asking.batch):
-            rows = order[first : first + self._asking.batch]
-            found = answer_batch(
-                self._reasoner,
-                self._grammar,
-                [prompts[row] for row in rows],
-                [slates[row] for row in rows],
-                self._asking,
-                seed=0,
-            )
-            rankings |= {row: tuple(each.ranking.tolist()) for row, each in zip(rows, found, strict=True)}
-        return [rankings[row] for row in range(len(slates))]
 
 
 class VerdictLog:

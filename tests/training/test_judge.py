@@ -13,6 +13,7 @@ from gr2.models.answering import Answering, answers
 from gr2.models.reasoner import Reasoner, SidSpec, from_scratch
 from gr2.prompts.render import ItemView, PromptConfig, Slate, render
 from gr2.prompts.verdict import Verdict
+from gr2.training.context_ranking import AnswerRanker
 from gr2.training.judge import Case, ReasonerJudge, TeacherJudge, VerdictLog
 from gr2.training.reranking import kendall_tau
 from gr2.training.teachers.teacher import Reply, TeacherRequest
@@ -31,7 +32,8 @@ def reasoner() -> Reasoner:
 
 
 def test_the_reasoners_own_rankings_are_the_verdict(reasoner: Reasoner) -> None:
-    judge = ReasonerJudge(reasoner, SLATES, TARGETS, PROMPT, Answering(reasoning=False, batch=3))
+    ranker = AnswerRanker(reasoner, PROMPT, Answering(reasoning=False, batch=3))
+    judge = ReasonerJudge(ranker, SLATES, TARGETS)
     found = judge.verdicts(CASES)
 
     def ranking(slate: Slate) -> list[int]:
