@@ -117,8 +117,8 @@ def _notes(made: Artifact, test: Mapping[str, Any]) -> list[str]:
     losses = ", ".join(f"{epoch['ranking']:.3f}" for epoch in warm["losses"])
     return [
         PAPER,
-        "the reasoner orders candidates by the likelihood of their IDs, which reads no text: contexts are IDs, histories "
-        "are counted as such, and histories of fewer than five events are above the share with one",
+        "the reasoner orders candidates by the likelihood of their IDs, which reads no text: contexts are IDs, "
+        "histories are counted as such, and those of fewer than five events are above the share with one",
         "the compressor sees the history alone, so that a context serves every slate of its user; `relevant` sees the "
         "candidates, too",
         f"warm start: {warm['steps']} steps on the covering selections of {metrics['lists']:,} training lists, loss by "

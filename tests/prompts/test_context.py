@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from gr2.prompts.context import (
     Passage,
     Pick,
+    cited_codes,
     compression_messages,
     covering,
     line_cost,
@@ -112,6 +113,24 @@ def test_a_compressor_is_told_its_share_and_shown_the_passage() -> None:
     assert "20%" in system["content"]
     assert user["content"].split("\n")[1:] == [f"- {line}" for line in passage().whole]
     assert system != compression_messages(passage(), share=0.2, select=False)[0]
+
+
+def test_ids_alone_are_all_that_a_ranker_without_text_pays_for() -> None:
+    found = Passage.of(HISTORY, PROMPT, words, ids_only=True)
+    assert found.whole == found.brief
+    assert found.tokens == 8
+    assert found.shown == passage().shown
+    assert newest(found, 5) == [Pick(2), Pick(3)]
+    assert compression_messages(found, share=0.2, select=True) == compression_messages(
+        passage(), share=0.2, select=True
+    )
+
+
+def test_cited_items_come_in_their_order() -> None:
+    lines = [f"{sid_text((3, 1))} soap, {sid_text((0, 2))}", "nothing", sid_text((3, 1))]
+    assert cited_codes(lines, 2, 4) == [(3, 1), (0, 2), (3, 1)]
+    with pytest.raises(ValueError, match="expected a semantic ID of 2 codes"):
+        cited_codes([sid_text((9, 1))], 2, 4)
 
 
 @pytest.mark.parametrize("history", [[], HISTORY[:1]])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -131,6 +132,15 @@ def test_text_of_its_own_is_learnt_from_too(untrained: dict[str, Artifact], tmp_
     # What a model that knows nothing writes is refused, and the newest events stand in for it.
     assert made.metrics["contexts"]["refused"] > 0
     assert all(context.lines for context in Contexts.load(made.file("contexts.parquet")).found.values())
+
+
+def test_contexts_judged_by_likelihood_hold_no_text(untrained: dict[str, Artifact], tmp_path: Path) -> None:
+    made = compress.run(replace(TINY, ranking="likelihood", steps=1), untrained, tmp_path / "likely", 3)
+    ranks = pq.read_table(made.file("ranks.parquet"))
+    assert ranks["newest"].to_pylist() == ranks["truncated"].to_pylist()
+    lines = [line for context in Contexts.load(made.file("contexts.parquet")).found.values() for line in context.lines]
+    assert lines
+    assert all(re.fullmatch(r"<\|sid_begin\|>(<s_[a-c]_\d>){3}<\|sid_end\|>", line) for line in lines)
 
 
 @pytest.mark.parametrize(
