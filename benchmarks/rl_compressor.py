@@ -8,6 +8,7 @@ killed goes on where it was, as `gr2 run` does.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,10 +42,12 @@ TITLES = {
 PAPER = "technical report: R@3 +7.71 % from under 20 % of the tokens, +7.14 % from all of them, with large models"
 
 
-def compressor() -> Record:
+def compressor(minutes: float = 0.0) -> Record:
     """The compressor at a fifth of the tokens, beside what it must keep up with and what it must beat."""
     link(BASE, FOLDER, SHARED)
-    keys = [text for key, value in SETTINGS.items() for text in ("--set", f"compress.{key}={value}")]
+    keys = [
+        text for key, value in {**SETTINGS, "minutes": minutes}.items() for text in ("--set", f"compress.{key}={value}")
+    ]
     gr2("run", CONFIG, "--set", f"run.out={FOLDER}", *keys, "--only", "compress")
     made = Artifact.load(FOLDER / "compress", "compress")
     test = made.metrics["test"]
@@ -130,7 +133,9 @@ def _notes(made: Artifact, test: Mapping[str, Any]) -> list[str]:
 
 def main() -> None:
     """Print the figures and their tables, and store them."""
-    record = compressor()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=0.0, help="of learning by trying; 0 is to the end")
+    record = compressor(parser.parse_args().minutes)
     store(record)
     for figure in record.figures:
         print(f"{figure.what}: {figure.value} (bar {figure.bar}) {figure.status}")

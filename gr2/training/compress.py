@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
 from numpy.typing import NDArray
+from peft import PeftModel
 
 from gr2.artifact import Artifact, file_digest, open_stage
 from gr2.data.candidates import CandidateLists
@@ -179,7 +180,7 @@ def _warm_up(
         return {}
     reasoner = compressor.reasoner
     dtype, weights = reasoner.model.dtype, _module(reasoner)
-    weights.to(dtype=torch.float32)
+    weights.to(dtype=dtype if config.lora_rank else torch.float32)
     trainer = weighted_trainer(
         reasoner.model,
         reasoner.tokenizer,
@@ -191,7 +192,9 @@ def _warm_up(
         stage="compress",
     )
     trainer.fit("compress, warm start")
-    weights.to(dtype=dtype).eval()
+    if isinstance(trainer.model, PeftModel):
+        trainer.model.merge_and_unload()
+    weights.to(dtype=dtype).requires_grad_(True).eval()
     return {"losses": epoch_means(trainer.history, config.warm_epochs), "steps": len(trainer.history)}
 
 

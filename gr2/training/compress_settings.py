@@ -8,6 +8,7 @@ from typing import Literal
 
 from gr2.models.compressing import Compressing
 from gr2.training.policy_settings import PolicyConfig
+from gr2.training.reasoner_settings import RankedConfig
 from gr2.training.teachers.endpoint_keys import EndpointKeys
 from gr2.training.weighted import Recipe
 
@@ -15,8 +16,8 @@ __all__ = ["CompressConfig"]
 
 
 @dataclass(frozen=True)
-class CompressConfig(PolicyConfig, EndpointKeys):
-    """Prompts and DAPO (see `PolicyConfig`), contexts, their judge (see `EndpointKeys`), and the evaluation.
+class CompressConfig(PolicyConfig, RankedConfig, EndpointKeys):
+    """Prompts and DAPO (see `PolicyConfig`), contexts, their judge (see `EndpointKeys`), and `RankedConfig`.
 
     The keys about prompts say which events are shortened and how their lines are written, and how the reasoner that
     ranks from them is asked.
@@ -36,8 +37,6 @@ class CompressConfig(PolicyConfig, EndpointKeys):
         judge: `reasoner` ranks from the context; `endpoint` and `local` are asked what they think of it.
         alpha: weight of shortness in the reward.
         penalty: what the reward of a context that trails off in dots is multiplied by.
-        validation_lists: how many validation lists are re-ranked, drawn with the seed; 0 is none, -1 all.
-        test_lists: as `validation_lists`, for the test lists.
     """
 
     reasoning: bool = False
@@ -54,7 +53,6 @@ class CompressConfig(PolicyConfig, EndpointKeys):
     alpha: float = 0.1
     penalty: float = 0.5
     validation_lists: int = 0
-    test_lists: int = -1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,9 +68,6 @@ class CompressConfig(PolicyConfig, EndpointKeys):
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.warm_learning_rate <= 0:
             raise ValueError(f"warm_learning_rate must be positive, got {self.warm_learning_rate}")
-        for name in ("validation_lists", "test_lists"):
-            if getattr(self, name) < -1:
-                raise ValueError(f"{name} must be -1 for all, 0 for none, or a number, got {getattr(self, name)}")
         if self.judge == "endpoint" and not (self.base_url and self.model):
             raise ValueError("judge = 'endpoint' needs base_url (http://HOST:PORT/v1) and model (its name there)")
         if self.judge == "local" and not self.model:
@@ -102,7 +97,7 @@ class CompressConfig(PolicyConfig, EndpointKeys):
             weight_decay=self.weight_decay,
             warmup=self.warmup,
             clip=self.clip,
-            lora_rank=0,
+            lora_rank=self.lora_rank,
             activation_checkpointing=False,
             checkpoint_seconds=self.checkpoint_seconds,
             tracker="none",
