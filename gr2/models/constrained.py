@@ -14,7 +14,7 @@ from torch import Tensor
 from gr2.decoding import CandidateTrie
 from gr2.decoding.tokens import CodeVocabulary, TokenDecoder
 
-__all__ = ["RankingProcessor", "constrained_log_probs", "pad_allowed"]
+__all__ = ["RankingProcessor", "constrained_log_probs", "copy_sets", "pad_allowed"]
 
 
 class Row:
@@ -189,17 +189,25 @@ class RankingProcessor:
         """Let `generate` choose among the allowed tokens of these rows; a row whose tokens are all masked stops."""
         if not numbers:
             return
-        sets = [self.rows[number].stream.allowed for number in numbers]
-        # All rows at once: on a GPU each call costs more than the work. Sets are padded with their first token.
-        index = np.repeat([each[:1] for each in sets], max(map(len, sets)), axis=1)
-        for row, each in zip(index, sets, strict=True):
-            row[: len(each)] = each
-        place = torch.tensor(numbers, device=scores.device)[:, None], torch.from_numpy(index).to(scores.device)
-        values = scores[place]
-        result[place] = values
+        values = copy_sets(numbers, [self.rows[number].stream.allowed for number in numbers], scores, result)
         for number, masked in zip(numbers, (values == -torch.inf).all(1).tolist(), strict=True):
             if masked:
                 self.rows[number].stop()
+
+
+def copy_sets(numbers: Sequence[int], sets: Sequence[NDArray[np.int64]], scores: Tensor, result: Tensor) -> Tensor:
+    """Copy the `scores` (B, N) of the tokens in each row's set to `result` (B, N); return them, (n, M), padded.
+
+    `numbers` (n,) are the rows. The padding repeats a set's first token.
+    """
+    # All rows at once: on a GPU each call costs more than the work.
+    index = np.repeat([each[:1] for each in sets], max(map(len, sets)), axis=1)
+    for row, each in zip(index, sets, strict=True):
+        row[: len(each)] = each
+    place = torch.tensor(numbers, device=scores.device)[:, None], torch.from_numpy(index).to(scores.device)
+    values = scores[place]
+    result[place] = values
+    return values
 
 
 def pad_allowed(allowed: Sequence[Sequence[NDArray[np.int64]]], width: int) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gr2.models.constrained import RankingProcessor
+from gr2.models.constrained import RankingProcessor, copy_sets
 from gr2.models.reasoner import Reasoner
 from gr2.prompts.context import Passage, Pick
 from gr2.prompts.semantic_id import BEGIN, END
@@ -149,6 +149,6 @@ class SelectionProcessor(RankingProcessor):
         self._advance(sequences)
         return []
 
-    def _leave(self, row: SelectionRow, number: int, scores: Tensor, result: Tensor) -> None:  # type: ignore[override]
-        index = row.choices
-        result[number, index] = scores[number, index]
+    def _leave(self, numbers: Sequence[int], scores: Tensor, result: Tensor) -> None:
+        if numbers:
+            copy_sets(numbers, [self.rows[number].choices for number in numbers], scores, result)

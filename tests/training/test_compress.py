@@ -124,8 +124,8 @@ def test_kill_in_the_middle_changes_nothing(untrained: dict[str, Artifact], tmp_
         assert pq.read_table(whole.file(name)).equals(pq.read_table(resumed.file(name)))
 
 
-def test_text_of_its_own_is_learnt_from_too(untrained: dict[str, Artifact], tmp_path: Path) -> None:
-    config = replace(TINY, form="free", warm="newest", warm_epochs=2, steps=1, test_lists=3, kl=0.1)
+def test_text_of_its_own_is_learnt_from_by_adapters_too(untrained: dict[str, Artifact], tmp_path: Path) -> None:
+    config = replace(TINY, form="free", warm="newest", warm_epochs=2, steps=1, test_lists=3, kl=0.1, lora_rank=2)
     made = compress.run(config, untrained, tmp_path / "free", 3)
     (step,) = pq.read_table(made.file("steps.parquet")).to_pylist()
     assert 0 <= step["valid"] <= 1
