@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.random_student import write_random_bundle
 from benchmarks.results import Figure, Record, store
 from gr2.bundle import Bundle
 from gr2.decoding import CandidateTrie
+from gr2.export.random_bundle import write_random_bundle
 from gr2.features import candidate_features
 from gr2.serving.batcher import BatchLimits
 from gr2.serving.device import Device, obstacle

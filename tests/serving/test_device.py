@@ -11,9 +11,9 @@ from pathlib import Path
 import onnxruntime as ort
 import pytest
 
-from benchmarks.random_student import write_random_bundle
 from gr2.bundle import Bundle
 from gr2.errors import ConfigError
+from gr2.export.random_bundle import write_random_bundle
 from gr2.serving.device import choose_device
 from gr2.serving.engine import Engine
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.random_student import write_random_bundle
 from gr2.bundle import Bundle
 from gr2.client import Client
 from gr2.errors import BundleError, Gr2Error, RequestError
+from gr2.export.random_bundle import write_random_bundle
 from gr2.serving.batcher import BatchLimits
 from gr2.serving.device_model import PHASES, DeviceModel
 from gr2.serving.engine import Engine

@@ -8,8 +8,8 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from benchmarks.random_student import write_random_bundle
 from gr2.decoding import CandidateTrie
+from gr2.export.random_bundle import write_random_bundle
 from gr2.serving.padding import ALIGNMENT, MOST_CELLS, Batch, cells, pad, split
 from gr2.serving.query import Query
 

@@ -1,0 +1,97 @@
+"""A bundle of a student with random weights, to measure serving before there is a trained one."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gr2.bundle import write_bundle
+from gr2.catalog import Catalog
+from gr2.decoding import write_codebook
+from gr2.export.bundle import feature_spec, model_spec
+from gr2.export.onnx import export_graph
+from gr2.features import SCORE_FEATURES
+from gr2.models.evidence import EVIDENCE, CoPurchase
+from gr2.models.student import Student, StudentConfig
+
+__all__ = ["write_random_bundle"]
+
+NEIGHBOURS = 32
+
+
+def write_random_bundle(
+    folder: Path,
+    *,
+    items: int = 12_000,
+    levels: int = 4,
+    level_size: int = 256,
+    dim: int = 64,
+    layers: int = 1,
+    max_history: int = 50,
+    width: int = 0,
+    batched: bool = True,
+    spread: float = 0.1,
+    seed: int = 0,
+) -> Path:
+    """`folder`, with a bundle of items 0..`items` - 1 that have distinct random codes and no titles.
+
+    The weights are normal with the standard deviation `spread`. Raises ValueError if there are too few codes.
+    """
+    rng = np.random.default_rng(seed)
+    codes = np.unique(rng.integers(0, level_size, (2 * items, levels)).astype(np.uint16), axis=0)
+    if len(codes) < items:
+        raise ValueError(f"{levels} levels of {level_size} codes are too few for {items} items")
+    codes = rng.permutation(codes)[:items]
+    config = StudentConfig(
+        items=items,
+        features=len(SCORE_FEATURES) + width + len(EVIDENCE),
+        levels=levels,
+        level_size=level_size,
+        dim=dim,
+        layers=layers,
+        max_history=max_history,
+    )
+    student, table = _student(config, spread, seed), _copurchases(items, rng)
+    with tempfile.TemporaryDirectory() as work:
+        graph, batch, codebook = (Path(work) / name for name in ("model.onnx", "batch.onnx", "codebook.bin"))
+        export_graph(student, table, codes, graph)
+        if batched:
+            export_graph(student, table, codes, batch, batched=True)
+        write_codebook(codebook, np.arange(items), codes, level_size)
+        write_bundle(
+            folder,
+            graph=graph,
+            batch_graph=batch if batched else None,
+            codebook=codebook,
+            catalog=_catalog(items),
+            model=model_spec(student),
+            features=feature_spec(student),
+        )
+    return folder
+
+
+def _student(config: StudentConfig, spread: float, seed: int) -> Student:
+    student = Student(config).eval()
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in student.parameters():
+        torch.nn.init.normal_(parameter, std=spread, generator=generator)
+    student.weights.copy_(torch.tensor([1.0, 1.0]))
+    return student
+
+
+def _copurchases(items: int, rng: np.random.Generator) -> CoPurchase:
+    return CoPurchase(
+        rng.integers(-1, items, (items, NEIGHBOURS)).astype(np.int32),
+        rng.integers(0, 20, (items, NEIGHBOURS)).astype(np.float32),
+        rng.integers(0, 500, items).astype(np.float32),
+    )
+
+
+def _catalog(items: int) -> Catalog:
+    """Items of which nothing is known but their IDs."""
+    return Catalog(
+        list(range(items)), [""] * items, [None] * items, [[] for _ in range(items)], [None] * items, [None] * items
+    )
