@@ -205,7 +205,9 @@ def retrieval(indices: list[Index], rate: float, began: float) -> tuple[list[Fig
         if batch != 32:
             steps.append(step_times(search, rate))
         print(row, f"at {time.monotonic() - began:.0f} s", flush=True)
-    eager, compiled = (min(each[name] for each in ratios if name in each) for name in ("eager", "compiled"))
+    eager, compiled = (
+        min((each[name] for each in ratios if name in each), default=0.0) for name in ("eager", "compiled")
+    )
     count = sum("compiled" in each for each in ratios)
     figures = [
         Figure.judge(f"retrieval: times faster than CSR in eager PyTorch, the least of {len(ratios)}", eager, 3.0),

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from gr2.kernels.candidates import CandidateTables
 from gr2.kernels.rank_step import STATE, rank_shape, rank_step_kernel
@@ -16,6 +17,11 @@ from gr2.kernels.trie_score import score_shape, trie_score_kernel
 __all__ = ["DeviceCandidates", "DeviceGeneration"]
 
 TABLES = ("positions", "path_nodes", "path_codes", "starts", "first_child", "child_codes")
+
+
+def _arrays(tables: CandidateTables) -> dict[str, NDArray[np.int16]]:
+    """What goes to the device; `counts` as pairs of int16."""
+    return {"counts": tables.counts.view(np.int16), **{name: getattr(tables, name) for name in TABLES}}
 
 
 class DeviceCandidates:
@@ -30,19 +36,19 @@ class DeviceCandidates:
         self.device, self._launch = torch.device(device), launch
         self.level_size, self.levels = tables.level_size, tables.path_codes.shape[1]
         self.requests, self.candidates, self.nodes = len(tables.counts), tables.candidates, tables.nodes
-        self._counts = torch.empty((self.requests, 2), dtype=torch.int32, device=self.device)
-        sizes = [getattr(tables, name).size for name in TABLES]
+        arrays = _arrays(tables)
         # Each table begins at 16 bytes.
-        self._starts = np.cumsum([0, *((size + 7) // 8 * 8 for size in sizes)])
-        self._memory = torch.zeros(int(self._starts[-1]), dtype=torch.int16, device=self.device)
+        self._starts = np.cumsum([0, *((array.size + 7) // 8 * 8 for array in arrays.values())]).tolist()
+        self._memory = torch.empty(self._starts[-1], dtype=torch.int16, device=self.device)
         self._tables = {
-            name: self._memory[start : start + size].view(getattr(tables, name).shape)
-            for name, start, size in zip(TABLES, self._starts.tolist(), sizes, strict=False)
+            name: self._memory[start : start + array.size].view(array.shape)
+            for (name, array), start in zip(arrays.items(), self._starts, strict=False)
         }
+        self._counts = self._tables.pop("counts").view(torch.int32)  # (B, 2)
         shape = (self.requests, self.candidates)
-        sizes_of_score = score_shape(self.level_size, self.levels, self.candidates)
+        self._score_shape = score_shape(self.level_size, self.levels, self.candidates)
         self._denominators = torch.empty((self.requests, self.nodes), dtype=torch.float64, device=self.device)
-        self._keys = torch.empty((self.requests, sizes_of_score["LANES"]), dtype=torch.int64, device=self.device)
+        self._keys = torch.empty((self.requests, self._score_shape["LANES"]), dtype=torch.int64, device=self.device)
         self._arrivals = torch.zeros(self.requests, dtype=torch.int32, device=self.device)
         self._fault = torch.full((2, self.requests), NO_FAULT, dtype=torch.int64, device=self.device)
         self.order = torch.empty(shape, dtype=torch.int32, device=self.device)
@@ -51,16 +57,16 @@ class DeviceCandidates:
 
     def load(self, tables: CandidateTables) -> None:
         """Take other requests of the same shape. Raises ValueError on another one."""
-        shapes = {name: getattr(tables, name).shape for name in TABLES}
-        expected = {name: tuple(table.shape) for name, table in self._tables.items()}
+        arrays = _arrays(tables)
+        shapes = {name: array.shape for name, array in arrays.items()}
+        expected = {"counts": (self.requests, 4), **{name: tuple(each.shape) for name, each in self._tables.items()}}
         if shapes != expected or tables.level_size != self.level_size:
             raise ValueError(f"tables must have the shapes {expected}, got {shapes}")
-        host = np.zeros(int(self._starts[-1]), np.int16)
-        for name, start in zip(TABLES, self._starts.tolist(), strict=False):
-            values = getattr(tables, name)
-            host[start : start + values.size] = values.ravel()
-        self._counts.copy_(torch.from_numpy(tables.counts))
-        self._memory.copy_(torch.from_numpy(host))
+        # From pinned memory, a copy waits for nothing that the device has to do before.
+        host = torch.zeros(self._starts[-1], dtype=torch.int16, pin_memory=self.device.type == "cuda")
+        for array, start in zip(arrays.values(), self._starts, strict=False):
+            host.numpy()[start : start + array.size] = array.ravel()
+        self._memory.copy_(host, non_blocking=True)
 
     def score(
         self, logits: Any, prior: Any = None, *, normalization: Literal["raw", "local"] = "raw"
@@ -75,7 +81,7 @@ class DeviceCandidates:
         extra = self.scores if prior is None else as_logits(prior, tuple(self.scores.shape), self.device, "prior")
         if extra.dtype != torch.float32:
             raise TypeError(f"prior must be float32, got {extra.dtype}")
-        tables, sizes = self._tables, score_shape(self.level_size, self.levels, self.candidates)
+        tables, sizes = self._tables, self._score_shape
         self._launch(
             trie_score_kernel,
             (-(-self.nodes // sizes["ROWS"]), self.requests),
@@ -164,6 +170,26 @@ class DeviceGeneration:
         self.raw = torch.zeros(places, dtype=torch.float32, device=device)
         self.node = torch.empty(requests, dtype=torch.int32, device=device)
         self.chosen = torch.full((requests,), -1, dtype=torch.int32, device=device)
+        self._shape = rank_shape(candidates.level_size, candidates.levels, size)
+        tables = candidates._tables
+        self._arguments = (
+            candidates._counts,
+            *(tables[name] for name in ("path_nodes", "path_codes", "starts", "positions")),
+            self._cum,
+            self._state,
+            self._seeds,
+            self._temperatures,
+            self._most,
+            self.order,
+            self.codes,
+            self.forced,
+            self.local,
+            self.raw,
+            self.node,
+            self.chosen,
+            self._fault,
+            size,
+        )
 
     @property
     def emitted(self) -> torch.Tensor:
@@ -198,35 +224,16 @@ class DeviceGeneration:
         return self.chosen
 
     def _step(self, logits: torch.Tensor, row_stride: int, *, start: bool) -> None:
-        candidates, tables = self._of, self._of._tables
-        candidates._launch(
+        self._of._launch(
             rank_step_kernel,
-            (candidates.requests,),
+            (self._of.requests,),
             logits,
             row_stride,
-            candidates._counts,
-            tables["path_nodes"],
-            tables["path_codes"],
-            tables["starts"],
-            tables["positions"],
-            self._cum,
-            self._state,
-            self._seeds,
-            self._temperatures,
-            self._most,
-            self.order,
-            self.codes,
-            self.forced,
-            self.local,
-            self.raw,
-            self.node,
-            self.chosen,
-            self._fault,
-            candidates.candidates,
+            *self._arguments,
             START=start,
             SAMPLE=self._sample and not start,
             enable_fp_fusion=False,
-            **rank_shape(candidates.level_size, candidates.levels, candidates.candidates),
+            **self._shape,
         )
 
     def check(self) -> None:

@@ -60,7 +60,7 @@ class DeviceRetriever:
             raise ValueError(f"batch must be at least 1, got {batch}")
         self._catalog, self.batch = catalog, batch
         device, slots = catalog.device, (batch, self.beams)
-        shapes = [self._shape(level) for level in range(catalog.levels)]
+        shapes = self._shapes = [self._shape(level) for level in range(catalog.levels)]
 
         def memory(dtype: torch.dtype, *shape: int) -> torch.Tensor:
             return torch.empty(shape, dtype=dtype, device=device)
@@ -79,6 +79,15 @@ class DeviceRetriever:
         self._fault = torch.full((catalog.levels,), NO_FAULT, dtype=torch.int64, device=device)
         self._items, self._item_scores = memory(torch.int64, *slots), memory(torch.float32, *slots)
         self._which = torch.full((batch,), -1, dtype=torch.int32, device=device)
+        # Of each level, so that a launch from Python does not begin with making views.
+        self._places = [
+            (self._nodes[level], self._scores[level], self._nodes[level + 1], self._scores[level + 1])
+            for level in range(catalog.levels)
+        ]
+        self._found = [
+            (self._parents[level], self._codes[level], scores) for level, (*_, scores) in enumerate(self._places)
+        ]
+        self._faults = [self._fault[level : level + 1] for level in range(catalog.levels)]
 
     def _shape(self, level: int) -> dict[str, int]:
         catalog = self._require_catalog()
@@ -113,7 +122,7 @@ class DeviceRetriever:
         catalog, level = self._require_catalog(), self.level
         if level == catalog.levels:
             raise RuntimeError("the search is over: all levels are done")
-        shape = self._shape(level)
+        shape = self._shapes[level]
         rows = as_logits(logits, (self.batch, shape["WIDTH"], catalog.level_size), catalog.device)
         permitted = self._edges[level] if self._filters else self._which
         self._launch(
@@ -126,25 +135,21 @@ class DeviceRetriever:
             permitted,
             self._which,
             permitted.stride(0),
-            self._nodes[level],
-            self._scores[level],
-            self._nodes[level + 1],
-            self._scores[level + 1],
-            self._parents[level],
-            self._codes[level],
+            *self._places[level],
+            *self._found[level][:2],
             self._keys,
             self._counts,
             self._limits,
             self._bests,
             self._stage,
             self._arrivals,
-            self._fault[level : level + 1],
+            self._faults[level],
             LOCAL=self._local,
             FILTERED=bool(self._filters),
             **shape,
         )
         self.level += 1
-        return self._parents[level], self._codes[level], self._scores[level + 1]
+        return self._found[level]
 
     def finish(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The M best items of each search, int64, and their scores, (B, M); -1 and -inf where there are fewer.

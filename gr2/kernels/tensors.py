@@ -34,12 +34,13 @@ def as_logits(values: Any, shape: tuple[int, ...], device: torch.device, name: s
     tensor = values if isinstance(values, torch.Tensor) else torch.utils.dlpack.from_dlpack(values)
     if tensor.dtype not in FLOATS:
         raise TypeError(f"{name} must be float32, float16 or bfloat16, got {str(tensor.dtype).removeprefix('torch.')}")
-    if tuple(tensor.shape) != shape:
+    if tensor.shape != shape:
         raise ValueError(f"{name} must be {shape}, got {tuple(tensor.shape)}")
     if tensor.device != device:
         raise ValueError(f"{name} must be on {device}, they are on {tensor.device}")
-    inner = tensor[0] if len(tensor) else tensor
-    return tensor if inner.is_contiguous() else tensor.contiguous()
+    if tensor.is_contiguous() or tensor[0].is_contiguous():
+        return tensor
+    return tensor.contiguous()
 
 
 def stride(tensor: torch.Tensor) -> int:

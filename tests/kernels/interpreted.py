@@ -118,7 +118,7 @@ class TestConstrainedStep:
         codes = np.array([[first, second] for first in range(size) for second in range(size)], np.uint16)
         for seed, flat in ((0, 1.0), (1, 0.01)):
             search = Search(codes, size, beams, normalization=normalization)
-            shape = search.ours._shape(1)
+            shape = search.ours._shapes[1]
             assert -(-shape["WIDTH"] // shape["ROWS"]) * shape["KEPT"] > shape["POOL"]
             generator = np.random.default_rng(seed)
             assert search.step(-128.0 * generator.integers(0, 2, (1, 1, size)))
@@ -265,7 +265,7 @@ class TestRankStep:
         ("requests", "candidates", "levels", "level_size", "kind"),
         [
             (2, 9, 3, 4, "normal"),
-            (2, 17, 4, 3, "ties"),
+            (2, 11, 4, 3, "ties"),
             (3, 5, 2, 3, "masks"),
             (2, 6, 1, 20, "normal"),
             (1, 5, 8, 2, "normal"),
