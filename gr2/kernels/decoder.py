@@ -7,9 +7,10 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gr2.decoding import CandidateTrie, CatalogTrie, ItemFilter, Retriever
+from gr2.decoding import CatalogTrie, ItemFilter, Retriever
 from gr2.errors import ConfigError, MissingExtraError
 from gr2.kernels.candidates import CandidateTables
+from gr2.kernels.host import HostCandidates
 
 __all__ = ["Decoder", "HostDecoder", "make_decoder"]
 
@@ -22,6 +23,10 @@ class Decoder(Protocol):
     """
 
     device: str
+
+    def candidates(self, tables: CandidateTables) -> Any:
+        """The tries of a batch of requests, to `score` and to `generate` from: HostCandidates or DeviceCandidates."""
+        ...
 
     def score(
         self,
@@ -57,6 +62,10 @@ class HostDecoder:
 
     device = "cpu"
 
+    def candidates(self, tables: CandidateTables) -> HostCandidates:
+        """As Decoder.candidates."""
+        return HostCandidates(tables)
+
     def score(
         self,
         logits: NDArray[np.float32],
@@ -66,26 +75,7 @@ class HostDecoder:
         normalization: Literal["raw", "local"] = "raw",
     ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """As Decoder.score. Raises ValueError that names the request, row and column of a value that is not finite."""
-        shape = (len(tables.counts), tables.candidates)
-        order, scores = np.empty(shape, np.int32), np.empty(shape, np.float32)
-        for request, (nodes, _) in enumerate(tables.counts.tolist()):
-            own = None if prior is None else prior[request]
-            try:
-                ranked = self.trie(tables, request).score(logits[request, :nodes], own, normalization=normalization)
-            except ValueError as error:
-                raise ValueError(f"request {request}: {error}") from error
-            order[request], scores[request] = ranked
-        return order, scores
-
-    @staticmethod
-    def trie(tables: CandidateTables, request: int) -> CandidateTrie:
-        """The trie of one request."""
-        known = np.zeros(tables.candidates, np.bool_)
-        codes = np.zeros((tables.candidates, tables.path_codes.shape[1]), np.uint16)
-        places = tables.positions[request]
-        codes[places] = tables.path_codes[request].T
-        known[places[: tables.counts[request, 1]]] = True
-        return CandidateTrie(codes, known, tables.level_size)
+        return self.candidates(tables).score(logits, prior, normalization=normalization)
 
     def retriever(self, beams: int, *, normalization: Literal["raw", "local"] = "raw") -> Retriever:
         """As Decoder.retriever."""

@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 
-from gr2.decoding import CandidateTrie, CatalogTrie, ItemFilter, Retriever
+from gr2.decoding import CandidateDecoder, CandidateTrie, CatalogTrie, ItemFilter, Retriever
 from gr2.errors import ConfigError, MissingExtraError
 from gr2.kernels import CandidateTables, make_decoder
 
@@ -33,6 +33,33 @@ class TestHost:
         logits[1, 0, 2] = np.nan
         with pytest.raises(ValueError, match="request 1: logits row 0 column 2 is nan"):
             make_decoder().score(logits, None, tables)
+
+    @pytest.mark.parametrize("mode", ["greedy", "sample"])
+    def test_a_batch_is_generated_as_each_of_its_requests(self, mode):
+        generator = np.random.default_rng(0)
+        codes = generator.integers(0, 5, (3, 7, 3)).astype(np.uint16)
+        known = np.arange(7) < np.array([7, 0, 4])[:, None]
+        batch = make_decoder().candidates(CandidateTables.build(codes, known, 5))
+        ours = batch.generate(mode=mode, seeds=[1, 2, 3], temperature=0.5, top_n=3)
+        ours.reset([4, 5, 6])
+        theirs = [
+            CandidateDecoder(CandidateTrie(codes[i], known[i], 5), mode=mode, seed=4 + i, temperature=0.5, top_n=3)
+            for i in range(3)
+        ]
+        while (ours.node >= 0).any():
+            assert ours.node.tolist() == [each.node for each in theirs]
+            logits = generator.standard_normal((3, 5)).astype(np.float32)
+            chosen = ours.push(logits).tolist()
+            assert chosen == [-1 if each.done else each.push(row) for each, row in zip(theirs, logits, strict=True)]
+            for i, each in enumerate(theirs):
+                assert ours.codes[i, ours.fresh[i] : ours.lengths[i]].tolist() == each.next()[0].tolist()
+                assert ours.order[i, : ours.emitted[i]].tolist() == each.order.tolist()
+        scores = generator.standard_normal((3, 7)).astype(np.float32)
+        assert ours.ranking(scores).tolist() == [
+            each.ranking(row).tolist() for each, row in zip(theirs, scores, strict=True)
+        ]
+        with pytest.raises(ValueError, match="seeds must be 3"):
+            batch.generate(seeds=[1])
 
     def test_it_retrieves_by_the_core(self):
         decoder = make_decoder("cpu")
