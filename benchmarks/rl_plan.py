@@ -37,7 +37,7 @@ RANKING = Job(
     "traces",
 )  # fmt: skip
 SHORT = ALONE | EVALUATED | {
-    "steps": 300, "groups": 8, "samples": 8, "batch": 64, "answer_batch": 64, "redraws": 1, "learning_rate": 1e-4,
+    "steps": 300, "groups": 8, "samples": 8, "batch": 64, "answer_batch": 64, "redraws": 1, "learning_rate": 2e-4,
 }  # fmt: skip
 SHUFFLED = {"shuffle": True, "incoming_rank": True}
 # Of ten candidates a model of this size names some twice when nothing holds it; of four, each once now and then.

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
@@ -16,8 +18,10 @@ from gr2.models.selection import SelectionProcessor, SelectionRow
 
 # Tokens for which a cache keeps room.
 ROOM = 128
+# An explanation's tokens, and the set that each was chosen from.
+Written = tuple[Sequence[int], Sequence[NDArray[np.int64]]]
 
-__all__ = ["generate_answers", "process_answers", "takes_gaps"]
+__all__ = ["Written", "generate_answers", "process_answers", "takes_gaps"]
 
 
 class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
@@ -107,8 +111,11 @@ def process_answers(
     samples: int,
     temperature: float,
     seed: int,
+    written: Sequence[Written] | None = None,
 ) -> list[list[int]]:
     """The tokens of `samples` answers to each prompt, those of one prompt side by side, `eos` included.
+
+    With explanations that are `written`, one for each answer, rankings alone are chosen.
 
     The model is asked only where there is something to decide: forced tokens are read with what follows them, and a
     prompt is read once for all its samples. Temperature 0 takes the likeliest token.
@@ -118,13 +125,16 @@ def process_answers(
     device = model.device
     generator = torch.Generator(device=device).manual_seed(seed)
     answers = [row.drain() for row in rows]
+    opened = [list(answers[samples * number]) for number in range(len(prompts))]
+    rest = _written(rows, written) if written is not None else []
+    answers = [[*answer, *more] for answer, more in zip(answers, rest, strict=True)] if rest else answers
     if all(row.ended for row in rows):
         return answers
     with evaluating(model):
         context = Context(model, len(prompts))
-        logits = context.read([[*prompt, *answers[samples * number]] for number, prompt in enumerate(prompts)])
+        logits = context.read([[*prompt, *opening] for prompt, opening in zip(prompts, opened, strict=True)])
         context.repeat(samples)
-        logits = logits.repeat_interleave(samples, 0)
+        logits = context.read(rest) if rest else logits.repeat_interleave(samples, 0)
         while True:
             scores = processor.choices(logits)
             if temperature:
@@ -140,6 +150,15 @@ def process_answers(
             if all(row.ended for row in rows):
                 return answers
             logits = context.read(fresh)
+
+
+def _written(rows: Sequence[AnswerRow | SelectionRow], written: Sequence[Written]) -> list[list[int]]:
+    """What each row has after its opening: an explanation, and what must follow."""
+    result = []
+    for row, (tokens, sets) in zip(rows, written, strict=True):
+        assert isinstance(row, AnswerRow), "a selection explains nothing"
+        result.append(row.write(tokens, sets))
+    return result
 
 
 def generate_answers(

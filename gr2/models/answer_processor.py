@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gr2.decoding import CandidateTrie
@@ -65,6 +66,21 @@ class AnswerRow(Row):
         """Go on by a token that was chosen, and return it and all that must follow. Raises ValueError."""
         self.take(token)
         return [token, *self.drain()]
+
+    def write(self, tokens: Sequence[int], sets: Sequence[NDArray[np.int64]]) -> list[int]:
+        """Go on by an explanation that was chosen elsewhere, each token from its set, and return what must follow too.
+
+        One that does not end is ended. Raises ValueError.
+        """
+        for token, chosen in zip(tokens, sets, strict=True):
+            if self.explains:
+                self.take(token)
+                self.allowed[-1] = chosen
+        if self.state < CLOSED:
+            self.state = CLOSED
+            self._force(self.grammar.bridge[0])
+            self.queue.extend(self._ranking)
+        return [*tokens, *self.drain()]
 
     def _force(self, tokens: Sequence[int]) -> None:
         self.queue.extend((token, np.array([token])) for token in tokens)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gr2.decoding import CandidateTrie
-from gr2.models.answer_decoding import generate_answers, process_answers, takes_gaps
+from gr2.models.answer_decoding import Written, generate_answers, process_answers, takes_gaps
 from gr2.models.answer_grammar import AnswerGrammar
 from gr2.models.answer_processor import AnswerProcessor
 from gr2.models.reasoner import Reasoner
@@ -19,7 +19,20 @@ from gr2.progress import track
 from gr2.prompts.answer import Answer, AnswerError, parse_answer
 from gr2.prompts.render import Prompt, Slate
 
-__all__ = ["AnswerProcessor", "Answered", "Answering", "answers", "answers_by_batch"]
+__all__ = ["AnswerProcessor", "Answered", "Answering", "Writer", "answers", "answers_by_batch"]
+
+
+class Writer(Protocol):
+    """Writes explanations: `samples` for each prompt, side by side, of at most `most` tokens."""
+
+    @property
+    def sets(self) -> Sequence[NDArray[np.int64]]:
+        """The sets that tokens are chosen from."""
+
+    def __call__(
+        self, prompts: Sequence[Sequence[int]], *, samples: int, temperature: float, most: int
+    ) -> Sequence[Written]:
+        """The explanations after these prompts, given as tokens up to where an explanation begins."""
 
 
 @dataclass(frozen=True)
@@ -148,8 +161,12 @@ def answer_batch(
     asking: Answering,
     *,
     seed: int,
+    writer: Writer | None = None,
 ) -> list[Answered]:
-    """The answers to one batch of prompts given as tokens, those of one prompt side by side."""
+    """The answers to one batch of prompts given as tokens, those of one prompt side by side.
+
+    A `writer` writes the explanations of constrained answers in the model's place. Raises ValueError where it cannot.
+    """
     codes = [[item.codes for item in slate.candidates] for slate in slates]
     if not all(codes):
         raise ValueError("a slate has no candidates: there is nothing to rank")
@@ -159,6 +176,11 @@ def answer_batch(
     ]
     processor = AnswerProcessor(tries, grammar, max_reasoning=asking.limit) if asking.constrained else None
     options: dict[str, Any] = {"samples": asking.samples, "temperature": asking.temperature, "seed": seed}
+    if writer is not None:
+        if processor is None or not asking.limit or not takes_gaps(reasoner.model):
+            raise ValueError("a writer writes explanations of constrained answers, of models that attend to everything")
+        opened = [[*prompt, *grammar.opening] for prompt in prompts]
+        options["written"] = writer(opened, samples=asking.samples, temperature=asking.temperature, most=asking.limit)
     if processor is not None and takes_gaps(reasoner.model):
         sequences = process_answers(reasoner.model, prompts, processor, **options)
     else:

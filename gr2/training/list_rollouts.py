@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gr2.models.answer_grammar import AnswerGrammar
-from gr2.models.answering import Answered, Answering, answer_batch
+from gr2.models.answering import Answered, Answering, Writer, answer_batch
 from gr2.models.reasoner import Reasoner
 from gr2.prompts.answer import AnswerError
 from gr2.prompts.render import PromptConfig, Slate, render
@@ -58,9 +58,11 @@ class ListRollouts:
         worth: Worth,
         *,
         shuffle: bool = False,
+        writer: Writer | None = None,
     ) -> None:
         self._reasoner, self._grammar = reasoner, AnswerGrammar(reasoner)
-        self._explaining = {id(allowed) for allowed in self._grammar.allowed}
+        self._writer = writer
+        self._explaining = {id(allowed) for allowed in (*self._grammar.allowed, *(writer.sets if writer else ()))}
         self._slates, self._targets = slates, targets
         self._prompt, self._asking, self._worth, self._shuffle = prompt, asking, worth, shuffle
         answer = self._grammar.length(max(len(slate.candidates) for slate in slates), asking.limit)
@@ -84,6 +86,7 @@ class ListRollouts:
                 [self._slates[tasks[row]] for row in batch],
                 self._asking,
                 seed=int(generator.integers(2**31)),
+                writer=self._writer,
             )
             for place, row in enumerate(batch):
                 own = found[place * self._asking.samples : (place + 1) * self._asking.samples]

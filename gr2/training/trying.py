@@ -19,7 +19,8 @@ from gr2.artifact import Artifact, file_digest, open_stage
 from gr2.data.candidates import CandidateLists
 from gr2.data.dataset import Dataset
 from gr2.errors import ConfigError
-from gr2.models.answering import Answering
+from gr2.models.answer_grammar import AnswerGrammar
+from gr2.models.answering import Answering, Writer
 from gr2.models.reasoner import Reasoner, SidSpec
 from gr2.prompts.render import PromptConfig
 from gr2.training.contexts import Contexts, context_sources, context_stages, load_contexts
@@ -144,6 +145,7 @@ class _Lesson:
             _asking(config),
             _worth(config, self.lists),
             shuffle=config.shuffle,
+            writer=_writer(config, self.reasoner) if config.engine == "vllm" else None,
         )
 
 
@@ -188,6 +190,15 @@ def _train(stage: str, config: TryingConfig, lesson: _Lesson, checkpoints: Path,
         watch=watch,
         anchor=lesson.anchor,
     )
+
+
+def _writer(config: TryingConfig, reasoner: Reasoner) -> Writer:
+    # TRL's use of vLLM is imported by those who ask for it alone.
+    from accelerate import Accelerator
+
+    from gr2.training.vllm_explanations import VllmExplanations
+
+    return VllmExplanations(reasoner, AnswerGrammar(reasoner), Accelerator(), memory=config.engine_memory)
 
 
 def _asking(config: TryingConfig) -> Answering:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from gr2.config import INCIDENTAL
 from gr2.training.policy_settings import PolicyConfig
@@ -24,6 +25,8 @@ class TryingConfig(PolicyConfig, RankedConfig):
         shuffle: list the candidates in random order. With `incoming_rank` the order is a feature, without it is
             withheld.
         balance: weigh rewards so that targets of every incoming rank count alike. Only where the order is withheld.
+        engine: who writes explanations in training: `transformers`, or `vllm` on a GPU, for constrained answers.
+        engine_memory: share of the GPU's memory that vLLM takes.
         constrained: sample rankings that hold each candidate once; without it, answers are free and can be refused.
         copy_limit: a run whose near copies are more than this share of its answers ends; 1 ends none.
         copy_patience: over so many steps.
@@ -36,6 +39,8 @@ class TryingConfig(PolicyConfig, RankedConfig):
     overlong_penalty: float = 0.1
     shuffle: bool = False
     balance: bool = False
+    engine: Literal["transformers", "vllm"] = "transformers"
+    engine_memory: float = field(default=0.3, metadata=INCIDENTAL)
     constrained: bool = True
     copy_limit: float = field(default=0.95, metadata=INCIDENTAL)
     copy_patience: int = field(default=20, metadata=INCIDENTAL)
@@ -43,6 +48,12 @@ class TryingConfig(PolicyConfig, RankedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.engine == "vllm" and not (self.constrained and self.reasoning):
+            raise ValueError(
+                "engine = 'vllm' writes the explanations of constrained answers: without them, leave it out"
+            )
+        if not 0 < self.engine_memory < 1:
+            raise ValueError(f"engine_memory must be between 0 and 1, got {self.engine_memory}")
         if self.copy_patience < 1:
             raise ValueError(f"copy_patience must be at least 1, got {self.copy_patience}")
         for name in ("format_bonus", "overlong_tokens", "overlong_penalty"):

@@ -9,6 +9,8 @@ from gr2.decoding import CandidateTrie
 from gr2.models.answer_decoding import generate_answers, process_answers, takes_gaps
 from gr2.models.answer_grammar import AnswerGrammar
 from gr2.models.answer_processor import AnswerProcessor
+from gr2.prompts.answer import parse_answer
+from gr2.training.vllm_explanations import explanation_sets
 
 LEVEL_SIZE = 8
 
@@ -114,3 +116,42 @@ SHAPE = {
 )
 def test_padding_inside_a_sequence_is_for_models_that_attend_to_all(model, expected):
     assert takes_gaps(model) is expected
+
+
+def test_rankings_after_explanations_that_are_given_are_those_after_ones_own(tiny_reasoner, asked, grammar):
+    prompts, slates = asked
+    model, ids = tiny_reasoner.model, encoded(tiny_reasoner, prompts)
+    own, given = (AnswerProcessor(tries_of(slates), grammar, max_reasoning=7) for _ in range(2))
+    options = {"samples": 1, "temperature": 0.0, "seed": 0}
+    expected = process_answers(model, ids, own, **options)
+    sets = {id(each) for each in grammar.allowed}
+    written = []
+    for row, tokens in zip(own.rows, expected, strict=True):
+        places = [place for place, each in enumerate(row.allowed) if id(each) in sets]
+        written.append(([tokens[place] for place in places], [row.allowed[place] for place in places]))
+    assert all(len(tokens) for tokens, _ in written)
+    assert process_answers(model, ids, given, **options, written=written) == expected
+    for one, other in zip(own.rows, given.rows, strict=True):
+        assert [allowed.tolist() for allowed in one.allowed] == [allowed.tolist() for allowed in other.allowed]
+
+
+def test_an_explanation_that_does_not_end_is_ended(tiny_reasoner, asked, grammar):
+    prompts, slates = asked
+    ids = encoded(tiny_reasoner, prompts)
+    first, later = explanation_sets(grammar)
+    rng = np.random.default_rng(0)
+    ends = np.setdiff1d(later, first)
+    written = []
+    for number in range(len(prompts)):
+        tokens = rng.choice(first, 6).tolist() + ([int(rng.choice(ends))] if number % 2 else [])
+        written.append((tokens, [first, *[later] * (len(tokens) - 1)]))
+    processor = AnswerProcessor(tries_of(slates), grammar, max_reasoning=7)
+    found = process_answers(tiny_reasoner.model, ids, processor, samples=1, temperature=1.0, seed=0, written=written)
+    for (tokens, sets), answer, row, slate in zip(written, found, processor.rows, slates, strict=True):
+        text = grammar.text(answer)
+        parsed = parse_answer(text, [item.codes for item in slate.candidates], level_size=LEVEL_SIZE)
+        assert parsed.ranking == tuple(row.stream.decoder.ranking().tolist())
+        start = len(grammar.opening)
+        assert answer[start : start + len(tokens)] == tokens
+        assert [id(each) for each in row.allowed[start : start + len(tokens)]] == [id(each) for each in sets]
+        assert len(row.allowed) == len(answer)

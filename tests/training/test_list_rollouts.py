@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
+from gr2.models.answer_decoding import Written
+from gr2.models.answer_grammar import AnswerGrammar
 from gr2.models.answering import Answering
 from gr2.models.reasoner import Reasoner, SidSpec, from_scratch
 from gr2.prompts.render import ItemView, PromptConfig, Slate
 from gr2.training.list_rollouts import ListRollouts, Worth
 from gr2.training.rewards import promotion, reward
+from gr2.training.vllm_explanations import explanation_sets
 
 CODES = [(0, 1), (0, 2), (3, 3), (2, 0)]
 ASKING = Answering(reasoning=True, max_reasoning=5, batch=4, temperature=1.0, samples=3)
@@ -98,3 +103,47 @@ def test_worth_is_weighed_by_the_targets_place_and_less_for_long_explanations() 
     assert worth([0, 1], 0, explained=8, longest=10) == pytest.approx(-0.5 * 0.5)
     assert worth([0, 1], 0, explained=10, longest=10) == pytest.approx(-0.5)
     assert worth([0, 1], 0, explained=6, longest=10) == 0.0
+
+
+class Scribbler:
+    """A `Writer` of random explanations."""
+
+    def __init__(self, reasoner: Reasoner) -> None:
+        self.sets = explanation_sets(AnswerGrammar(reasoner))
+        self.prompts: list[list[int]] = []
+
+    def __call__(
+        self, prompts: Sequence[Sequence[int]], *, samples: int, temperature: float, most: int
+    ) -> list[Written]:
+        assert temperature == 1.0
+        self.prompts += [list(prompt) for prompt in prompts]
+        first, later = self.sets
+        rng = np.random.default_rng(len(self.prompts))
+        return [
+            (rng.choice(first, most - 1).tolist(), [first, *[later] * (most - 2)])
+            for _ in range(len(prompts) * samples)
+        ]
+
+
+def test_explanations_may_be_anothers_and_count_as_chosen_from_its_sets(
+    reasoner: Reasoner, slates: list[Slate]
+) -> None:
+    writer = Scribbler(reasoner)
+    worth = Worth(reward("default"), overlong_tokens=2, overlong_penalty=0.5)
+    (group,) = rollouts(reasoner, slates, writer=writer, worth=worth)([0], 3)
+    opening = len(AnswerGrammar(reasoner).opening)
+    (prompt,) = writer.prompts
+    for each in group:
+        assert prompt == [*each.prompt, *each.tokens[:opening]]
+        assert [id(allowed) for allowed in each.allowed[opening : opening + 4]] == [
+            id(allowed) for allowed in (writer.sets[0], *[writer.sets[1]] * 3)
+        ]
+        # Four of five tokens: one of the two that cost.
+        assert each.reward == pytest.approx(promotion(each.outcome.ranking, each.outcome.target) - 0.25)
+    assert len({tuple(each.tokens) for each in group}) == 3
+
+
+def test_a_writer_needs_answers_that_explain(reasoner: Reasoner, slates: list[Slate]) -> None:
+    asking = Answering(reasoning=False, batch=4, temperature=1.0, samples=3)
+    with pytest.raises(ValueError, match="a writer writes explanations of constrained answers"):
+        rollouts(reasoner, slates, writer=Scribbler(reasoner), asking=asking)([0], 3)

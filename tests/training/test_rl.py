@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -204,11 +205,21 @@ def test_lists_without_their_target_are_nothing_to_learn_from(parents: dict[str,
         ({"balance": True, "shuffle": True, "incoming_rank": True}, "the prompt must not tell it"),
         ({"reward": "defualt"}, "must be one of 'default', 'conditional'"),
         ({"kl": -0.1}, "kl must not be negative"),
+        ({"engine": "vllm", "reasoning": False}, "writes the explanations of constrained answers"),
+        ({"engine_memory": 1.0}, "engine_memory must be between 0 and 1"),
     ],
 )
 def test_values_that_cannot_be_are_refused(change: dict[str, object], complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         build(RlConfig, change, "rl")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
+def test_without_vllm_its_engine_is_refused_and_says_what_to_install(
+    parents: dict[str, Artifact], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"engine = 'vllm' needs vLLM and a GPU .* pip install 'trl\[vllm\]'"):
+        rl.run(replace(TINY, reasoning=True, max_reasoning=6, engine="vllm"), parents, tmp_path / "rl", 3)
 
 
 def test_two_processes_make_one_artefact(parents: dict[str, Artifact], tmp_path: Path) -> None:
