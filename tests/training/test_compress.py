@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -124,6 +125,7 @@ def test_kill_in_the_middle_changes_nothing(untrained: dict[str, Artifact], tmp_
         assert pq.read_table(whole.file(name)).equals(pq.read_table(resumed.file(name)))
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_text_of_its_own_is_learnt_from_by_adapters_too(untrained: dict[str, Artifact], tmp_path: Path) -> None:
     config = replace(TINY, form="free", warm="newest", warm_epochs=2, steps=1, test_lists=3, kl=0.1, lora_rank=2)
     made = compress.run(config, untrained, tmp_path / "free", 3)
@@ -141,6 +143,24 @@ def test_contexts_judged_by_likelihood_hold_no_text(untrained: dict[str, Artifac
     lines = [line for context in Contexts.load(made.file("contexts.parquet")).found.values() for line in context.lines]
     assert lines
     assert all(re.fullmatch(r"<\|sid_begin\|>(<s_[a-c]_\d>){3}<\|sid_end\|>", line) for line in lines)
+
+
+def test_a_language_model_may_judge(untrained: dict[str, Artifact], chat: Any, tmp_path: Path) -> None:
+    def respond(call: Any) -> Any:
+        kept = call.messages[-1]["content"].partition("Shortened history:\n")[2].partition("\n\n")[0].count("- ")
+        return chat.completion(json.dumps({"solvable": 1, "preservation": 1, "quality": min(1.0, kept / 4)}))
+
+    with chat.serving(respond) as server:
+        config = replace(
+            TINY, judge="endpoint", base_url=server.url, model="judge", api_key_env="", steps=2, test_lists=0, alpha=0.0
+        )
+        made = compress.run(config, untrained, tmp_path / "asked", 3)
+        steps = pq.read_table(made.file("steps.parquet"))
+        # The server's marks, r = .2 p + .8 q, are what was learnt from.
+        for reward, quality in zip(*(steps[name].to_pylist() for name in ("reward", "judged/quality")), strict=True):
+            assert reward == pytest.approx(0.2 + 0.8 * quality)
+        asked = [call.messages[-1]["content"] for call in server.calls]
+        assert len(set(asked)) == len(asked)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from gr2.prompts.verdict import Verdict
 from gr2.training.context_ranking import AnswerRanker
 from gr2.training.judge import Case, ReasonerJudge, TeacherJudge, VerdictLog
 from gr2.training.reranking import kendall_tau
-from gr2.training.teachers.teacher import Reply, TeacherRequest
+from gr2.training.teachers.endpoint import Endpoint, EndpointTeacher
 
 CODES = [(0, 1), (0, 2), (3, 3), (2, 0)]
 ITEMS = [ItemView(codes, f"item {number}", ()) for number, codes in enumerate(CODES)]
@@ -54,39 +54,33 @@ def test_the_reasoners_own_rankings_are_the_verdict(reasoner: Reasoner) -> None:
     )
 
 
-class Scripted:
-    """A teacher that gives prepared replies, and remembers what it was asked."""
-
-    def __init__(self, replies: list[Reply]) -> None:
-        self.replies = replies
-        self.asked: list[TeacherRequest] = []
-
-    def answer(self, requests: Iterable[TeacherRequest]) -> Iterator[tuple[TeacherRequest, Reply]]:
-        for request in requests:
-            self.asked.append(request)
-            yield request, self.replies[len(self.asked) - 1]
+def endpoint(url: str) -> EndpointTeacher:
+    return EndpointTeacher(
+        Endpoint(
+            base_url=url, model="judge", api_key_env="", concurrency=1, timeout=10.0, retries=0, requests_per_minute=0,
+            price_prompt=1.0, price_completion=1.0, temperature=0.0, max_tokens=64,
+        )
+    )  # fmt: skip
 
 
-GOOD = Reply('```json\n{"solvable": 1, "preservation": 0.5, "quality": 0.25}\n```', cost=0.5)
-REFUSED = Reply("no idea", cost=0.5)
-FAILED = Reply(None, "timeout", final=False)
-
-
-def test_a_language_model_is_asked_once_for_each_case_and_read_strictly(tmp_path: Path) -> None:
-    teacher = Scripted([GOOD, REFUSED, FAILED, GOOD])
-    judge = TeacherJudge(teacher, SLATES, TARGETS, PROMPT, tmp_path / "log.jsonl")
-    assert judge.verdicts(CASES) == [Verdict(True, 0.5, 0.25), None, Verdict(True, 0.5, 0.25), None]
-    assert len(teacher.asked) == 3
-    asked = teacher.asked[0].messages[-1]["content"]
-    assert "Shortened history:\n- b" in asked
-    assert asked.endswith("item 0")
-    # What failed may be asked again; what was paid for is not, whatever it was.
-    again = TeacherJudge(teacher, SLATES, TARGETS, PROMPT, tmp_path / "log.jsonl")
-    assert again.verdicts(CASES) == [Verdict(True, 0.5, 0.25), None, Verdict(True, 0.5, 0.25), Verdict(True, 0.5, 0.25)]
-    assert len(teacher.asked) == 4
+def test_a_language_model_is_asked_once_for_each_case_and_read_strictly(chat: Any, tmp_path: Path) -> None:
+    good = chat.completion('```json\n{"solvable": 1, "preservation": 0.5, "quality": 0.25}\n```')
+    replies = [good, chat.completion("no idea"), chat.Response(status=400, body=b"{}"), good]
+    with chat.serving(lambda call: replies[call.number]) as server:
+        judge = TeacherJudge(endpoint(server.url), SLATES, TARGETS, PROMPT, tmp_path / "log.jsonl")
+        assert judge.verdicts(CASES) == [Verdict(True, 0.5, 0.25), None, Verdict(True, 0.5, 0.25), None]
+        assert len(server.calls) == 3
+        asked = server.calls[0].messages[-1]["content"]
+        assert "Shortened history:\n- b" in asked
+        assert asked.endswith("item 0")
+        # What failed may be asked again; what was paid for is not, whatever it was.
+        again = TeacherJudge(endpoint(server.url), SLATES, TARGETS, PROMPT, tmp_path / "log.jsonl")
+        found = again.verdicts(CASES)
+        assert found == [Verdict(True, 0.5, 0.25), None, Verdict(True, 0.5, 0.25), Verdict(True, 0.5, 0.25)]
+        assert len(server.calls) == 4
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["why"][:8] for line in lines] == ["", "not-json", ""]
-    assert sum(line["cost"] for line in lines) == 1.5
+    assert sum(line["cost"] for line in lines) == pytest.approx(3 * 120e-6)
 
 
 def test_a_log_that_a_kill_cut_short_goes_on(tmp_path: Path) -> None:
