@@ -54,7 +54,10 @@ def _column(table: pa.Table, name: str) -> NDArray[np.float64]:
 
 def _ndcg(table: pa.Table) -> NDArray[np.float64]:
     """(steps,) N@5, of the shares of answers whose target went out at ranks 1 to 5."""
-    return np.sum([_column(table, f"target/at_{rank}") / np.log2(1 + rank) for rank in range(1, 6)], axis=0)
+    ranks = [rank for rank in range(1, 6) if f"target/at_{rank}" in table.column_names]
+    if not ranks:
+        return np.full(len(table), np.nan)
+    return np.sum([_column(table, f"target/at_{rank}") / np.log2(1 + rank) for rank in ranks], axis=0)
 
 
 def _smoothed(values: Any) -> NDArray[np.float64]:
