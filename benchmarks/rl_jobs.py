@@ -72,6 +72,11 @@ class Job:
         except ArtifactError:
             return False
 
+    @property
+    def measured(self) -> bool:
+        """Whether it has answered test lists, too."""
+        return self.finished and "ranks.parquet" in self.stage(self.stages[-1][0]).files
+
     def stage(self, name: str) -> Artifact:
         """The artefact of one of its stages. Raises ArtifactError if there is none."""
         return Artifact.load(self.folder / name, name)

@@ -64,7 +64,7 @@ def hacking() -> Record:
     """Rewards that are gamed, and one that is not."""
     figures, tables, pictures, notes = [], [], [], []
     for size, start, every in ((4, FOUR, (*GAMED, *AGAIN)), (10, RANKING, REWARDED)):
-        jobs = [job for job in every if job.finished]
+        jobs = [job for job in every if job.measured]
         if not jobs:
             continue
         baselines = {"popularity, which reads no history": popularity(size), start.title: ranked(start.stage("sft"))}
@@ -83,10 +83,10 @@ def hacking() -> Record:
 def quality() -> Record:
     """The papers' recipes: fine-tuning, and reinforcement learning on top of it, with the explanation and without."""
     found = {"popularity, which reads no history": popularity(), **tuned()}
-    jobs = [job for job in QUALITY if job.finished]
+    jobs = [job for job in QUALITY if job.measured]
     found |= {job.title: ranked(job.stage("rl")) for job in jobs}
     befores = {job.title: job.title.replace("RL ", "SFT ") for job in jobs}
-    brief = [job for job in BRIEF if job.finished]
+    brief = [job for job in BRIEF if job.measured]
     for job in brief:
         before, stage = job.title.replace("RL ", "SFT "), job.stage("bypass")
         found |= {before: ranked(stage, "start-ranks.parquet"), job.title: ranked(stage)}
@@ -102,7 +102,7 @@ def quality() -> Record:
 def taught() -> Record:
     """On-policy distillation, alone, with the reward, and before reinforcement learning."""
     alone = [("RL alone", PLAIN), ("the teacher: RL alone for longer", TEACHER)]
-    done = [(name, job) for name, job in [*alone, *((job.title, job) for job in TAUGHT)] if job.finished]
+    done = [(name, job) for name, job in [*alone, *((job.title, job) for job in TAUGHT)] if job.measured]
     found = {RANKING.title: ranked(RANKING.stage("sft"))}
     found |= {name: ranked(job.stage(job.stages[-1][0])) for name, job in done}
     befores = {name: RANKING.title for name in found if name != RANKING.title}
@@ -119,7 +119,7 @@ def taught() -> Record:
 
 def bypass() -> Record:
     """Ranking without the explanation."""
-    figures, tables, jobs = [], [], [job for job in (BYPASSED, *BRIEF) if job.finished]
+    figures, tables, jobs = [], [], [job for job in (BYPASSED, *BRIEF) if job.measured]
     for job in jobs:
         reasoned, stage = Artifact.load(job.folder / job.taken), job.stage("bypass")
         full, dropped, again = ranked(reasoned)[1], ranked(stage, "start-ranks.parquet")[1], ranked(stage)[1]
@@ -174,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         lists=chosen.lists,
     )
     for record, jobs in RECORDS:
-        done = [job for job in jobs if job.finished]
+        done = [job for job in jobs if job.measured]
         if done:
             places = "; ".join(dict.fromkeys(job.machine for job in done))
             print(store(replace(record(), machine=places)).relative_to(ROOT))
