@@ -15,7 +15,6 @@ from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from gr2.bundle import Bundle, graph_inputs
@@ -61,9 +60,6 @@ class DeviceModel:
         options = None if self._stream is None else _provider_options(self._stream.cuda_stream)
         self._session = open_session(bundle, threads, batched=True, cuda=options)
         self._names = list(graph_inputs(self._spec.levels, candidates=self._spec.takes_candidates, batched=True))
-        self._run_options = ort.RunOptions()
-        if self._stream is not None:
-            self._run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         self._ranking: BatchRanking = (
             HostRanking(self._spec) if self._stream is None else DeviceRanking(self._spec, self._device)
         )
@@ -82,6 +78,8 @@ class DeviceModel:
     def close(self) -> None:
         """Answer what was asked, and end."""
         self._batcher.close()
+        # Thread and model refer to each other: without this, the GPU's memory would wait for the collector.
+        self._session = None
 
     def run(self, queries: list[Query]) -> Run:
         """The answers to a batch. Raises UnrankableError if the model gives a value that is not finite for any."""
@@ -138,7 +136,7 @@ class DeviceModel:
             binding.bind_input(name, *where, array.dtype.type, array.shape, address)
         for name, tensor in outputs.items():
             binding.bind_output(name, *where, np.float32, tuple(tensor.shape), tensor.data_ptr())
-        self._session.run_with_iobinding(binding, self._run_options)
+        self._session.run_with_iobinding(binding)
         return outputs["logits"], outputs["prior"]
 
     def _allocate(self, size: int) -> NDArray[np.uint8]:
