@@ -36,7 +36,7 @@ def as_logits(values: Any, shape: tuple[int, ...], device: torch.device, name: s
         raise TypeError(f"{name} must be float32, float16 or bfloat16, got {str(tensor.dtype).removeprefix('torch.')}")
     if tensor.shape != shape:
         raise ValueError(f"{name} must be {shape}, got {tuple(tensor.shape)}")
-    if tensor.device != device:
+    if tensor.device.type != device.type or device.index not in (None, tensor.device.index):
         raise ValueError(f"{name} must be on {device}, they are on {tensor.device}")
     if tensor.is_contiguous() or tensor[0].is_contiguous():
         return tensor
