@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
@@ -181,6 +182,14 @@ def test_value_that_is_not_finite_is_named_with_its_source(overflowing: Bundle) 
         model.score(query)
     assert caught.value.in_prior
     model.close()
+
+
+def test_closed_model_lets_its_session_go(bundle: Bundle) -> None:
+    model = DeviceModel(bundle, "cpu", limits=BatchLimits())
+    session = weakref.ref(model._session)
+    assert len(model.score(Engine(bundle)._example(3, 8)).order) == 8
+    model.close()
+    assert session() is None
 
 
 def test_bundle_without_the_graph_is_refused(tmp_path: Path) -> None:
