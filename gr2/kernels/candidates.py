@@ -53,45 +53,46 @@ class CandidateTables:
         _check(codes, known, level_size)
         requests, size, levels = codes.shape
         order = _sorted(codes, known, level_size)
-        paths = np.take_along_axis(codes, order[:, :, None], axis=1).astype(np.int64)
-        inside = np.take_along_axis(known, order, axis=1)
-        lanes = np.arange(size)
-        fresh = np.ones(paths.shape, dtype=np.bool_)  # the first lane of a node of depth d + 1
-        fresh[:, 1:] = np.logical_or.accumulate(paths[:, 1:] != paths[:, :-1], axis=2)
-        fresh &= inside[:, :, None]
-        numbers = fresh.cumsum(axis=1) - 1  # of the node of depth d + 1, among those
-        sizes = fresh.sum(axis=1)  # (B, L)
-        bases = np.concatenate([np.ones((requests, 1), np.int64), 1 + sizes.cumsum(axis=1)], axis=1)
-        below = bases[:, None, :-1] + numbers  # (B, K, L): the node of depth d + 1
-        above = np.concatenate([np.zeros((requests, size, 1), np.int64), below[:, :, :-1]], axis=2)
-        starts = np.maximum.accumulate(np.where(fresh, lanes[None, :, None], 0), axis=1)
-        inner = bases[:, levels - 1]
+        flat = (order + np.arange(requests)[:, None] * size).ravel()
+        paths = codes.reshape(-1, levels)[flat].T.reshape(levels, requests, size).astype(np.int16)
+        inside = known.ravel()[flat].reshape(requests, size)
+        fresh = _first_lanes(paths, inside)
+        numbers = fresh.cumsum(axis=2, dtype=np.int32)  # of the node of depth d + 1, among those, from 1
+        sizes = numbers[:, :, -1] if size else np.zeros((levels, requests), np.int32)
+        bases = np.zeros((levels + 1, requests), np.int32)
+        sizes.cumsum(axis=0, out=bases[1:])
+        below = numbers + bases[:-1, :, None]  # (L, B, K): the node of depth d + 1
+        inner, edges = bases[levels - 1] + 1, bases[levels]
         most = int(inner.max(initial=1))
         if nodes is not None and most > nodes:
             raise ValueError(f"request {int(inner.argmax())} has {most} nodes, there is room for {nodes}")
         most = most if nodes is None else nodes
         child_codes = np.zeros((requests, most + size), np.int16)
-        first_child = np.repeat(bases[:, -1:] - 1, most + 1, axis=1)
-        request, lane, level = np.nonzero(fresh)
-        edge = below[request, lane, level] - 1
-        child_codes[request, edge] = paths[request, lane, level]
-        np.minimum.at(first_child, (request, above[request, lane, level]), edge)
-        above[~inside] = paths[~inside] = 0
+        first_child = np.repeat(edges.astype(np.int16)[:, None], most + 1, axis=1)
+        first_child[:, 0] = 0
+        at = np.flatnonzero(fresh)
+        request, node = at // max(1, size) % max(1, requests), below.ravel()
+        child_codes.ravel()[request * (most + size) + node[at] - 1] = paths.ravel()[at]
+        # A node's first child begins at the node's own first lane, one level down.
+        at = at[: np.count_nonzero(fresh[:-1])]
+        first_child.ravel()[request[: len(at)] * (most + 1) + node[at]] = below[1:].ravel()[at] - 1
+        starts = np.maximum.accumulate(np.where(fresh, np.arange(size, dtype=np.int16), 0), axis=2)
+        above = np.zeros(paths.shape, np.int16)
+        np.multiply(below[:-1], inside, out=above[1:], casting="unsafe")
+        paths *= inside
+        counts = np.stack([inner, known.sum(axis=1, dtype=np.int32)], axis=1)
+        nodes_of, codes_of, starts = (np.ascontiguousarray(each.transpose(1, 0, 2)) for each in (above, paths, starts))
+        return cls(level_size, counts, order.astype(np.int16), nodes_of, codes_of, starts, first_child, child_codes)
 
-        def table(values: NDArray[np.int64]) -> Table:
-            return np.ascontiguousarray(values.transpose(0, 2, 1), dtype=np.int16)
 
-        counts = np.stack([inner, known.sum(axis=1)], axis=1).astype(np.int32)
-        return cls(
-            level_size,
-            counts,
-            order.astype(np.int16),
-            table(above),
-            table(paths),
-            table(starts),
-            first_child.astype(np.int16),
-            child_codes,
-        )
+def _first_lanes(paths: Table, inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(L, B, K): the first lane of each node of depth d + 1, from sorted `paths` (L, B, K)."""
+    fresh = np.ones(paths.shape, dtype=np.bool_)
+    np.not_equal(paths[:, :, 1:], paths[:, :, :-1], out=fresh[:, :, 1:])
+    for depth in range(1, len(fresh)):
+        fresh[depth] |= fresh[depth - 1]
+    fresh &= inside
+    return fresh
 
 
 def _check(codes: NDArray[np.uint16], known: NDArray[np.bool_], level_size: int) -> None:

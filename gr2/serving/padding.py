@@ -86,40 +86,43 @@ def pad(
     block, arrays, offsets = _lay_out(shapes, allocate)
     codes = np.zeros((count, size, levels), dtype=np.uint16)
     known = np.zeros((count, size), dtype=np.bool_)
+    for name, array in arrays.items():
+        array.fill(-1 if name in {"history", "candidates"} else 0)
+    places = np.arange(sum(sizes))
     for place, query in enumerate(queries):
         held = len(query.codes)
         codes[place, :held], known[place, :held] = query.codes, query.known
-        arrays["history"][place, : width - len(query.past)] = -1
         arrays["history"][place, width - len(query.past) :] = query.past
         arrays["features"][place, :held] = query.features
-        arrays["features"][place, held:] = 0
         if candidates:
             arrays["candidates"][place, :held] = query.codes
-            arrays["candidates"][place, held:] = -1
-        _place_nodes(arrays, place, query, levels_of[place], sizes)
+        _place_nodes(arrays, place, query.trie.parents(), levels_of[place], sizes, places)
+    arrays["rows"] += np.arange(count)[:, None] * sum(sizes)
     return Batch(block, arrays, offsets, codes, known, nodes)
 
 
 def _place_nodes(
-    arrays: dict[str, NDArray[Any]], place: int, query: Query, levels: list[NDArray[np.int64]], sizes: list[int]
+    arrays: dict[str, NDArray[Any]],
+    place: int,
+    of: NDArray[np.int32],
+    levels: list[NDArray[np.int64]],
+    sizes: list[int],
+    places: NDArray[np.int64],
 ) -> None:
-    """Move a trie's nodes, numbered without gaps, to where each depth has `sizes` places."""
+    """Move a trie's nodes, numbered without gaps, to where each depth has `sizes` of the `places` 0, 1, ...
+
+    `of` are their parents.
+    """
     parents, rows = arrays["parents"][place], arrays["rows"][place]
-    of = query.trie.parents()
     first = base = 1  # of the depth's nodes: their number in the trie, and their place in the batch
     above = 0  # base - first, one depth up
-    parents[0] = rows[0] = 0
     for depth, codes in enumerate(levels, 1):
-        held, end = len(codes), base + sizes[depth]
-        target = arrays[f"nodes_{depth}"][place]
-        target[:held], target[held:] = codes, 0
-        parents[base : base + held] = of[first : first + held] + above
-        parents[base + held : end] = 0
-        rows[first : first + held] = np.arange(base, base + held)
+        last, end = first + len(codes), base + len(codes)
+        arrays[f"nodes_{depth}"][place, : len(codes)] = codes
+        np.add(of[first:last], above, out=parents[base:end])
+        rows[first:last] = places[base:end]
         above = base - first
-        first, base = first + held, end
-    rows[first:] = 0
-    rows += place * sum(sizes)
+        first, base = last, base + sizes[depth]
 
 
 def _lay_out(
