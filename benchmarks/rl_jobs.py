@@ -18,13 +18,16 @@ from typing import Any
 
 from benchmarks.reasoner_quality import BASE, CONFIG, SHARED, link
 from benchmarks.results import ROOT, machine
+from benchmarks.rl_copies import write_copies
 from gr2.artifact import Artifact
 from gr2.errors import ArtifactError
 
-__all__ = ["FOLDER", "Job", "matches", "run"]
+__all__ = ["FOLDER", "Job", "Limits", "matches", "run"]
 
 FOLDER = ROOT / "runs" / "rl"
 MACHINE = "machine.txt"
+# A job that takes these takes traces, and adds to each a copy of the incoming order.
+COPIES = "copies"
 # Runs of one thread each share the cores best.
 THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
@@ -61,7 +64,10 @@ class Job:
     @property
     def ready(self) -> bool:
         """Whether the models that it needs are there."""
-        needed = [self.start / self.taken, *([self.teacher / "rl"] if self.teacher else [])]
+        needed = [
+            self.start / ("traces" if self.taken == COPIES else self.taken),
+            *([self.teacher / "rl"] if self.teacher else []),
+        ]
         return all((stage / "artifact.json").is_file() for stage in needed)
 
     @property
@@ -82,17 +88,25 @@ class Job:
         return Artifact.load(self.folder / name, name)
 
 
-def run(jobs: Sequence[Job], *, processes: int, ends: float | None = None, lists: int | None = None) -> list[str]:
-    """Run the jobs that are ready, so many at a time, until no more are, and return the names of those that failed.
-
-    `lists` is how many test lists are answered, where that is not what the jobs say. At the time `ends`, by the
-    monotonic clock, trainings end where they are, and what they have learnt by then is evaluated.
+@dataclass(frozen=True)
+class Limits:
+    """What a run may cost: at the time `ends`, by the monotonic clock, trainings end where they are, and what they have
+    learnt by then is evaluated. `steps` of training, divided among a job's stages, and test `lists` to answer, where
+    these are not what the jobs say.
     """
+
+    ends: float | None = None
+    steps: int | None = None
+    lists: int | None = None
+
+
+def run(jobs: Sequence[Job], limits: Limits, *, processes: int) -> list[str]:
+    """Run the jobs that are ready, so many at a time, until no more are, and return the names of those that failed."""
     waiting, failed = list(jobs), []
     with ThreadPoolExecutor(processes) as pool:
         while chosen := [job for job in waiting if job.ready]:
             waiting = [job for job in waiting if job not in chosen]
-            done = pool.map(lambda job: _run(job, ends, lists), chosen)
+            done = pool.map(lambda job: _run(job, limits), chosen)
             failed += [job.name for job, whole in zip(chosen, done, strict=True) if not whole]
     return [*failed, *(job.name for job in waiting)]
 
@@ -102,18 +116,24 @@ def matches(name: str, patterns: str) -> bool:
     return any(fnmatch.fnmatch(name, each) for each in patterns.split(","))
 
 
-def _run(job: Job, ends: float | None, lists: int | None) -> bool:
+def _run(job: Job, limits: Limits) -> bool:
     link(BASE, job.folder, SHARED)
-    link(job.start, job.folder, (job.taken,))
+    if job.taken == COPIES:
+        if not (job.folder / "traces").exists():
+            write_copies(job.start / "traces", job.folder / "traces")
+    else:
+        link(job.start, job.folder, (job.taken,))
     (job.folder / MACHINE).write_text(machine() + "\n", encoding="utf-8")
     for number, (stage, settings) in enumerate(job.stages):
         keys = dict(settings)
         if stage == "opd":
             keys["teacher"] = str(job.teacher / "rl" / "model")  # type: ignore[operator]
-        if lists is not None and keys.get("test_lists"):
-            keys["test_lists"] = lists
-        if ends is not None and stage in ("opd", "rl", "bypass"):
-            left = (ends - time.monotonic()) / 60.0 / (len(job.stages) - number)
+        if limits.lists is not None and keys.get("test_lists"):
+            keys["test_lists"] = limits.lists
+        if limits.steps is not None and "steps" in keys:
+            keys["steps"] = limits.steps // len(job.stages)
+        if limits.ends is not None and "steps" in keys:
+            left = (limits.ends - time.monotonic()) / 60.0 / (len(job.stages) - number)
             before = BEFORE if keys.get("evaluate_start", stage == "bypass") else 0.0
             keys["minutes"] = max(0.01, round(left - before, 2))
         if not _stage(job, stage, keys):

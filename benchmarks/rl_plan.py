@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.reasoner_quality import BASE, VARIANTS
-from benchmarks.rl_jobs import FOLDER, Job
+from benchmarks.rl_jobs import COPIES, FOLDER, Job
 
 __all__ = [
-    "AGAIN", "BRIEF", "BYPASSED", "FOUR", "GAMED", "JOBS", "PLAIN", "QUALITY", "RANKING", "REWARDED", "TAUGHT",
+    "BRIEF", "BYPASSED", "COPIER", "FOUR", "GAMED", "JOBS", "PLAIN", "QUALITY", "RANKING", "REWARDED", "TAUGHT",
     "TEACHER",
 ]  # fmt: skip
 
@@ -37,38 +37,42 @@ RANKING = Job(
     "traces",
 )  # fmt: skip
 SHORT = ALONE | EVALUATED | {
-    "steps": 300, "groups": 8, "samples": 8, "batch": 64, "answer_batch": 64, "redraws": 1, "learning_rate": 2e-4,
+    "steps": 300, "groups": 8, "samples": 8, "batch": 64, "answer_batch": 64, "redraws": 1, "learning_rate": 1e-4,
+}  # fmt: skip
+SMALL_SFT = ALONE | {
+    "list_size": 4, "batch": 8, "learning_rate": 2e-3, "dropout": 0.1, "threads": 1, "validation_lists": 0,
+    "test_lists": -1,
 }  # fmt: skip
 SHUFFLED = {"shuffle": True, "incoming_rank": True}
 # Of ten candidates a model of this size names some twice when nothing holds it; of four, each once now and then.
 FOUR = Job(
-    "four",
-    "SFT, ranking alone, lists of four",
-    BASE,
-    (
-        ("traces", {"sampling": "rejection", "list_size": 4}),
-        (
-            "sft",
-            ALONE | {"list_size": 4, "epochs": 6, "batch": 8, "learning_rate": 2e-3, "dropout": 0.1, "threads": 1}
-            | {"validation_lists": 0, "test_lists": -1},
-        ),
-    ),
+    "four", "SFT, ranking alone, lists of four", BASE,
+    (("traces", {"sampling": "rejection", "list_size": 4}), ("sft", SMALL_SFT | {"epochs": 6})),
     "midtrain",
 )  # fmt: skip
+# One that has seen copies as well can write a valid answer without thought.
+COPIER = Job(
+    "copier", "SFT, ranking alone, half of it copies", FOUR.folder, (("sft", SMALL_SFT | {"epochs": 3}),), COPIES
+)  # fmt: skip
 SMALL = SHORT | {"list_size": 4, "learning_rate": 3e-4}
-GAMED = tuple(
-    Job(f"four-{name}", title, FOUR.folder, (("rl", settings),))
-    for name, title, settings in (
-        ("unconditional", "unconditional, free answers", SMALL | {"constrained": False, "reward": "unconditional"}),
-        ("conditional", "conditional, free answers", SMALL | {"constrained": False, "reward": "conditional"}),
-        ("default", "default, free answers", SMALL | {"constrained": False}),
-        ("constrained", "default, constrained", SMALL),
-        ("ours", "ours: default, constrained, shuffled with ranks", SMALL | SHUFFLED),
+FREE = {"constrained": False}
+GAMED = {
+    start.name: tuple(
+        Job(f"{start.name}-{name}", title, start.folder, (("rl", SMALL | keys),))
+        for name, title, keys in (
+            ("unconditional", "unconditional, free answers", FREE | {"reward": "unconditional"}),
+            ("conditional", "conditional, free answers", FREE | {"reward": "conditional"}),
+            ("default", "default, free answers", FREE),
+            ("constrained", "default, constrained", {}),
+            ("ours", "ours: default, constrained, shuffled with ranks", SHUFFLED),
+        )
     )
-)
+    for start in (COPIER, FOUR)
+}
 REWARDED = tuple(
     Job(name, title, RANKING.folder, (("rl", settings),))
     for name, title, settings in (
+        ("free", "unconditional, free answers", SHORT | {"constrained": False, "reward": "unconditional", "steps": 20}),
         ("conditional-constrained", "conditional, constrained", SHORT | {"reward": "conditional"}),
         ("default-constrained", "default, constrained", SHORT),
         ("ours", "ours: default, constrained, shuffled with ranks", SHORT | SHUFFLED),
@@ -77,11 +81,6 @@ REWARDED = tuple(
     )
 )
 PLAIN, TEACHER = (next(job for job in REWARDED if job.name == name) for name in ("default-constrained", "teacher"))
-AGAIN = tuple(
-    replace(job, name=f"{job.name}-again", title=f"{job.title}, another seed", seed=1)
-    for job in GAMED
-    if job.name in ("four-unconditional", "four-ours")
-)
 LONG = PROMPT | EVALUATED | {
     "steps": 40, "groups": 8, "samples": 8, "batch": 64, "answer_batch": 64, "redraws": 0, "learning_rate": 1e-4,
 }  # fmt: skip
@@ -124,4 +123,4 @@ BRIEF = tuple(
     )
     for job in QUALITY
 )
-JOBS = (RANKING, FOUR, *GAMED, *AGAIN, *REWARDED, *BRIEF, *QUALITY, *TAUGHT, BYPASSED)
+JOBS = (RANKING, FOUR, COPIER, *GAMED[COPIER.name], *GAMED[FOUR.name], *REWARDED, *BRIEF, *QUALITY, *TAUGHT, BYPASSED)

@@ -18,12 +18,12 @@ import pyarrow.parquet as pq
 from benchmarks import rl_jobs
 from benchmarks.reasoner_quality import difference, shown
 from benchmarks.results import FOLDER, ROOT, Figure, Record, store
-from benchmarks.rl_jobs import Job, matches
+from benchmarks.rl_jobs import Job, Limits, matches
 from benchmarks.rl_picture import hacking_picture
 from benchmarks.rl_plan import (
-    AGAIN,
     BRIEF,
     BYPASSED,
+    COPIER,
     FOUR,
     GAMED,
     JOBS,
@@ -42,6 +42,7 @@ from benchmarks.rl_tables import (
     popularity,
     quality_table,
     ranked,
+    together,
     tuned,
 )
 from gr2.artifact import Artifact
@@ -63,7 +64,9 @@ CLAIMS = (
 def hacking() -> Record:
     """Rewards that are gamed, and one that is not."""
     figures, tables, pictures, notes = [], [], [], []
-    for size, start, every in ((4, FOUR, (*GAMED, *AGAIN)), (10, RANKING, REWARDED)):
+    for size, start, every in (
+        (4, COPIER, GAMED[COPIER.name]), (4, FOUR, GAMED[FOUR.name]), (10, RANKING, REWARDED),
+    ):  # fmt: skip
         jobs = [job for job in every if job.measured]
         if not jobs:
             continue
@@ -71,9 +74,9 @@ def hacking() -> Record:
         figures += [moved(f"lists of {size}, {job.title}", ranked(job.stage("rl")), "incoming order") for job in jobs]
         tables.append(hacking_table(size, jobs, baselines))
         picture = hacking_picture({job.title: pq.read_table(job.stage("rl").file("steps.parquet")) for job in jobs})
-        (FOLDER / f"rl.hacking-{size}.png").write_bytes(picture)
-        title = f"Lists of {size}: copies, quality and validity of the answers sampled in training"
-        pictures.append({"title": title, "file": f"rl.hacking-{size}.png"})
+        (FOLDER / f"rl.hacking-{start.name}.png").write_bytes(picture)
+        title = f"Lists of {size}, from {start.title}: copies, quality and validity of the answers sampled in training"
+        pictures.append({"title": title, "file": f"rl.hacking-{start.name}.png"})
         notes += _spent(jobs)
     notes.append("a refused free answer counts as the incoming order on the test lists: mind its validity")
     title = "Rewards on Beauty: what is gamed, and what is not"
@@ -91,10 +94,16 @@ def quality() -> Record:
         before, stage = job.title.replace("RL ", "SFT "), job.stage("bypass")
         found |= {before: ranked(stage, "start-ranks.parquet"), job.title: ranked(stage)}
         befores[job.title] = before
-    claims = [*CLAIMS, *((claim, *(f"{name}, reasoning dropped" for name in names)) for claim, *names in CLAIMS)]
-    claims = [each for each in claims if each[2] in found and (each[1] in found or each[1].startswith("pre-rank"))]
+    dropped = [
+        (claim, *(name if name == "pre-rank" else f"{name}, reasoning dropped" for name in names))
+        for claim, *names in CLAIMS
+    ]
+    claims = [each for each in (*CLAIMS, *dropped) if each[2] in found and each[1] in {*found, "pre-rank"}]
     figures = [moved(name, (found[before][1], found[name][1]), before) for name, before in befores.items()]
     tables = [quality_table(found, befores), findings_table(found, claims)]
+    if len(brief) > 1:
+        each = {job.title: befores[job.title] for job in brief}
+        tables[1]["rows"] += together(f"the {len(brief)} models without reasoning, on average", found, each)
     notes = ["one seed; the intervals are over users and do not hold the spread over seeds", *_spent([*jobs, *brief])]
     return Record("rl.quality", "Reinforcement learning on Beauty, from scratch", COMMAND, figures, tables, notes)
 
@@ -151,7 +160,7 @@ def _spent(jobs: Sequence[Job]) -> list[str]:
 
 
 RECORDS = (
-    (hacking, (*GAMED, *AGAIN, *REWARDED)),
+    (hacking, (*GAMED[COPIER.name], *GAMED[FOUR.name], *REWARDED)),
     (quality, (*QUALITY, *BRIEF)),
     (taught, TAUGHT),
     (bypass, (BYPASSED, *BRIEF)),
@@ -164,15 +173,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=2, help="how many run at a time, each in one thread")
     parser.add_argument("--minutes", type=float, default=0.0, help="of training; 0 is to the end")
     parser.add_argument("--only", default="*", help="patterns of job names, separated by commas")
+    parser.add_argument("--steps", type=int, help="of training, where it is not what the jobs say")
     parser.add_argument("--lists", type=int, help="test lists to answer, where it is not what the jobs say")
     chosen = parser.parse_args(arguments)
     named = [job for job in JOBS if matches(job.name, chosen.only)]
-    failed = rl_jobs.run(
-        [job for job in named if not job.finished],
-        processes=chosen.jobs,
-        ends=time.monotonic() + 60.0 * chosen.minutes if chosen.minutes else None,
-        lists=chosen.lists,
-    )
+    ends = time.monotonic() + 60.0 * chosen.minutes if chosen.minutes else None
+    limits = Limits(ends, chosen.steps, chosen.lists)
+    failed = rl_jobs.run([job for job in named if not job.finished], limits, processes=chosen.jobs)
     for record, jobs in RECORDS:
         done = [job for job in jobs if job.measured]
         if done:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from benchmarks.rl_jobs import Job
 from gr2.artifact import Artifact
 from gr2.data.candidates import CandidateLists
 from gr2.data.dataset import Dataset
+from gr2.metrics import metric_values, paired_bootstrap
 
 __all__ = [
     "Ranked",
@@ -125,6 +126,20 @@ def findings_table(found: Mapping[str, Ranked], claims: Sequence[tuple[str, str,
             rows.append([claim, f"{after} minus {before}", metric, theirs, shown(ours), verdict(ours, 1)])
     columns = ["finding", "compared", "metric", "the paper", "ours", ""]
     return {"title": "the papers' findings on reinforcement learning", "columns": columns, "rows": rows}
+
+
+def together(name: str, found: Mapping[str, Ranked], befores: Mapping[str, str]) -> list[list[str]]:
+    """Rows for `findings_table`: what RL does on average to several models; a list counts once, not once a model."""
+
+    def mean(names: Iterable[str]) -> dict[str, NDArray[np.float64]]:
+        values = [metric_values(found[each][1]) for each in names]
+        return {metric: np.mean([each[metric] for each in values], axis=0) for metric in values[0]}
+
+    changes = paired_bootstrap(mean(befores.values()), mean(befores), 0)
+    return [
+        ["RL helps", name, metric, "not given", shown(changes[metric]), verdict(changes[metric], 1)]
+        for metric in ("R@1", "N@5")
+    ]
 
 
 def bypass_table(model: str, reasoned: Artifact, bypassed: Artifact) -> dict[str, Any]:
