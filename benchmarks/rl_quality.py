@@ -71,14 +71,20 @@ def hacking() -> Record:
         if not jobs:
             continue
         baselines = {"popularity, which reads no history": popularity(size), start.title: ranked(start.stage("sft"))}
-        figures += [moved(f"lists of {size}, {job.title}", ranked(job.stage("rl")), "incoming order") for job in jobs]
-        tables.append(hacking_table(size, jobs, baselines))
+        origin = f"lists of {size}, from {start.title}"
+        figures += [moved(f"{origin}: {job.title}", ranked(job.stage("rl")), "incoming order") for job in jobs]
+        tables.append(hacking_table(origin, jobs, baselines))
         picture = hacking_picture({job.title: pq.read_table(job.stage("rl").file("steps.parquet")) for job in jobs})
         (FOLDER / f"rl.hacking-{start.name}.png").write_bytes(picture)
-        title = f"Lists of {size}, from {start.title}: copies, quality and validity of the answers sampled in training"
+        title = f"{origin[0].upper()}{origin[1:]}: copies, quality and validity of the answers sampled in training"
         pictures.append({"title": title, "file": f"rl.hacking-{start.name}.png"})
         notes += _spent(jobs)
-    notes.append("a refused free answer counts as the incoming order on the test lists: mind its validity")
+    notes += [
+        "a refused free answer counts as the incoming order on the test lists: mind its validity",
+        "under constrained decoding every answer is valid, and the unconditional reward is the default one and a "
+        "constant: it has the same gradient",
+        "seconds are those since a training was last taken up",
+    ]
     title = "Rewards on Beauty: what is gamed, and what is not"
     return Record("rl.hacking", title, COMMAND, figures, tables, notes, pictures)
 

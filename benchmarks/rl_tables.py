@@ -63,8 +63,8 @@ def popularity(size: int = 10) -> Ranked:
     return held.label() + 1, found.argmax(1) + 1
 
 
-def hacking_table(size: int, jobs: Sequence[Job], baselines: Mapping[str, Ranked]) -> dict[str, Any]:
-    """What each reward makes of one model on lists of `size`: what is sampled in training, and what it then answers."""
+def hacking_table(origin: str, jobs: Sequence[Job], baselines: Mapping[str, Ranked]) -> dict[str, Any]:
+    """What each reward makes of one model, of which `origin` tells: its answers in training and to test lists."""
     rows = [
         [name, "", "", "", "", "", *means(ranks), *_changes(incoming, ranks), ""]
         for name, (incoming, ranks) in baselines.items()
@@ -81,7 +81,7 @@ def hacking_table(size: int, jobs: Sequence[Job], baselines: Mapping[str, Ranked
         copied = f"{test['copied']:.1%}, {test['valid']:.1%} valid"
         rows.append([job.title, *parts, *means(ranks), *_changes(incoming, ranks), copied])
     return {
-        "title": f"lists of {size}: one model, trained by each reward; first to last tenth of the steps, then the test "
+        "title": f"{origin}: trained by each reward; first to last tenth of the steps, then the test "
         "lists. Copies are "
         "near copies of the incoming order; unpaid are answers with a positive reward whose target did not rise",
         "columns": [

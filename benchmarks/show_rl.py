@@ -20,6 +20,7 @@ __all__ = ["main"]
 STORED = {
     "rl.hacking": "make rl",
     "rl.quality": "make rl",
+    "rl.distillation": "make rl",
     "rl.bypass": "make rl",
     "rl.compressor": "make rl-compressor",
 }
