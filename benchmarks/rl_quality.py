@@ -20,6 +20,7 @@ from benchmarks.reasoner_quality import difference, shown
 from benchmarks.results import FOLDER, ROOT, Figure, Record, store
 from benchmarks.rl_jobs import Job, Limits, matches
 from benchmarks.rl_picture import hacking_picture
+from benchmarks.rl_places import places
 from benchmarks.rl_plan import (
     BRIEF,
     BYPASSED,
@@ -186,11 +187,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ends = time.monotonic() + 60.0 * chosen.minutes if chosen.minutes else None
     limits = Limits(ends, chosen.steps, chosen.lists)
     failed = rl_jobs.run([job for job in named if not job.finished], limits, processes=chosen.jobs)
+    if matches("places", chosen.only):
+        print(store(places()).relative_to(ROOT))
     for record, jobs in RECORDS:
         done = [job for job in jobs if job.measured]
         if done:
-            places = "; ".join(dict.fromkeys(job.machine for job in done))
-            print(store(replace(record(), machine=places)).relative_to(ROOT))
+            machines = "; ".join(dict.fromkeys(job.machine for job in done))
+            print(store(replace(record(), machine=machines)).relative_to(ROOT))
     if failed:
         print(f"failed: {', '.join(failed)}; each has a log in its folder of {rl_jobs.FOLDER}", file=sys.stderr)
     sys.exit(bool(failed))

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -17,15 +18,9 @@ from gr2.data.dataset import Dataset
 from gr2.metrics import metric_values, paired_bootstrap
 
 __all__ = [
-    "Ranked",
-    "bypass_table",
-    "findings_table",
-    "hacking_table",
-    "popularity",
-    "quality_table",
-    "ranked",
-    "tuned",
-]
+    "Ranked", "bypass_table", "findings_table", "first_to_last", "hacking_table", "popularity", "quality_table",
+    "ranked", "together", "tuned",
+]  # fmt: skip
 
 # The share of a training's steps that "first" and "last" are means of.
 ENDS = 0.1
@@ -76,7 +71,7 @@ def hacking_table(origin: str, jobs: Sequence[Job], baselines: Mapping[str, Rank
         test = stage.metrics["test"]
         parts = [
             str(stage.metrics["steps"]),
-            *(_ends(steps, name) for name in ("reward", "valid", "copies/near", "format_only")),
+            *(first_to_last(steps, name) for name in ("reward", "valid", "copies/near", "format_only")),
         ]
         copied = f"{test['copied']:.1%}, {test['valid']:.1%} valid"
         rows.append([job.title, *parts, *means(ranks), *_changes(incoming, ranks), copied])
@@ -177,7 +172,8 @@ def _changes(incoming: NDArray[np.int64], ranks: NDArray[np.int64]) -> list[str]
     return [shown(changes[metric]) for metric in ("R@1", "N@5")]
 
 
-def _ends(steps: Any, name: str) -> str:
+def first_to_last(steps: pa.Table, name: str) -> str:
+    """The means of a column over the first and the last tenth of the steps."""
     found = steps[name].to_pylist() if name in steps.column_names else []
     values = np.array([value for value in found if value is not None])
     if not len(values):

@@ -18,6 +18,7 @@ from gr2.training.rewards import REWARDS
 __all__ = ["main"]
 
 STORED = {
+    "rl.places": "make rl",
     "rl.hacking": "make rl",
     "rl.quality": "make rl",
     "rl.distillation": "make rl",
