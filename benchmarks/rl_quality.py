@@ -81,6 +81,9 @@ def hacking() -> Record:
         pictures.append({"title": title, "file": f"rl.hacking-{start.name}.png"})
         notes += _spent(jobs)
     notes += [
+        "the hack does not show at this size: a model from scratch hardly ever writes a valid free answer, and neither "
+        "shorter lists nor copies among its traces mend that within these steps; a policy that can write them "
+        "shows it (rewards that are gamed, by a policy that can)",
         "a refused free answer counts as the incoming order on the test lists: mind its validity",
         "under constrained decoding every answer is valid, and the unconditional reward is the default one and a "
         "constant: it has the same gradient",
