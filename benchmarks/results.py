@@ -72,11 +72,12 @@ def gpu() -> str:
 
 
 def commit() -> str:
-    """The short hash of HEAD, with `+` if tracked files differ from it; GR2_COMMIT in a copy that is no checkout."""
+    """The short hash of HEAD, with `+` if tracked files but results differ; GR2_COMMIT in a copy that is no checkout."""
     if not (ROOT / ".git").exists():
         return os.environ.get("GR2_COMMIT", "unknown")
     head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
-    dirty = subprocess.run(["git", "diff", "--quiet", "HEAD"], cwd=ROOT, check=False).returncode
+    command = ["git", "diff", "--quiet", "HEAD", "--", ".", ":!docs"]
+    dirty = subprocess.run(command, cwd=ROOT, check=False).returncode
     return head.stdout.strip() + ("+" if dirty else "")
 
 
