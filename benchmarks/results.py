@@ -72,7 +72,7 @@ def gpu() -> str:
 
 
 def commit() -> str:
-    """The short hash of HEAD, with `+` if tracked files but results differ; GR2_COMMIT in a copy that is no checkout."""
+    """The short hash of HEAD, with `+` if files outside docs differ; GR2_COMMIT in a copy that is no checkout."""
     if not (ROOT / ".git").exists():
         return os.environ.get("GR2_COMMIT", "unknown")
     head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
