@@ -2,8 +2,8 @@
 
 `python -m benchmarks.rl_compressor`. The mid-trained reasoner ranks candidates by their likelihood after whole
 histories, after none, after ones shortened without a model, and after a trained compressor's contexts. Its answers to
-prompts would not do: fine-tuned on a few hundred traces, it ranks as well without a history as with one. A run that was
-killed goes on where it was, as `gr2 run` does.
+prompts would not do: fine-tuned on a few hundred traces, it hardly ranks better with a history than without. A run that
+was killed goes on where it was, as `gr2 run` does.
 """
 
 from __future__ import annotations
