@@ -137,8 +137,8 @@ def _finding(ranks: Mapping[str, Any]) -> str:
     if difference(ranks["truncated"], ranks["compressed"])["N@5"].low > 0:
         return "the compressor beats truncation at the same cost"
     return (
-        "no gain over truncation shows: one or two events are left of most histories, and the newest are hard to beat by "
-        "a model of this size, from so few steps; tried: warm starts from the covering selection, sampling at a "
+        "no gain over truncation shows: one or two events are left of most histories, and the newest are hard to beat "
+        "by a model of this size, from so few steps; tried: warm starts from the covering selection, sampling at a "
         "temperature of 2 so that other events are tried at all"
     )
 
