@@ -172,7 +172,7 @@ def _spent(jobs: Sequence[Job]) -> list[str]:
 RECORDS = (
     (hacking, (*GAMED[COPIER.name], *GAMED[FOUR.name], *REWARDED)),
     (quality, (*QUALITY, *BRIEF)),
-    (taught, TAUGHT),
+    (taught, (*TAUGHT, PLAIN, TEACHER)),
     (bypass, (BYPASSED, *BRIEF)),
 )
 
