@@ -11,8 +11,8 @@ __all__ = ["constrained_step_kernel", "step_shape"]
 
 # Logits and children that a program holds at once: enough to keep the memory busy with few programs.
 TILE, CHILD_TILE = 4096, 2048
-# Candidates that the last program of a search holds in registers while it chooses.
-POOL = 2048
+# Candidates that the last program of a search holds in registers while it chooses: all, or the best of more.
+POOL, BEST_POOL = 2048, 1024
 
 
 def step_shape(level_size: int, beams: int, width: int, widest: int) -> dict[str, int]:
@@ -26,7 +26,10 @@ def step_shape(level_size: int, beams: int, width: int, widest: int) -> dict[str
     rows = max(1, min(16, TILE // block, CHILD_TILE // children, triton.next_power_of_2(width)))
     kept = min(room, rows * children)
     slots = triton.next_power_of_2(triton.cdiv(width, rows) * kept)
-    pool = max(room, min(slots, max(POOL, 2 * room)))
+    pool = max(room, slots) if slots <= POOL else max(BEST_POOL, 2 * room)
+    # A level is as fast as rows are in flight, which registers limit: with 8 children a thread more programs fit.
+    share = 256 if room > 16 and width > 1 else 512
+    warps = max(rows * block // 512, rows * children // share, room // 32, pool // 512)
     return {
         "VOCAB": level_size,
         "BLOCK": block,
@@ -37,7 +40,7 @@ def step_shape(level_size: int, beams: int, width: int, widest: int) -> dict[str
         "ROOM": room,
         "KEPT": kept,
         "POOL": pool,
-        "num_warps": min(8, max(1, rows * block // 512, rows * children // 512, room // 32, pool // 512)),
+        "num_warps": min(8, max(1, warps)),
     }
 
 
@@ -262,7 +265,7 @@ def write_beams(
     begin = tl.load(offsets + tl.load(nodes + parent, mask=live, other=0), mask=live, other=0)
     edge = begin + (keys & 0xFFFF).to(tl.int32)
     code = tl.load(codes + edge, mask=live, other=0).to(tl.int32)
-    rank = key_order(keys, stage, ROOM, 16)
+    rank = key_order(keys, stage, ROOM, 16 if ROOM < 32 else 32)
     kept = live & (rank < BEAMS)
     tl.store(next_nodes + rank, edge, mask=kept)
     tl.store(next_scores + rank, key_score(keys), mask=kept)

@@ -113,6 +113,7 @@ class TestConstrainedStep:
     @pytest.mark.parametrize("normalization", ["raw", "local"])
     def test_nodes_of_many_children_and_more_keys_than_are_held_at_once(self, normalization, monkeypatch):
         monkeypatch.setattr("gr2.kernels.constrained_step.POOL", 32)
+        monkeypatch.setattr("gr2.kernels.constrained_step.BEST_POOL", 32)
         monkeypatch.setattr("gr2.kernels.constrained_step.CHILD_TILE", 64)
         size, beams = 60, 12
         codes = np.array([[first, second] for first in range(size) for second in range(size)], np.uint16)
