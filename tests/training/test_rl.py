@@ -191,8 +191,9 @@ def test_lists_without_their_target_are_nothing_to_learn_from(parents: dict[str,
     with open_stage(folder, "midtrain", TINY, {}, 0) as work:
         Reasoner.load(parents["midtrain"].file("model")).save(work.path / "model")
         lists.take(lists.label() >= 5).save(work.path / "train.parquet")
+    config = replace(TINY, test_lists=0)
     with pytest.raises(DataError, match=r"none of .* training lists has its target among its top 5"):
-        rl.run(TINY, {**parents, "midtrain": Artifact.load(folder, "midtrain")}, tmp_path / "rl", 0)
+        rl.run(config, {**parents, "midtrain": Artifact.load(folder, "midtrain")}, tmp_path / "rl", 0)
 
 
 @pytest.mark.parametrize(
