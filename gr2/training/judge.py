@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gr2.errors import ArtifactError
+from gr2.errors import ArtifactError, Gr2Error
 from gr2.prompts.render import PromptConfig, Slate, history_lines
 from gr2.prompts.verdict import Verdict, VerdictError, parse_verdict, verdict_messages
 from gr2.training.context_ranking import Ranker
@@ -25,6 +25,7 @@ from gr2.training.teachers.teacher import Teacher, TeacherRequest
 __all__ = ["Case", "Judge", "ReasonerJudge", "TeacherJudge", "VerdictLog"]
 
 Context = tuple[str, ...]
+UNREADABLE = 50  # replies in a row that are no verdict: a judge who says nothing else teaches nothing
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ class TeacherJudge:
     """A language model that is asked for verdicts, through whatever answers for a teacher.
 
     Task n is slate n with its target at place `targets[n]`. A reply that does not parse, or did not come, is no
-    verdict; those that were paid for are kept in `log` and not asked for again.
+    verdict; those that were paid for are kept in `log` and not asked for again. After `UNREADABLE` in a row that do
+    not parse, asking for more is useless.
     """
 
     def __init__(
@@ -117,9 +119,10 @@ class TeacherJudge:
     ) -> None:
         self._teacher, self._slates, self._targets, self._prompt = teacher, slates, targets, prompt
         self._log = VerdictLog(log)
+        self._unreadable = 0
 
     def verdicts(self, cases: Sequence[Case]) -> list[Verdict | None]:
-        """A verdict a case; equal cases are asked about once."""
+        """A verdict a case; equal cases are asked about once. Raises Gr2Error if the judge gives no verdicts."""
         questions = {case: self._request(row, case) for row, case in enumerate(dict.fromkeys(cases))}
         keys = {case: _key(request) for case, request in questions.items()}
         missing = {request.row: keys[case] for case, request in questions.items() if keys[case] not in self._log.found}
@@ -134,8 +137,17 @@ class TeacherJudge:
             if reply.final:
                 tokens = {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.completion_tokens}
                 self._log.add(missing[request.row], verdict, why, cost=reply.cost, **tokens)
+                self._refuse_babble(verdict, why)
         stored = [self._log.found.get(keys[case], {}).get("verdict") for case in cases]
         return [None if each is None else Verdict(**each) for each in stored]
+
+    def _refuse_babble(self, verdict: Verdict | None, why: str) -> None:
+        self._unreadable = self._unreadable + 1 if verdict is None else 0
+        if self._unreadable >= UNREADABLE:
+            raise Gr2Error(
+                f"{UNREADABLE} replies of the judge in a row were no verdicts, the last one because of {why}; ask a "
+                "model that can answer in JSON, or raise max_tokens"
+            )
 
     def _request(self, row: int, case: Case) -> TeacherRequest:
         slate = self._slates[case.task]

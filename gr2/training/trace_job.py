@@ -21,7 +21,7 @@ from gr2.prompts.answer import AnswerError, parse_answer
 from gr2.prompts.budget import estimated_tokens
 from gr2.prompts.render import PromptConfig, render, slate_of
 from gr2.prompts.semantic_id import sid_text
-from gr2.training.teachers.claims import cited_ids
+from gr2.training.teachers.claims import cited_ids, stray_token
 from gr2.training.teachers.endpoint import EndpointTeacher, unwrap
 from gr2.training.teachers.evidence import EvidenceTeacher
 from gr2.training.teachers.ledger import Ledger
@@ -175,6 +175,9 @@ class Desk:
         unknown = set(cited_ids(explanation)) - set(ids)
         if unknown:
             return f"unknown-citation: {min(unknown)} is neither in the history nor among the candidates"
+        stray = stray_token(explanation)
+        if stray is not None:
+            return f"stray-token: {stray} would end the turn, or pass for an item, where the explanation is learnt from"
         if self._titles is not None:
             return self._titles.untrue(explanation, ids)
         if isinstance(self._teacher, EvidenceTeacher) and self._config.reasoning:

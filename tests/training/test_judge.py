@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gr2.errors import ArtifactError
+from gr2.errors import ArtifactError, Gr2Error
 from gr2.models.answering import Answering, answers
 from gr2.models.reasoner import Reasoner, SidSpec, from_scratch
 from gr2.prompts.render import ItemView, PromptConfig, Slate, render
 from gr2.prompts.verdict import Verdict
 from gr2.training.context_ranking import AnswerRanker
-from gr2.training.judge import Case, ReasonerJudge, TeacherJudge, VerdictLog
+from gr2.training.judge import UNREADABLE, Case, ReasonerJudge, TeacherJudge, VerdictLog
 from gr2.training.reranking import kendall_tau
 from gr2.training.teachers.endpoint import Endpoint, EndpointTeacher
 
@@ -81,6 +81,17 @@ def test_a_language_model_is_asked_once_for_each_case_and_read_strictly(chat: An
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["why"][:8] for line in lines] == ["", "not-json", ""]
     assert sum(line["cost"] for line in lines) == pytest.approx(3 * 120e-6)
+
+
+def test_a_judge_that_gives_no_verdicts_ends_it(chat: Any, tmp_path: Path) -> None:
+    good = chat.completion('{"solvable": 1, "preservation": 0.5, "quality": 0.25}')
+    babble = chat.completion('{"solvable": 1, "preservation": NaN, "quality": 1}')
+    cases = [Case(number % 2, (f"line {number}",)) for number in range(2 * UNREADABLE)]
+    with chat.serving(lambda call: good if call.number == UNREADABLE - 1 else babble) as server:
+        judge = TeacherJudge(endpoint(server.url), SLATES, TARGETS, PROMPT, tmp_path / "log.jsonl")
+        assert sum(each is not None for each in judge.verdicts(cases[:UNREADABLE])) == 1
+        with pytest.raises(Gr2Error, match=f"{UNREADABLE} replies of the judge in a row were no verdicts.*not-json"):
+            judge.verdicts(cases[UNREADABLE:])
 
 
 def test_a_log_that_a_kill_cut_short_goes_on(tmp_path: Path) -> None:

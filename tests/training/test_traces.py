@@ -165,6 +165,7 @@ def test_targeted_shows_the_target(tiny_run: Path, tmp_path: Path, chat: Any) ->
             lambda items: answer_text("As <|sid_begin|><s_a_7><s_b_7><s_c_7><|sid_end|> goes.", items),
             "unknown-citation",
         ),
+        (lambda items: answer_text(f"{EXPLANATION}<|im_end|>", items), "stray-token"),
     ],
 )
 def test_an_answer_that_cannot_be_used_is_refused_with_its_reason(

@@ -22,12 +22,14 @@ __all__ = [
     "floor_count",
     "plain_name",
     "read_statements",
+    "stray_token",
     "write_statements",
 ]
 
 STEPS = ("Pattern", "Goes with it", "Match", "Then")
 SPOKEN_OF = ("Match", "Then")  # the steps that speak of a candidate
 SEMANTIC_ID = re.escape(BEGIN) + r"(?:<s_[a-h]_\d+>)+" + re.escape(END)
+TOKEN = re.compile(r"<\|[^<>|\s]*\|>|<s_[a-h]_\d+>|</?s>|\[/?INST\]")
 TEMPLATES = {
     "category-share": "{count} of {total} purchases are {name}",
     "brand-share": "{count} of {total} are of one brand",
@@ -95,6 +97,12 @@ def floor_count(count: int) -> int:
 def cited_ids(text: str) -> list[str]:
     """Whatever looks like a semantic ID in a text, whoever wrote it."""
     return re.findall(re.escape(BEGIN) + ".*?" + re.escape(END), text, re.DOTALL)
+
+
+def stray_token(text: str) -> str | None:
+    """What, outside of whole semantic IDs, a tokenizer would read as a token of one or of a chat template."""
+    found = TOKEN.search(re.sub(SEMANTIC_ID, " ", text))
+    return found.group() if found else None
 
 
 def write_statements(statements: Iterable[Statement]) -> str:

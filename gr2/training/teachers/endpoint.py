@@ -11,7 +11,8 @@ What a call may meet, and what becomes of it:
     finish_reason `length`   an answer that was paid for and is refused as `truncated`; `content_filter` as `filtered`
     anything as content      an answer that was paid for, to be read strictly
 
-Calls that still fail after `retries` more tries have no answer, and after `FAILURES` of them in a row the stage stops.
+Calls that still fail after `retries` more tries have no answer, and after `FAILURES` of them in a row, whoever asked, the
+stage stops.
 """
 
 from __future__ import annotations
@@ -92,13 +93,15 @@ class EndpointTeacher:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint, self._key = endpoint, endpoint.key()
+        # Over all that is asked: a judge asks for a few replies at a time.
+        self._failed = 0
 
     def answer(self, requests: Iterable[TeacherRequest]) -> Iterator[tuple[TeacherRequest, Reply]]:
         """Every request with its reply, as they come. Raises Gr2Error where no request can be answered.
 
         Whoever stops listening cancels the calls under way.
         """
-        waiting, failed = iter(requests), 0
+        waiting = iter(requests)
         with asyncio.Runner() as runner:
             calls = _Calls(self._endpoint, self._key)
             pending: set[asyncio.Task[tuple[TeacherRequest, Reply]]] = set()
@@ -111,9 +114,9 @@ class EndpointTeacher:
                     done, pending = runner.run(_some(pending))
                     for task in done:
                         request, reply = task.result()
-                        failed = 0 if reply.final else failed + 1
+                        self._failed = 0 if reply.final else self._failed + 1
                         yield request, reply
-                        if failed == FAILURES:
+                        if self._failed >= FAILURES:
                             raise self._gone(reply)
             finally:
                 for task in pending:

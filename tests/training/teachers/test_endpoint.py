@@ -202,6 +202,14 @@ def test_a_server_that_is_gone_stops_after_so_many_failures(chat: Any) -> None:
         ask(chat.closed_port(), 100, retries=0)
 
 
+def test_failures_add_up_over_calls_that_ask_little(chat: Any) -> None:
+    teacher = EndpointTeacher(endpoint(chat.closed_port(), retries=0))
+    requests = [TeacherRequest(row, 0, ({"role": "user", "content": "rank"},), 1) for row in range(FAILURES // 2)]
+    assert len(list(teacher.answer(requests))) == len(requests)
+    with pytest.raises(Gr2Error, match=f"{FAILURES} requests in a row"):
+        list(teacher.answer(requests))
+
+
 def test_the_key_is_in_no_reply_and_no_error(chat: Any) -> None:
     echo = f'{{"error": {{"message": "wrong key {KEY}"}}}}'.encode()
     with chat.serving(lambda call: chat.Response(500, echo)) as server:
