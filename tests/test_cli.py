@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from gr2.bundle import Bundle
 from gr2.catalog import Catalog
-from gr2.cli.app import app
+from gr2.cli.app import app, main
 from gr2.cli.request import parse_request
 from gr2.demo import served
 from gr2.errors import ConfigError, DataError
@@ -221,3 +221,15 @@ def test_rerank_without_candidates_says_so(tiny_run: Path, tmp_path: Path) -> No
     (tmp_path / "request.json").write_text('{"candidates": []}')
     answer = gr2("rerank", "request.json", "--bundle", str(tiny_run / "export"), cwd=tmp_path)
     assert (answer.returncode, answer.stderr) == (2, "gr2: error: candidates: at least one is needed, got none\n")
+
+
+def test_a_disk_that_fills_up_under_a_tokenizer_is_one_line_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    monkeypatch.setattr("gr2.cli.app.app", lambda **_: tokenizer.save("/dev/full"))
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "gr2: error: No space left on device (os error 28)\n"

@@ -63,6 +63,11 @@ def main() -> None:
         _fail(reason if error.filename is None else f"{error.filename}: {reason}")
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        # What writes weights and tokenizers is in Rust, and raises no OSError.
+        if "(os error " not in str(error):
+            raise
+        _fail(str(error))
 
 
 def _fail(message: str) -> NoReturn:

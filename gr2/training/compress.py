@@ -37,6 +37,7 @@ from gr2.models.reasoner import Reasoner, SidSpec
 from gr2.models.selection import selection_tokens
 from gr2.prompts.context import Passage, covering, newest
 from gr2.prompts.render import PromptConfig, Slate
+from gr2.training.capacity import context_length
 from gr2.training.compress_settings import CompressConfig
 from gr2.training.context_making import make_contexts
 from gr2.training.context_quality import rank_contexts
@@ -150,6 +151,7 @@ def _train(
         raise ConfigError(f"answer_batch {config.answer_batch} must be at least samples, {config.samples}")
     compressor = Compressor(lesson.compressor, PromptConfig.of(config), config.compressing(sampling=True))
     passages = [compressor.passage(slate.history) for slate in lesson.slates]
+    _refuse_long_passages(config, compressor, passages)
     warm = _warm_up(config, compressor, passages, checkpoints / "warm", seed)
     rank = PartialState().process_index
     draw = ContextRollouts(
@@ -170,6 +172,17 @@ def _train(
         anchor=copy.deepcopy(lesson.compressor.model) if config.kl else None,
     )
     return history, warm
+
+
+def _refuse_long_passages(config: CompressConfig, compressor: Compressor, passages: Sequence[Passage]) -> None:
+    """Raise ConfigError if the compressor cannot read a history and write its context at once."""
+    context = context_length(compressor.reasoner.model)
+    longest = max(len(compressor.prompt(each)) + each.budget(config.share) + 1 for each in passages)
+    if context is not None and longest > context:
+        raise ConfigError(
+            f"[compress] max_history: {config.max_history} events and their context take up to {longest:,} tokens, "
+            f"more than the {context:,} that the model can read; lower max_history or title_words"
+        )
 
 
 def _warm_up(

@@ -58,6 +58,8 @@ class CompressConfig(PolicyConfig, RankedConfig, EndpointKeys):
         super().__post_init__()
         if self.compressor:
             raise ValueError("compressor: this is the stage that makes one; leave it out here")
+        if not self.max_history:
+            raise ValueError("max_history must be at least 1, got 0: without events there is nothing to shorten")
         if not 0 < self.share < 1:
             raise ValueError(f"share must be in (0, 1), got {self.share}")
         for name in ("alpha", "penalty"):

@@ -13,7 +13,7 @@ from torch import nn
 from gr2.errors import Gr2Error
 from gr2.models.linear_cross_entropy import fast_logits_dtype
 
-__all__ = ["adamw", "in_bfloat16", "refuse_divergence", "threads"]
+__all__ = ["adamw", "in_bfloat16", "refuse_divergence", "refuse_lost_weights", "threads"]
 
 
 def adamw(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
@@ -35,6 +35,19 @@ def refuse_divergence(stage: str, what: str, *values: float) -> None:
             raise Gr2Error(
                 f"{what} is {value}, so the training has diverged: lower [{stage}] learning_rate, or raise warmup"
             )
+
+
+def refuse_lost_weights(stage: str, step: int, model: nn.Module) -> None:
+    """Raise Gr2Error if a weight is not finite after a step, whose own loss was that of the weights before."""
+    with torch.no_grad():
+        norms = [torch.linalg.vector_norm(_own(each), dtype=torch.float32) for each in model.parameters()]
+        refuse_divergence(stage, f"the norm of the weights after step {step}", float(torch.stack(norms).sum()))
+
+
+def _own(weight: Any) -> torch.Tensor:
+    """What this process holds of a weight."""
+    own: torch.Tensor = weight.to_local() if hasattr(weight, "to_local") else weight
+    return own
 
 
 def in_bfloat16(precision: str, device: str) -> bool:

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from gr2.artifact import Artifact
-from gr2.data.candidates import CandidateLists
+from gr2.data.candidates import PADDING, CandidateLists
 from gr2.errors import DataError
 from gr2.models.reasoner import Reasoner
 from gr2.training.dapo import DapoTrainer, Watch, arguments
@@ -73,12 +73,17 @@ def train_policy(
 
 
 def training_lists(config: PolicyConfig, artifact: Artifact, seed: int) -> CandidateLists:
-    """The training lists of an artefact that hold their target, `limit` of them. Raises DataError if none does."""
+    """The training lists of an artefact that hold their target and another candidate, `limit` of them.
+
+    Raises DataError if none does.
+    """
     lists = CandidateLists.load(artifact.file("train.parquet"))
     held = lists.top(config.list_size).with_target() if lists.width else lists
-    if not len(held) or not lists.width:
+    held = held.take((held.candidates != PADDING).sum(1) > 1)
+    if not len(held):
         raise DataError(
-            f"none of {len(lists)} training lists has its target among its top {config.list_size}: nothing to learn",
+            f"none of {len(lists)} training lists has its target among its top {config.list_size}, and another "
+            "candidate beside it: nothing to learn",
             path=artifact.path / "train.parquet",
         )
     if not 0 < config.limit < len(held):

@@ -26,7 +26,7 @@ from gr2.artifact import file_digest, write_json
 from gr2.errors import ArtifactError, ConfigError
 from gr2.progress import Bar, track
 from gr2.quiet import without_bars
-from gr2.training.optimisation import refuse_divergence
+from gr2.training.optimisation import refuse_divergence, refuse_lost_weights
 from gr2.training.sequences import epoch_batches
 
 __all__ = ["Figures", "Resumable", "checkpointing", "epoch_means", "grouped_steps", "tracker_callbacks"]
@@ -141,6 +141,9 @@ class Resumable(Trainer):
         self._tokens += int(tokens)
         means = {name: total / max(1.0, count) for name, (total, count) in figures.items()}
         refuse_divergence(self.stage, f"the loss of step {state.global_step}", *means.values())
+        # What comes next may be answers, not a loss.
+        assert self.model is not None
+        refuse_lost_weights(self.stage, state.global_step, self.model)
         if self._bar is not None:
             rate = self._tokens / max(1e-9, time.monotonic() - self._began)
             self._bar.advance(**{"tokens/s": round(rate), **means})

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -167,6 +168,7 @@ def test_a_language_model_may_judge(untrained: dict[str, Artifact], chat: Any, t
     ("change", "complaint"),
     [
         ({"share": 1.0}, "share must be in"),
+        ({"max_history": 0}, "nothing to shorten"),
         ({"alpha": 1.5}, "alpha must be in"),
         ({"warm_epochs": 0}, "warm_epochs must be at least 1"),
         ({"judge": "endpoint"}, "needs base_url"),
@@ -179,6 +181,17 @@ def test_a_language_model_may_judge(untrained: dict[str, Artifact], chat: Any, t
 def test_values_that_cannot_be_are_refused(change: dict[str, object], complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         build(CompressConfig, change, "compress")
+
+
+def test_histories_that_the_model_cannot_read_are_refused(untrained: dict[str, Artifact], tmp_path: Path) -> None:
+    shutil.copytree(untrained["midtrain"].path, tmp_path / "midtrain")
+    settings = tmp_path / "midtrain" / "model" / "config.json"
+    text = settings.read_text()
+    assert '"max_position_embeddings": 4096' in text
+    settings.write_text(text.replace('"max_position_embeddings": 4096', '"max_position_embeddings": 64  '))
+    short = untrained | {"midtrain": Artifact.load(tmp_path / "midtrain", "midtrain")}
+    with pytest.raises(ConfigError, match=r"take up to \d+ tokens, more than the 64 that the model can read"):
+        compress.run(TINY, short, tmp_path / "compress", 0)
 
 
 def test_two_processes_make_one_artefact(untrained: dict[str, Artifact], tmp_path: Path) -> None:

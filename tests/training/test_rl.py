@@ -185,15 +185,23 @@ def test_divergence_from_the_start_is_held_down(parents: dict[str, Artifact], tm
     assert held["rollouts/drawn"].to_pylist() == [1.0] * 4
 
 
-def test_lists_without_their_target_are_nothing_to_learn_from(parents: dict[str, Artifact], tmp_path: Path) -> None:
+def test_weights_that_are_lost_end_it_before_the_next_answers(parents: dict[str, Artifact], tmp_path: Path) -> None:
+    with pytest.raises(Gr2Error, match=r"weights after step \d is (nan|inf), so the training .* lower \[rl\] learning"):
+        rl.run(replace(TINY, learning_rate=1e38), parents, tmp_path / "rl", 3)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_lists_without_their_target_or_another_item_are_nothing_to_learn_from(
+    parents: dict[str, Artifact], tmp_path: Path, alone: bool
+) -> None:
     folder = tmp_path / "midtrain"
     lists = CandidateLists.load(parents["midtrain"].file("train.parquet"))
     with open_stage(folder, "midtrain", TINY, {}, 0) as work:
         Reasoner.load(parents["midtrain"].file("model")).save(work.path / "model")
-        lists.take(lists.label() >= 5).save(work.path / "train.parquet")
-    config = replace(TINY, test_lists=0)
+        kept = lists.take(lists.label() == 0).top(1) if alone else lists.take(lists.label() >= 5)
+        kept.save(work.path / "train.parquet")
     with pytest.raises(DataError, match=r"none of .* training lists has its target among its top 5"):
-        rl.run(config, {**parents, "midtrain": Artifact.load(folder, "midtrain")}, tmp_path / "rl", 0)
+        rl.run(replace(TINY, test_lists=0), parents | {"midtrain": Artifact.load(folder)}, tmp_path / "rl", 0)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,7 @@ What a call may meet, and what becomes of it:
     finish_reason `length`   an answer that was paid for and is refused as `truncated`; `content_filter` as `filtered`
     anything as content      an answer that was paid for, to be read strictly
 
-Calls that still fail after `retries` more tries have no answer, and after `FAILURES` of them in a row, whoever asked, the
-stage stops.
+Calls that still fail after `retries` more tries have no answer, and after `FAILURES` of them in a row the stage stops.
 """
 
 from __future__ import annotations
