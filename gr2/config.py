@@ -15,13 +15,15 @@ from typing import Any, TypeVar
 
 from gr2.errors import ConfigError
 
-__all__ = ["INCIDENTAL", "LATER", "apply_overrides", "build", "deciding", "load_toml", "to_json"]
+__all__ = ["INCIDENTAL", "LATER", "MOST_THREADS", "apply_overrides", "build", "deciding", "load_toml", "to_json"]
 
 T = TypeVar("T")
 # The metadata of a field that decides how a stage works and not what comes of it.
 INCIDENTAL = {"incidental": True}
 # That of a field which came later, and whose default is what was done before: what was made before stays current.
 LATER = {"later": True}
+# Of one process, in any stage.
+MOST_THREADS = 1024
 
 
 def load_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -121,6 +123,8 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
         value = _finite(value, where)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise ConfigError(f"{where} must be {hint.__name__}, got {value!r}")
+    if hint is int and value.bit_length() > 63:
+        raise ConfigError(f"{where} must fit in 64 bits, got {value}")
     return _finite(value, where) if hint is float else value
 
 

@@ -50,6 +50,7 @@ def test_unknown_key_names_the_nearest_known_one() -> None:
         ({"path": "a", "sizes": ["x"]}, "sizes must be int, got 'x'"),
         ({"path": "a", "epochs": 0}, "epochs must be at least 1, got 0"),
         *(({"path": "a", "rate": float(wrong)}, f"rate must be a finite number, got {wrong}") for wrong in NOT_FINITE),
+        ({"path": "a", "epochs": 10**30}, "epochs must fit in 64 bits, got 1000"),
         ({"path": "a", "rate": 10**400}, "rate must be a finite number, got 1000"),
         ({}, "needs the key 'path'"),
     ],

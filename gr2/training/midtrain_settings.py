@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from gr2.config import LATER
+from gr2.config import LATER, MOST_THREADS
 from gr2.models.scratch import Size
 from gr2.training.causal import Recipe
 from gr2.training.midtrain_tasks import TASKS
@@ -95,6 +95,8 @@ class MidtrainConfig:
         for name in ("dropout", "warmup"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if self.threads > MOST_THREADS:
+            raise ValueError(f"threads must be at most {MOST_THREADS}, got {self.threads}")
         if self.beams < self.list_size:
             raise ValueError(f"beams must be at least list_size, {self.list_size}, got {self.beams}")
         if self.checkpoint_seconds < 0:

@@ -12,6 +12,9 @@ from gr2.training.rollouts import Scale
 
 __all__ = ["PolicyConfig"]
 
+# Logits divided by less overflow.
+LEAST_TEMPERATURE = 0.01
+
 
 @dataclass(frozen=True)
 class PolicyConfig(ReasonerConfig):
@@ -28,7 +31,7 @@ class PolicyConfig(ReasonerConfig):
         clip_low: how far below 1 a ratio of probabilities counts.
         clip_high: how far above 1.
         scale: divide advantages by the standard deviation of their group (`group`), or do not (`none`).
-        temperature: of sampling.
+        temperature: of sampling, at least 0.01.
         kl: weight of the divergence from the start; 0 is none, and no second model.
         divergence: `reverse`, KL(policy || start), or `forward`.
         minutes: of training, at the end of which it ends whatever steps are left; 0 is no end.
@@ -55,9 +58,10 @@ class PolicyConfig(ReasonerConfig):
         for name in ("redraws", "kl", "minutes"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name in ("clip_high", "temperature"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.clip_high <= 0:
+            raise ValueError(f"clip_high must be positive, got {self.clip_high}")
+        if self.temperature < LEAST_TEMPERATURE:
+            raise ValueError(f"temperature must be at least {LEAST_TEMPERATURE}, got {self.temperature}")
         if not 0 < self.clip_low <= 1:
             raise ValueError(f"clip_low must be in (0, 1], got {self.clip_low}")
         if self.samples < 2:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from gr2.config import INCIDENTAL
+from gr2.config import INCIDENTAL, MOST_THREADS
 from gr2.prompts.render import PromptConfig
 
 __all__ = ["RankedConfig", "ReasonerConfig"]
@@ -62,6 +62,8 @@ class ReasonerConfig(PromptConfig):
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup must be in [0, 1), got {self.warmup}")
+        if self.threads > MOST_THREADS:
+            raise ValueError(f"threads must be at most {MOST_THREADS}, got {self.threads}")
         if self.list_size < 2:
             raise ValueError(f"list_size must be at least 2, got {self.list_size}")
 

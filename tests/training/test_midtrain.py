@@ -161,6 +161,7 @@ def test_nothing_to_learn_is_an_error(tiny_parents, tmp_path):
     [
         ({"beams": 5}, "beams must be at least list_size"),
         ({"epochs": -1}, "epochs must not be negative"),
+        ({"threads": 4096}, "threads must be at most 1024"),
         ({"dropout": 1.0}, "dropout must be in"),
         ({"batch_tokens": 0}, "batch_tokens must be at least 1"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),

@@ -208,7 +208,8 @@ def test_lists_without_their_target_or_another_item_are_nothing_to_learn_from(
     ("change", "complaint"),
     [
         ({"samples": 1}, "samples must be at least 2"),
-        ({"temperature": 0.0}, "temperature must be positive"),
+        ({"temperature": 1e-320}, "temperature must be at least 0.01"),
+        ({"threads": 4096}, "threads must be at most 1024"),
         ({"copy_limit": 0.0}, "copy_limit must be in"),
         ({"balance": True}, "the prompt must not tell it"),
         ({"balance": True, "shuffle": True, "incoming_rank": True}, "the prompt must not tell it"),
