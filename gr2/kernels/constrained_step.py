@@ -265,7 +265,7 @@ def write_beams(
     begin = tl.load(offsets + tl.load(nodes + parent, mask=live, other=0), mask=live, other=0)
     edge = begin + (keys & 0xFFFF).to(tl.int32)
     code = tl.load(codes + edge, mask=live, other=0).to(tl.int32)
-    rank = key_order(keys, stage, ROOM, 16 if ROOM < 32 else 32)
+    rank = key_order(keys, stage, ROOM, 16 if ROOM < 32 or ROOM > 512 else 32)
     kept = live & (rank < BEAMS)
     tl.store(next_nodes + rank, edge, mask=kept)
     tl.store(next_scores + rank, key_score(keys), mask=kept)

@@ -58,9 +58,13 @@ class DeviceRetriever:
     def _allocate(self, catalog: DeviceCatalog, batch: int) -> None:
         if batch < 1:
             raise ValueError(f"batch must be at least 1, got {batch}")
-        self._catalog, self.batch = catalog, batch
+        # Without memory for it there is no search, rather than one over the memory of the last.
+        self._catalog, self._filters = None, []
         device, slots = catalog.device, (batch, self.beams)
-        shapes = self._shapes = [self._shape(level) for level in range(catalog.levels)]
+        shapes = self._shapes = [
+            step_shape(catalog.level_size, self.beams, self.beams if level else 1, catalog.widest[level])
+            for level in range(catalog.levels)
+        ]
 
         def memory(dtype: torch.dtype, *shape: int) -> torch.Tensor:
             return torch.empty(shape, dtype=dtype, device=device)
@@ -88,10 +92,7 @@ class DeviceRetriever:
             (self._parents[level], self._codes[level], scores) for level, (*_, scores) in enumerate(self._places)
         ]
         self._faults = [self._fault[level : level + 1] for level in range(catalog.levels)]
-
-    def _shape(self, level: int) -> dict[str, int]:
-        catalog = self._require_catalog()
-        return step_shape(catalog.level_size, self.beams, self.beams if level else 1, catalog.widest[level])
+        self._catalog, self.batch = catalog, batch
 
     def _use(self, filters: list[DeviceFilter | None]) -> None:
         """Lay the distinct filters of the batch one after the other."""
@@ -101,11 +102,12 @@ class DeviceRetriever:
         if distinct or self._filters:
             self._which.copy_(torch.tensor(which * (self.batch // len(which)), dtype=torch.int32))
         same = len(distinct) == len(self._filters) and all(map(_is, distinct, self._filters))
-        self._filters = distinct
         if distinct and not same:
+            self._filters = []
             stacks = zip(*(one.edges for one in distinct), strict=True)
             self._edges = [torch.stack(stack) if len(stack) > 1 else stack[0][None] for stack in stacks]
             self._permitted = torch.stack([one.items for one in distinct])
+        self._filters = distinct
 
     def _require_catalog(self) -> DeviceCatalog:
         if self._catalog is None:

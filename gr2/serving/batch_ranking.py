@@ -74,7 +74,6 @@ class DeviceRanking:
 
         from gr2.kernels import CandidateTables
 
-        # While the model still runs.
         tables = CandidateTables.build(batch.codes, batch.known, self._model.level_size, nodes=batch.rows)
         candidates = self._decoder.candidates(tables)
         order, scores = candidates.score(logits, prior, normalization=self._model.normalization)

@@ -1,7 +1,7 @@
 """The model for batches of requests: one copy up, the forward pass and the ranking on the device, the answers back.
 
 Inputs lie in one block of memory; onnxruntime reads them and writes its outputs where torch put them (IO binding), on
-the stream that torch copies and ranks on, so that nothing waits for the device but the copy of the answers.
+the stream that torch copies and ranks on. onnxruntime may wait for that stream at the end of a run.
 
 No CUDA graph is captured: onnxruntime's need fixed shapes and addresses, and a batch has six sizes (requests, history,
 candidates, and nodes at each depth) whose combinations are many, each with memory of its own and a slow first run.

@@ -71,7 +71,7 @@ class Server:
         batches = batches or BatchLimits()
         device = choose_device(device, bundle)
         if threads is None:
-            threads = len(os.sched_getaffinity(0)) + 1 if device == "cpu" else 2 * batches.size
+            threads = len(os.sched_getaffinity(0)) + 1 if device == "cpu" else min(2 * batches.size, MOST_THREADS)
         if not 1 <= threads <= MOST_THREADS or not 0 <= queue <= MOST_THREADS:
             limits = f"threads must be in 1..{MOST_THREADS} and queue in 0..{MOST_THREADS}"
             raise ConfigError(f"{limits}, got {threads} and {queue}")

@@ -57,6 +57,7 @@ def test_every_kernel_fits_its_target_without_a_spill(target, tmp_path):
     with compile_only(target) as (launch, done):
         decoder = DeviceDecoder("cpu", launch=launch)
         search(decoder, 256, 10, torch.float32)
+        search(decoder, 256, 1024, torch.float32)
         search(decoder, 2048, 70, torch.bfloat16, normalization="local")
         for candidates, normalization in ((100, "raw"), (1024, "local")):
             codes = np.zeros((2, candidates, 4), np.uint16)

@@ -364,6 +364,21 @@ class TestArguments:
             scores[0], reference_score(np.zeros((2, 2), np.uint16), np.ones(2, bool), logits[0])[1], rtol=1e-5
         )
 
+    def test_memory_that_is_not_to_be_had_leaves_no_search(self, monkeypatch):
+        search = Search(np.zeros((2, 1), np.uint16), 4, 2)
+        catalog = search.ours._require_catalog()
+
+        def full(*_, **__):
+            raise torch.OutOfMemoryError("no memory")
+
+        with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
+            patch.setattr(torch, "full", full)
+            search.ours.start(catalog, 64)
+        with pytest.raises(RuntimeError, match="has not been started"):
+            search.ours.step(torch.zeros(64, 1, 4))
+        search.ours.start(catalog, 64)
+        search.ours.step(torch.zeros(64, 1, 4))
+
     def test_a_search_that_is_over_or_not_begun_says_so(self):
         retriever = DeviceDecoder("cpu").retriever(2)
         with pytest.raises(RuntimeError, match="has not been started"):
