@@ -13,12 +13,12 @@ from torch import Tensor
 from gr2.decoding import CandidateTrie
 from gr2.decoding.tokens import TokenDecoder
 from gr2.models.answer_grammar import CLOSED, ESCAPED, FIRST, FORBIDDEN, AnswerGrammar
-from gr2.models.constrained import RankingProcessor, Row
+from gr2.models.constrained import RankingProcessor, RankingRow
 
 __all__ = ["AnswerProcessor", "AnswerRow"]
 
 
-class AnswerRow(Row):
+class AnswerRow(RankingRow):
     """A sequence that opens, explains itself in up to `limit` tokens, and then ranks; 0 is no explanation."""
 
     def __init__(self, stream: TokenDecoder, grammar: AnswerGrammar, limit: int) -> None:
@@ -53,19 +53,6 @@ class AnswerRow(Row):
             self._force(self.grammar.bridge[move - CLOSED])
             self.queue.extend(self._ranking)
         self.state = min(move, CLOSED)
-
-    def drain(self) -> list[int]:
-        """Go on by all tokens that must come next, and return them."""
-        tokens = []
-        while self.queue and not self.ended:
-            tokens.append(self.queue[0][0])
-            self.take(tokens[-1])
-        return tokens
-
-    def go_on(self, token: int) -> list[int]:
-        """Go on by a token that was chosen, and return it and all that must follow. Raises ValueError."""
-        self.take(token)
-        return [token, *self.drain()]
 
     def write(self, tokens: Sequence[int], sets: Sequence[NDArray[np.int64]]) -> list[int]:
         """Go on by an explanation that was chosen elsewhere, each token from its set, and return what must follow too.

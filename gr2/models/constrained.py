@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from typing import Literal
@@ -17,17 +18,41 @@ from gr2.decoding.tokens import CodeVocabulary, TokenDecoder
 __all__ = ["RankingProcessor", "constrained_log_probs", "copy_sets", "pad_allowed"]
 
 
-class Row:
-    """One sequence: its decoder, and the allowed set of every token so far.
+class Row(ABC):
+    """One sequence: the allowed set of every token so far, and in `queue` the tokens that must come next.
 
-    `queue` holds the tokens that must come next, each with its set: what was forced has no other, what the decoder
-    itself chose does.
+    Each has its set there: what was forced has no other, what a decoder itself chose does.
     """
 
-    def __init__(self, stream: TokenDecoder) -> None:
-        self.stream, self.ended = stream, False
+    def __init__(self) -> None:
+        self.ended = False
         self.allowed: list[NDArray[np.int64]] = []
         self.queue: deque[tuple[int, NDArray[np.int64]]] = deque()
+
+    @abstractmethod
+    def take(self, token: int) -> None:
+        """Go on by the token that was emitted; whatever follows `eos` is padding. Raises ValueError."""
+
+    def drain(self) -> list[int]:
+        """Go on by all tokens that must come next, and return them."""
+        tokens = []
+        while self.queue and not self.ended:
+            tokens.append(self.queue[0][0])
+            self.take(tokens[-1])
+        return tokens
+
+    def go_on(self, token: int) -> list[int]:
+        """Go on by a token that was chosen, and return it and all that must follow. Raises ValueError."""
+        self.take(token)
+        return [token, *self.drain()]
+
+
+class RankingRow(Row):
+    """A sequence that its decoder ranks in."""
+
+    def __init__(self, stream: TokenDecoder) -> None:
+        super().__init__()
+        self.stream = stream
         self.refill()
 
     def refill(self, chosen: NDArray[np.int64] | None = None) -> None:
@@ -94,7 +119,7 @@ class RankingProcessor:
             raise ValueError(f"choose must be 'model', 'greedy' or 'sample', got {choose!r}")
         self.tries, self.vocabulary, self.choose = list(tries), vocabulary, choose
         self._seed, self._temperature, self._top_n = seed, temperature, top_n
-        self.rows: list[Row] = []
+        self.rows: list[RankingRow] = []
         self._seen: Tensor | None = None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -182,8 +207,8 @@ class RankingProcessor:
             )
             self.rows.append(self._row(stream))
 
-    def _row(self, stream: TokenDecoder) -> Row:
-        return Row(stream)
+    def _row(self, stream: TokenDecoder) -> RankingRow:
+        return RankingRow(stream)
 
     def _leave(self, numbers: Sequence[int], scores: Tensor, result: Tensor) -> None:
         """Let `generate` choose among the allowed tokens of these rows; a row whose tokens are all masked stops."""

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gr2.models.constrained import RankingProcessor, copy_sets
+from gr2.models.constrained import RankingProcessor, Row, copy_sets
 from gr2.models.reasoner import Reasoner
 from gr2.prompts.context import Passage, Pick
 from gr2.prompts.semantic_id import BEGIN, END
@@ -49,19 +49,17 @@ def selection_tokens(options: Sequence[Option], picks: Sequence[Pick], eos: int)
     return [*(token for pick in sorted(picks, reverse=True) for token in chosen[pick]), eos]
 
 
-class SelectionRow:
+class SelectionRow(Row):
     """A sequence that names events within a budget of the prompt's tokens, each older than the one before.
 
     `picks` are those named so far. At least one is named where one fits; `eos` may follow any.
     """
 
     def __init__(self, options: Sequence[Option], budget: int, eos: int) -> None:
+        super().__init__()
         self.options, self.budget, self.eos = options, budget, eos
         self._left = budget
-        self.ended = False
         self.picks: list[Pick] = []
-        self.allowed: list[NDArray[np.int64]] = []
-        self.queue: deque[tuple[int, NDArray[np.int64]]] = deque()
         self._open = self._fitting(options)
         self._depth = 0
         self._settle()
@@ -90,19 +88,6 @@ class SelectionRow:
         self._depth += 1
         self._close()
         self._settle()
-
-    def drain(self) -> list[int]:
-        """Go on by all tokens that must come next, and return them."""
-        tokens = []
-        while self.queue and not self.ended:
-            tokens.append(self.queue[0][0])
-            self.take(tokens[-1])
-        return tokens
-
-    def go_on(self, token: int) -> list[int]:
-        """Go on by a token that was chosen, and return it and all that must follow. Raises ValueError."""
-        self.take(token)
-        return [token, *self.drain()]
 
     def _close(self) -> None:
         """At the end of a line, go on among older events that still fit."""

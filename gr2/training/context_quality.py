@@ -23,6 +23,7 @@ from gr2.training.context_ranking import LikelihoodRanker
 from gr2.training.contexts import Context, Contexts, places_of
 from gr2.training.reranking import evaluate_reasoner, list_slates
 from gr2.training.rewards import rank_of
+from gr2.training.split_ranks import RANKS, Evaluated
 
 __all__ = ["KINDS", "ContextEvaluated", "rank_contexts", "simple_contexts"]
 
@@ -32,19 +33,9 @@ KINDS = ("whole", "empty", "truncated", "newest", "covering", "relevant", "compr
 Shorten = Callable[[Slate, Passage, int], tuple[str, ...]]
 
 
-class ContextEvaluated(Protocol):
-    """The keys of a configuration that say what is evaluated, and how; `validation_lists` and so on: -1 is all."""
+class ContextEvaluated(Evaluated, Protocol):
+    """What is evaluated, and how, from contexts."""
 
-    @property
-    def validation_lists(self) -> int: ...  # noqa: D102
-    @property
-    def test_lists(self) -> int: ...  # noqa: D102
-    @property
-    def list_size(self) -> int: ...  # noqa: D102
-    @property
-    def max_reasoning(self) -> int: ...  # noqa: D102
-    @property
-    def answer_batch(self) -> int: ...  # noqa: D102
     @property
     def share(self) -> float: ...  # noqa: D102
     @property
@@ -75,7 +66,7 @@ def rank_contexts(
             held = held.take(np.sort(generator.permutation(len(held))[:count]))
         began = time.monotonic()
         metrics, table = _ranked(config, reasoner, dataset, codes, held, compressed, work, split)
-        pq.write_table(table, work.path / ("ranks.parquet" if split == "test" else f"ranks-{split}.parquet"))
+        pq.write_table(table, work.path / RANKS[split])
         work.metrics[split] = metrics | {"answer_seconds": time.monotonic() - began}
 
 
