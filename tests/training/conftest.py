@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import signal
+import subprocess
 import sys
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,3 +107,34 @@ def _lists(dataset: Dataset, pairs: list[tuple[int, int]], rng: np.random.Genera
         rows.append(rng.permutation([item, *others[: SLATE - 1]]))
     scores = np.tile(-np.arange(SLATE, dtype=np.float32), (len(pairs), 1))
     return CandidateLists(user, position, target, np.array(rows, dtype=np.int32), scores)
+
+
+@pytest.fixture
+def kill_in_training(tmp_path: Path) -> Callable[..., Path]:
+    """Begins a stage of the test file's `TINY` in a process of its own, kills it amid the steps, and says where."""
+
+    def kill(cases: str, stage: str, parents: Mapping[str, Artifact], *, checkpoints: str = "") -> Path:
+        script, cut = tmp_path / "work.py", tmp_path / "cut"
+        paths = {name: str(artifact.path) for name, artifact in parents.items()}
+        script.write_text(
+            "import importlib.util, pathlib, sys\n"
+            f"spec = importlib.util.spec_from_file_location('cases', {cases!r})\n"
+            "cases = importlib.util.module_from_spec(spec); sys.modules['cases'] = cases\n"
+            "spec.loader.exec_module(cases)\n"
+            f"parents = {{name: cases.Artifact.load(path, name) for name, path in {paths!r}.items()}}\n"
+            "config = cases.replace(cases.TINY, steps=6, test_lists=3)\n"
+            f"cases.{stage}.run(config, parents, pathlib.Path({str(cut)!r}), 5)\n"
+        )
+        process = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL)
+        found = tmp_path / "cut.partial" / "checkpoints" / checkpoints
+        deadline = time.monotonic() + 240
+        while not (found / "checkpoint-2").exists() and not (found / "checkpoint-3").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not cut.exists()
+        return cut
+
+    return kill

@@ -4,10 +4,9 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -93,30 +92,13 @@ def test_a_stage_reads_the_contexts_in_the_place_of_histories(
         rl.sources(replace(config, compressor=str(tmp_path)))
 
 
-def test_kill_in_the_middle_changes_nothing(untrained: dict[str, Artifact], tmp_path: Path) -> None:
+def test_kill_in_the_middle_changes_nothing(
+    untrained: dict[str, Artifact], tmp_path: Path, kill_in_training: Callable[..., Path]
+) -> None:
     config = replace(TINY, steps=6, test_lists=3)
     whole = compress.run(config, untrained, tmp_path / "whole", 5)
-    script = tmp_path / "work.py"
-    paths = {name: str(artifact.path) for name, artifact in untrained.items()}
-    script.write_text(
-        "import importlib.util, pathlib, sys\n"
-        f"spec = importlib.util.spec_from_file_location('cases', {__file__!r})\n"
-        "cases = importlib.util.module_from_spec(spec); sys.modules['cases'] = cases; spec.loader.exec_module(cases)\n"
-        f"parents = {{name: cases.Artifact.load(path, name) for name, path in {paths!r}.items()}}\n"
-        "config = cases.replace(cases.TINY, steps=6, test_lists=3)\n"
-        f"cases.compress.run(config, parents, pathlib.Path({str(tmp_path / 'cut')!r}), 5)\n"
-    )
-    process = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL)
-    checkpoints = tmp_path / "cut.partial" / "checkpoints" / "policy"
-    deadline = time.monotonic() + 240
-    while not (checkpoints / "checkpoint-2").exists() and not (checkpoints / "checkpoint-3").exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (tmp_path / "cut").exists()
-    resumed = compress.run(config, untrained, tmp_path / "cut", 5)
+    cut = kill_in_training(__file__, "compress", untrained, checkpoints="policy")
+    resumed = compress.run(config, untrained, cut, 5)
     expected, found = weights(whole), weights(resumed)
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
     tables = [pq.read_table(made.file("steps.parquet")) for made in (whole, resumed)]

@@ -3,10 +3,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,30 +70,13 @@ def test_reasoning_is_learnt_from_too_and_its_length_is_penalised(parents: dict[
     assert "test" not in made.metrics
 
 
-def test_kill_in_the_middle_changes_nothing(parents: dict[str, Artifact], tmp_path: Path) -> None:
+def test_kill_in_the_middle_changes_nothing(
+    parents: dict[str, Artifact], tmp_path: Path, kill_in_training: Callable[..., Path]
+) -> None:
     config = replace(TINY, steps=6, test_lists=3)
     whole = rl.run(config, parents, tmp_path / "whole", 5)
-    script = tmp_path / "work.py"
-    paths = {name: str(artifact.path) for name, artifact in parents.items()}
-    script.write_text(
-        "import importlib.util, pathlib, sys\n"
-        f"spec = importlib.util.spec_from_file_location('cases', {__file__!r})\n"
-        "cases = importlib.util.module_from_spec(spec); sys.modules['cases'] = cases; spec.loader.exec_module(cases)\n"
-        f"parents = {{name: cases.Artifact.load(path, name) for name, path in {paths!r}.items()}}\n"
-        "config = cases.replace(cases.TINY, steps=6, test_lists=3)\n"
-        f"cases.rl.run(config, parents, pathlib.Path({str(tmp_path / 'cut')!r}), 5)\n"
-    )
-    process = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL)
-    checkpoints = tmp_path / "cut.partial" / "checkpoints"
-    deadline = time.monotonic() + 240
-    while not (checkpoints / "checkpoint-2").exists() and not (checkpoints / "checkpoint-3").exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (tmp_path / "cut").exists()
-    resumed = rl.run(config, parents, tmp_path / "cut", 5)
+    cut = kill_in_training(__file__, "rl", parents)
+    resumed = rl.run(config, parents, cut, 5)
     expected, found = weights(whole), weights(resumed)
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
     tables = [pq.read_table(made.file("steps.parquet")) for made in (whole, resumed)]
