@@ -77,13 +77,20 @@ class Client:
         top_n: int = 0,
         timeout: float = 1.0,
         request_id: str = "",
+        fallback: bool = False,
+        urgent: bool = True,
     ) -> Ranking:
         """The slate in the model's order; arguments as for `gr2.serving.engine.Engine.rerank`.
 
-        `timeout` is in seconds. Raises RequestError if the request breaks a rule, OverloadError if the server refuses
-        work or cannot be reached, and Gr2Error for a missed deadline or a failure of the server.
+        `timeout` is in seconds. A server that cannot rank in that time refuses at once; with `fallback` it returns the
+        incoming order instead, and says so in the answer. Requests that are not `urgent` wait for those that are.
+        Raises RequestError if the request breaks a rule, OverloadError if the server refuses work or cannot be reached,
+        and Gr2Error for a missed deadline or a failure of the server.
         """
         request = _request(history, candidates, scores, features, top_n, request_id)
+        request.fallback = fallback
+        if not urgent:
+            request.priority = reranker_pb2.PRIORITY_LOW
         try:
             response = self._rerank(request, timeout=timeout)
         except grpc.RpcError as error:
@@ -165,7 +172,9 @@ def _ranking(response: reranker_pb2.RerankResponse) -> Ranking:
         for item in response.ranking
     ]
     timings = Timings(*[getattr(response.timings, name) for name in Timings.__slots__])
-    return Ranking(items, response.bundle_version, timings, response.unknown_history, response.request_id)
+    return Ranking(
+        items, response.bundle_version, timings, response.unknown_history, response.request_id, response.fallback
+    )
 
 
 def _details(error: grpc.RpcError) -> str:

@@ -23,6 +23,7 @@ class CandidateStatus(IntEnum):
     UNSPECIFIED = 0
     SCORED = 1
     UNKNOWN_ITEM = 2
+    NOT_RANKED = 3
 
     @classmethod
     def _missing_(cls, _: object) -> CandidateStatus:
@@ -31,7 +32,7 @@ class CandidateStatus(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class RankedItem:
-    """One candidate. `index` is its position in the request; `score` is 0 for an unknown item."""
+    """One candidate. `index` is its position in the request; `score` is 0 for an item that was not scored."""
 
     index: int
     item_id: ItemId
@@ -41,7 +42,10 @@ class RankedItem:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Nanoseconds spent in each phase inside the engine or server; `total_ns` covers all of them."""
+    """Nanoseconds spent in each phase inside the engine or server; `total_ns` covers all of them.
+
+    `queue_ns` is the wait for a free worker of the server.
+    """
 
     parse_ns: int
     lookup_ns: int
@@ -49,6 +53,7 @@ class Timings:
     model_ns: int
     rank_ns: int
     total_ns: int
+    queue_ns: int = 0
 
     @classmethod
     def between(cls, stamps: Sequence[int], now: int) -> Timings:
@@ -59,10 +64,14 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """The re-ranked slate, best first. `unknown_history` counts history items that the catalogue does not know."""
+    """The re-ranked slate, best first. `unknown_history` counts history items that the catalogue does not know.
+
+    With `fallback` a server had no time to rank: the items are in incoming order.
+    """
 
     items: list[RankedItem]
     bundle_version: str
     timings: Timings
     unknown_history: int
     request_id: str = ""
+    fallback: bool = False
