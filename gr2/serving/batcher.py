@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -46,11 +47,11 @@ class _Job(Generic[T, R]):
 class Batcher(Generic[T, R]):
     """Hands what callers submit to `run` in batches, in a thread of its own, one batch at a time.
 
-    `run` returns a result for each item, in order. If it raises, halves of the batch are run alone, until the error is
-    left with the items that cause it; the others get their results.
+    `run` returns a result for each item, in order, or the item's own error in its place. If it raises, nobody knows
+    whose fault it is: halves of the batch are run alone, until the error is left with the items that cause it.
     """
 
-    def __init__(self, run: Callable[[list[T]], list[R]], limits: BatchLimits) -> None:
+    def __init__(self, run: Callable[[list[T]], Sequence[R | Exception]], limits: BatchLimits) -> None:
         """Start the thread."""
         self._run, self._limits = run, limits
         self._jobs: deque[_Job[T, R]] = deque()
@@ -62,7 +63,7 @@ class Batcher(Generic[T, R]):
     def submit(self, item: T, wanted: Callable[[], bool] | None = None) -> Future[R]:
         """The result of one item, to be. Cancelling it, or `wanted()` being false when its batch begins, drops it.
 
-        Raises OverloadError if the queue is full, and Gr2Error after `close`.
+        What `wanted()` raises is the item's error. Raises OverloadError if the queue is full, Gr2Error after `close`.
         """
         job: _Job[T, R] = _Job(item, wanted)
         with self._changed:
@@ -84,10 +85,32 @@ class Batcher(Generic[T, R]):
         self._thread.join()
 
     def _work(self) -> None:
-        while jobs := self._collect():
-            live = [job for job in jobs if _starts(job)]
-            if live:
-                self._answer(live)
+        jobs: list[_Job[T, R]] = []
+        try:
+            while jobs := self._collect():
+                live = [job for job in jobs if _starts(job)]
+                if live:
+                    self._answer(live)
+        except BaseException as error:
+            # Without the thread nobody would answer those who wait.
+            self._give_up([*jobs, *self._drain()], error)
+            raise
+
+    def _drain(self) -> list[_Job[T, R]]:
+        """All that wait; nothing is taken from now on."""
+        with self._changed:
+            self._closed = True
+            jobs = list(self._jobs)
+            self._jobs.clear()
+        return jobs
+
+    @staticmethod
+    def _give_up(jobs: list[_Job[T, R]], error: BaseException) -> None:
+        for job in jobs:
+            reason = Gr2Error(f"the thread that runs batches ended: {error!r}")
+            reason.__cause__ = error
+            with suppress(InvalidStateError):  # of those that have their answer, or were cancelled
+                job.future.set_exception(reason)
 
     def _collect(self) -> list[_Job[T, R]]:
         """The next batch; empty once closed and done."""
@@ -114,11 +137,20 @@ class Batcher(Generic[T, R]):
             self._answer(jobs[middle:])
             return
         for job, result in pairs:
-            job.future.set_result(result)
+            if isinstance(result, Exception):
+                job.future.set_exception(result)
+            else:
+                job.future.set_result(result)
 
 
 def _starts(job: _Job[T, R]) -> bool:
     """Whether the job is still wanted; it can no longer be cancelled then."""
-    if job.wanted is not None and not job.wanted():
+    try:
+        wanted = job.wanted is None or job.wanted()
+    except Exception as error:
+        if job.future.set_running_or_notify_cancel():
+            job.future.set_exception(error)
+        return False
+    if not wanted:
         job.future.cancel()
     return job.future.set_running_or_notify_cancel()

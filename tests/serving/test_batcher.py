@@ -106,6 +106,63 @@ def test_error_stays_with_the_items_that_cause_it(bad: set[int]) -> None:
         assert batcher.submit(5).result(PATIENCE) == 10
 
 
+def test_error_that_is_given_for_an_item_runs_nothing_again() -> None:
+    batches: list[list[int]] = []
+
+    def double(items: list[int]) -> list[int | Exception]:
+        batches.append(items)
+        return [2 * item if item >= 0 else ValueError(f"{item} is negative") for item in items]
+
+    batcher: Batcher[int, int] = Batcher(double, BatchLimits(8, 1e6, 64))
+    items = [0, -1, 2, 3, 4, -5, 6, 7]
+    futures = [batcher.submit(item) for item in items]
+    for item, future in zip(items, futures, strict=True):
+        if item < 0:
+            with pytest.raises(ValueError, match=f"^{item} is negative$"):
+                future.result(PATIENCE)
+        else:
+            assert future.result(PATIENCE) == 2 * item
+    batcher.close()
+    assert len(batches) == 1
+
+
+def test_error_of_wanted_is_that_items_own() -> None:
+    def broken() -> bool:
+        raise RuntimeError("the call is gone")
+
+    run = Doubler()
+    with batching(run) as batcher:
+        with held_up(run, batcher):
+            before, bad, after = batcher.submit(1), batcher.submit(2, broken), batcher.submit(3, lambda: True)
+        with pytest.raises(RuntimeError, match="the call is gone"):
+            bad.result(PATIENCE)
+        assert (before.result(PATIENCE), after.result(PATIENCE)) == (2, 6)
+        assert batcher.submit(4).result(PATIENCE) == 8
+    assert run.batches == [[1000], [1, 3], [4]]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_thread_that_ends_leaves_nobody_waiting() -> None:
+    entered, free = threading.Event(), threading.Event()
+
+    def leave(_: list[int]) -> list[int]:
+        entered.set()
+        assert free.wait(PATIENCE)
+        raise SystemExit
+
+    batcher: Batcher[int, int] = Batcher(leave, BatchLimits(1, 0.0, 64))
+    futures = [batcher.submit(1)]
+    assert entered.wait(PATIENCE)
+    futures += [batcher.submit(item) for item in range(3)]
+    free.set()
+    for future in futures:
+        with pytest.raises(Gr2Error, match="the thread that runs batches ended: SystemExit"):
+            future.result(PATIENCE)
+    with pytest.raises(Gr2Error, match="closed"):
+        batcher.submit(5)
+    batcher.close()
+
+
 def test_results_of_another_number_are_an_error_not_a_hang() -> None:
     batcher: Batcher[int, int] = Batcher(lambda items: items[1:], BatchLimits(2, 0.0, 4))
     with pytest.raises(ValueError, match="zip"):
