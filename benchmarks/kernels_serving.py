@@ -30,7 +30,7 @@ from gr2.serving.device import Device, obstacle
 from gr2.serving.device_model import PHASES, DeviceModel
 from gr2.serving.engine import Engine
 from gr2.serving.host_model import HostModel
-from gr2.serving.query import Query
+from gr2.serving.query import Query, UnrankableError
 
 __all__ = ["main", "serving"]
 
@@ -96,7 +96,9 @@ def agreement(host: HostModel, device: DeviceModel, queries: list[Query]) -> Agr
     found = [answer for at in range(0, len(queries), BATCH) for answer in device.run(queries[at : at + BATCH]).answers]
     same = tied = 0
     difference = 0.0
-    for query, scored, (order, scores) in zip(queries, expected, found, strict=True):
+    for query, scored, answer in zip(queries, expected, found, strict=True):
+        assert not isinstance(answer, UnrankableError), answer
+        order, scores = answer
         difference = max(difference, float(np.abs(scores[query.known] - scored.scores[query.known]).max()))
         if np.array_equal(order, scored.order):
             same += 1

@@ -109,8 +109,8 @@ class DeviceCandidates:
         return self.order, self.scores
 
     def faulty(self) -> torch.Tensor:
-        """(B,) bool on the device: the requests that a logit or a prior was not finite in, since the last `check`."""
-        return (self._fault != NO_FAULT).any(dim=0)
+        """(2, B) bool on the device: requests in which a logit, or a prior, was not finite since the last `check`."""
+        return self._fault != NO_FAULT
 
     def check(self) -> None:
         """Wait for the device. Raises ValueError that names a value of the calls of `score` that was not finite."""

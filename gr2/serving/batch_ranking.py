@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from gr2.bundle import ModelSpec
 from gr2.serving.clock import Clock
 from gr2.serving.padding import Batch
-from gr2.serving.query import Query
+from gr2.serving.query import Query, UnrankableError
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["BatchRanking", "DeviceRanking", "HostRanking"]
+__all__ = ["Answers", "BatchRanking", "DeviceRanking", "HostRanking"]
 
-Answers = list[tuple[NDArray[np.int32], NDArray[np.float32]]]
+Answers = list[tuple[NDArray[np.int32], NDArray[np.float32]] | UnrankableError]
 
 
 class BatchRanking(Protocol):
@@ -29,8 +29,8 @@ class BatchRanking(Protocol):
     ) -> Answers:
         """The order (K,) and scores (K,) of each request from `logits` (B, n, V) and `prior` (B, K).
 
-        Marks the clock when the ranking is done and when it is in memory. Raises ValueError on a value that is not
-        finite.
+        A request with a value that is not finite gets an error in their place. Marks the clock when the ranking is done
+        and when it is in memory.
         """
 
 
@@ -46,16 +46,20 @@ class HostRanking:
         """See BatchRanking."""
         table, extra = logits.numpy(), prior.numpy()
         answers = [
-            query.trie.score(
-                table[place, : query.trie.node_count],
-                extra[place, : len(query.codes)],
-                normalization=self._normalization,
-            )
+            self._rank(query, table[place, : query.trie.node_count], extra[place, : len(query.codes)])
             for place, query in enumerate(queries)
         ]
         clock.mark()
         clock.mark()
         return answers
+
+    def _rank(
+        self, query: Query, logits: NDArray[np.float32], prior: NDArray[np.float32]
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]] | UnrankableError:
+        try:
+            return query.trie.score(logits, prior, normalization=self._normalization)
+        except ValueError as error:
+            return UnrankableError(str(error), in_prior=not np.isfinite(prior).all())
 
 
 class DeviceRanking:
@@ -79,11 +83,13 @@ class DeviceRanking:
         order, scores = candidates.score(logits, prior, normalization=self._model.normalization)
         clock.mark()
         # As one tensor: each copy to memory is a wait.
-        found = [order, scores.view(torch.int32), candidates.faulty().int()[:, None]]
-        orders, values, faulty = np.split(torch.cat(found, dim=1).cpu().numpy(), [tables.candidates, -1], axis=1)
+        found = [order, scores.view(torch.int32), candidates.faulty().int().T]
+        orders, values, faulty = np.split(torch.cat(found, dim=1).cpu().numpy(), [tables.candidates, -2], axis=1)
         clock.mark()
-        if faulty.any():
-            raise ValueError(f"logits or prior of request {int(faulty.argmax())} are NaN or infinite")
         numbers = values.view(np.float32)
-        sizes = [len(query.codes) for query in queries]
-        return [(orders[place, :size], numbers[place, :size]) for place, size in enumerate(sizes)]
+        return [
+            UnrankableError(f"{'prior' if fault[1] else 'logits'} are NaN or infinite", in_prior=bool(fault[1]))
+            if fault.any()
+            else (orders[place, : len(query.codes)], numbers[place, : len(query.codes)])
+            for place, (query, fault) in enumerate(zip(queries, faulty, strict=True))
+        ]

@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gr2.bundle import Bundle, graph_inputs
-from gr2.serving.batch_ranking import BatchRanking, DeviceRanking, HostRanking
+from gr2.serving.batch_ranking import Answers, BatchRanking, DeviceRanking, HostRanking
 from gr2.serving.batcher import Batcher, BatchLimits
 from gr2.serving.clock import Clock, DeviceClock, HostClock
 from gr2.serving.device import Device
 from gr2.serving.padding import MOST_CELLS, Batch, pad, split
-from gr2.serving.query import Query, Scored, UnrankableError
+from gr2.serving.query import Query, Scored
 from gr2.serving.session import open_session
 
 if TYPE_CHECKING:
@@ -36,9 +36,9 @@ PHASES = ("pad", "upload", "model", "rank", "download")
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The orders (K,) and scores (K,) of a batch's requests, and the nanoseconds of each of PHASES."""
+    """The orders (K,) and scores (K,) of a batch's requests, or their errors, and the nanoseconds of each of PHASES."""
 
-    answers: list[tuple[NDArray[np.int32], NDArray[np.float32]]]
+    answers: Answers
     phases: tuple[int, ...]
 
 
@@ -82,7 +82,7 @@ class DeviceModel:
         self._session = None
 
     def run(self, queries: list[Query]) -> Run:
-        """The answers to a batch. Raises UnrankableError if the model gives a value that is not finite for any."""
+        """The answers to a batch: an UnrankableError where the model gives a request a value that is not finite."""
         answers: list[Any] = [None] * len(queries)
         total = np.zeros(len(PHASES), dtype=np.int64)
         for places in split(queries, self.most_cells):
@@ -96,14 +96,15 @@ class DeviceModel:
                 answers[place] = answer
         return Run(answers, tuple(total.tolist()))
 
-    def _scored(self, queries: list[Query]) -> list[Scored]:
+    def _scored(self, queries: list[Query]) -> list[Scored | Exception]:
         start = perf_counter_ns()
         run = self.run(queries)
         end = perf_counter_ns()
         ranked = sum(run.phases[PHASES.index("rank") :])
-        return [Scored(order, scores, (start, end - ranked)) for order, scores in run.answers]
+        stamps = (start, end - ranked)
+        return [answer if isinstance(answer, Exception) else Scored(*answer, stamps) for answer in run.answers]
 
-    def _run_part(self, queries: list[Query]) -> tuple[list[Any], list[int]]:
+    def _run_part(self, queries: list[Query]) -> tuple[Answers, list[int]]:
         clock = self._clock()
         start = perf_counter_ns()
         spec = self._spec
@@ -114,10 +115,7 @@ class DeviceModel:
         clock.mark()
         logits, prior = self._forward(batch, block)
         clock.mark()
-        try:
-            answers = self._ranking(queries, batch, logits, prior, clock)
-        except ValueError as error:
-            raise UnrankableError(str(error), in_prior=not bool(prior.isfinite().all())) from error
+        answers = self._ranking(queries, batch, logits, prior, clock)
         return answers, [padded, *clock.durations()]
 
     def _forward(self, batch: Batch, block: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -250,11 +250,12 @@ class TestTrieScore:
         logits, prior = torch.zeros(3, 2, 4), torch.zeros(3, 2)
         logits[1, 1, 2] = value
         batch.score(logits, prior)
-        assert batch.faulty().tolist() == [False, True, False]
+        assert batch.faulty().tolist() == [[False, True, False], [False] * 3]
         with pytest.raises(ValueError, match="logits batch 1 node 1 column 2 is NaN or infinite"):
             batch.check()
         prior[2, 1] = value
         batch.score(torch.zeros(3, 2, 4), prior)
+        assert batch.faulty().tolist() == [[False] * 3, [False, False, True]]
         with pytest.raises(ValueError, match="prior batch 2 row 1 is NaN or infinite"):
             batch.check()
         batch.score(torch.zeros(3, 2, 4), torch.zeros(3, 2))

@@ -15,7 +15,7 @@ from gr2.decoding import CandidateTrie
 from gr2.serving.batch_ranking import DeviceRanking, HostRanking
 from gr2.serving.clock import HostClock
 from gr2.serving.padding import pad
-from gr2.serving.query import Query
+from gr2.serving.query import Query, UnrankableError
 
 pytest.importorskip("triton")
 LEVELS, SIZE = 3, 16
@@ -67,5 +67,11 @@ def test_interpreted_kernel_ranks_as_the_core(normalization: str) -> None:
         assert order.tolist() == expected_order.tolist()
         np.testing.assert_allclose(scores, expected_scores, atol=1e-5)
     logits[2, 0, 3] = float("nan")
-    with pytest.raises(ValueError, match="of request 2 are NaN or infinite"):
-        ranking(queries, batch, logits, prior, HostClock())
+    prior[0, 0] = float("inf")
+    expected = HostRanking(spec)(queries, batch, logits, prior, HostClock())
+    found = ranking(queries, batch, logits, prior, HostClock())
+    for answers in (expected, found):
+        assert [isinstance(answer, UnrankableError) for answer in answers] == [True, False, True, False]
+        assert (answers[0].in_prior, answers[2].in_prior) == (True, False)
+    assert found[1][0].tolist() == expected[1][0].tolist()
+    assert str(found[2]) == "logits are NaN or infinite"

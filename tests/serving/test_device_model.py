@@ -16,9 +16,9 @@ from gr2.client import Client
 from gr2.errors import BundleError, Gr2Error, RequestError
 from gr2.export.random_bundle import write_random_bundle
 from gr2.serving.batcher import BatchLimits
-from gr2.serving.device_model import PHASES, DeviceModel
+from gr2.serving.device_model import PHASES, DeviceModel, Run
 from gr2.serving.engine import Engine
-from gr2.serving.query import UnrankableError
+from gr2.serving.query import Query, UnrankableError
 from gr2.serving.server import Server
 
 pytest.importorskip("torch")
@@ -87,16 +87,17 @@ def test_thousand_requests_rank_as_one_by_one(plain: Engine, batching: Engine) -
             )
 
 
+class Recorded(DeviceModel):
+    """Remembers the sizes of its batches."""
+
+    def run(self, queries: list[Query]) -> Run:
+        self.sizes = [*getattr(self, "sizes", []), len(queries)]
+        return super().run(queries)
+
+
 def test_requests_of_many_threads_share_batches(bundle: Bundle) -> None:
-    sizes: list[int] = []
-
-    class Recorded(DeviceModel):
-        def run(self, queries):
-            sizes.append(len(queries))
-            return super().run(queries)
-
     engine = Engine(bundle)
-    engine._model = Recorded(bundle, "cpu", limits=BatchLimits(8, 1e6, 64))
+    engine._model = model = Recorded(bundle, "cpu", limits=BatchLimits(8, 1e6, 64))
     barrier = threading.Barrier(8)
 
     def ask(seed: int) -> int:
@@ -106,12 +107,12 @@ def test_requests_of_many_threads_share_batches(bundle: Bundle) -> None:
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(ask, range(8))) == [len(make_request(seed)["candidates"]) for seed in range(8)]
     engine.close()
-    assert sizes == [8]
+    assert model.sizes == [8]
 
 
 def test_overflow_of_one_request_leaves_the_batch_alone(overflowing: Bundle) -> None:
     plain, engine = Engine(overflowing), Engine(overflowing)
-    engine._model = DeviceModel(overflowing, "cpu", limits=BatchLimits(4, 1e6, 64))
+    engine._model = model = Recorded(overflowing, "cpu", limits=BatchLimits(4, 1e6, 64))
     requests = [make_request(seed) for seed in range(4)]
     requests[2]["features"] = np.full((len(requests[2]["candidates"]), 2), 3e38).tolist()
 
@@ -124,6 +125,8 @@ def test_overflow_of_one_request_leaves_the_batch_alone(overflowing: Bundle) -> 
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(ask, requests))
     engine.close()
+    # Nothing was run again.
+    assert model.sizes == [4]
     assert answers[2] == "features: too large: the model's score is not finite"
     for place in (0, 1, 3):
         assert answers[place] == [item.index for item in plain.rerank(**requests[place]).items]
