@@ -6,22 +6,22 @@ import json
 import logging
 import os
 import socket
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import chdir, contextmanager, nullcontext
+from contextlib import ExitStack, chdir, contextmanager
 from typing import Any
 
 from gr2 import errors
 from gr2.errors import ConfigError, Gr2Error, MissingExtraError
 from gr2.interrupts import interrupts_wait
 from gr2.tokenizer.bulk.encode import Work
+from gr2.tokenizer.bulk.own_cluster import start
 
 __all__ = ["RayPool", "ray_pool"]
 
-OBJECT_STORE_BYTES = 256 << 20
 REACH_SECONDS = 10.0
 # One core a worker: their number is what divides the machine.
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+OPTIONS = {"log_to_driver": False, "configure_logging": False}
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0"}
 
 
@@ -94,12 +94,15 @@ def ray_pool(workers: int | None = None, *, address: str | None = None, gpu: boo
     except ImportError as error:
         raise MissingExtraError("encoding with Ray", "scale", error) from error
     own = not ray.is_initialized()
-    local = own and address is None
-    scratch = tempfile.TemporaryDirectory(prefix="gr2-", ignore_cleanup_errors=True) if local else nullcontext("")
-    with _quiet(ray), scratch as folder:
+    with _quiet(ray), ExitStack() as folders:
         try:
+            # Ray lets workers import from the current folder first, where the sources of another gr2 may lie.
             if own:
-                _connect(ray, workers, address, folder)
+                with interrupts_wait(), chdir("/"):
+                    if address is None:
+                        start(ray, workers or len(os.sched_getaffinity(0)), folders, **OPTIONS)
+                    else:
+                        _connect(ray, address)
             yield RayPool(_size(ray, workers, gpu), gpu=gpu)
         finally:
             if own:
@@ -107,25 +110,12 @@ def ray_pool(workers: int | None = None, *, address: str | None = None, gpu: boo
                     ray.shutdown()
 
 
-def _connect(ray: Any, workers: int | None, address: str | None, folder: str) -> None:
-    options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
-    # Ray lets workers import from the current folder first, where the sources of another gr2 may lie.
-    with interrupts_wait(), chdir("/"):
-        if address is None:
-            cores = workers or len(os.sched_getaffinity(0))
-            options |= {"num_cpus": cores, "object_store_memory": OBJECT_STORE_BYTES, "_temp_dir": folder}
-            try:
-                ray.init(address="local", include_dashboard=False, **options)
-            # Ray knows no better class for a part of it that does not start in time.
-            except Exception as error:
-                reason = str(error).partition("\n")[0]
-                raise Gr2Error(f"Ray cannot be started on this machine: {reason}") from error
-            return
-        try:
-            _reach(address)
-            ray.init(address=address, runtime_env={"env_vars": THREADS}, **options)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"no Ray cluster at {address!r}: {str(error).partition(chr(10))[0]}") from error
+def _connect(ray: Any, address: str) -> None:
+    try:
+        _reach(address)
+        ray.init(address=address, runtime_env={"env_vars": THREADS}, **OPTIONS)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"no Ray cluster at {address!r}: {str(error).partition(chr(10))[0]}") from error
 
 
 def _reach(address: str) -> None:
