@@ -12,7 +12,7 @@ from gr2.bundle import Bundle
 from gr2.errors import ConfigError
 from gr2.serving.session import CUDA
 
-__all__ = ["DEVICES", "Device", "choose_device", "obstacle"]
+__all__ = ["DEVICES", "Device", "choose_device", "obstacle", "say_fallback"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +35,13 @@ def choose_device(wanted: str, bundle: Bundle) -> Device:
         return "cuda"
     if wanted == "cuda":
         raise ConfigError(f"device cuda: {reason}")
-    logger.warning("serving on the CPU: %s", reason)
+    say_fallback(reason)
     return "cpu"
+
+
+def say_fallback(reason: str) -> None:
+    """Log that what asked for "auto" is served on the CPU, in one line."""
+    logger.warning("serving on the CPU: %s", " ".join(reason.split()))
 
 
 def obstacle(bundle: Bundle) -> str | None:
@@ -50,8 +55,10 @@ def obstacle(bundle: Bundle) -> str | None:
     missing = [name for name in ("torch", "triton") if find_spec(name) is None]
     if missing:
         return f"{' and '.join(missing)} cannot be imported; install gr2[gpu]"
-    import torch
-
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        return f"torch cannot be loaded: {error}"
     if not torch.cuda.is_available():
         return f"torch {torch.__version__} finds no CUDA device"
     return None

@@ -14,10 +14,10 @@ from numpy.typing import ArrayLike, NDArray
 from gr2.bundle import Bundle
 from gr2.catalog import ItemId
 from gr2.decoding import CandidateTrie
-from gr2.errors import BundleError, Gr2Error, RequestError
+from gr2.errors import BundleError, ConfigError, Gr2Error, RequestError
 from gr2.features import candidate_features
 from gr2.serving.batcher import BatchLimits
-from gr2.serving.device import choose_device
+from gr2.serving.device import choose_device, say_fallback
 from gr2.serving.device_model import DeviceModel
 from gr2.serving.host_model import HostModel
 from gr2.serving.query import Query, UnrankableError
@@ -58,19 +58,25 @@ class Engine:
         device: str = "cpu",
         batches: BatchLimits | None = None,
     ) -> None:
-        """Load the bundle and warm the model up. Raises BundleError, and ConfigError if "cuda" cannot be had."""
+        """Load the bundle and warm the model up. Raises BundleError, and ConfigError if "cuda" cannot be had.
+
+        With "auto", a GPU that is there but on which the model does not run is as none.
+        """
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
         self.rules = RequestRules(self.bundle.manifest)
         self._spec = self.bundle.manifest.model
         self._features = self.bundle.manifest.features
         self._codebook = self.bundle.codebook()
         self.device = choose_device(device, self.bundle)
-        self._model: HostModel | DeviceModel = (
-            HostModel(self.bundle, threads=threads)
-            if self.device == "cpu"
-            else DeviceModel(self.bundle, self.device, limits=batches or BatchLimits(), threads=threads)
-        )
-        self._warm_up()
+        self._model: HostModel | DeviceModel
+        try:
+            self._open(threads, batches or BatchLimits())
+        except Gr2Error as error:
+            if device != "auto" or self.device == "cpu":
+                raise
+            say_fallback(str(error))
+            self.device = "cpu"
+            self._open(threads, batches or BatchLimits())
 
     @property
     def version(self) -> str:
@@ -157,6 +163,23 @@ class Engine:
             return self._codebook.lookup(ids)
         except UnicodeEncodeError as error:
             raise RequestError(field, f"item IDs must be valid Unicode: {error}") from error
+
+    def _open(self, threads: int, batches: BatchLimits) -> None:
+        """The model on the engine's device, warm. Raises BundleError and ConfigError; nothing is left open then."""
+        if self.device == "cpu":
+            self._model = HostModel(self.bundle, threads=threads)
+        else:
+            try:
+                self._model = DeviceModel(self.bundle, self.device, limits=batches, threads=threads)
+            except Gr2Error:
+                raise
+            except Exception as error:
+                raise ConfigError(f"device {self.device}: it cannot be used: {error}") from error
+        try:
+            self._warm_up()
+        except BaseException:
+            self._model.close()
+            raise
 
     def _warm_up(self) -> None:
         """Run the shortest and a long history, so that a graph that breaks the contract is refused before it serves.

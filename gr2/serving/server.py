@@ -18,7 +18,6 @@ from gr2.bundle import Bundle
 from gr2.errors import ConfigError, Gr2Error
 from gr2.serving.batcher import BatchLimits
 from gr2.serving.calls import Admission, Patience
-from gr2.serving.device import choose_device
 from gr2.serving.engine import Engine
 from gr2.serving.servicer import SERVICE, Servicer
 from gr2.serving.standard import HealthService, ReflectionService
@@ -67,15 +66,14 @@ class Server:
         Raises BundleError, ConfigError if a number is out of range or "cuda" cannot be had, or Gr2Error if the port
         cannot be taken.
         """
-        bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
         batches = batches or BatchLimits()
-        device = choose_device(device, bundle)
-        if threads is None:
-            threads = len(os.sched_getaffinity(0)) + 1 if device == "cpu" else min(2 * batches.size, MOST_THREADS)
-        if not 1 <= threads <= MOST_THREADS or not 0 <= queue <= MOST_THREADS:
+        if (threads is not None and not 1 <= threads <= MOST_THREADS) or not 0 <= queue <= MOST_THREADS:
             limits = f"threads must be in 1..{MOST_THREADS} and queue in 0..{MOST_THREADS}"
             raise ConfigError(f"{limits}, got {threads} and {queue}")
         self.engine = Engine(bundle, device=device, batches=batches)
+        if threads is None:
+            cores = len(os.sched_getaffinity(0))
+            threads = cores + 1 if self.engine.device == "cpu" else min(2 * batches.size, MOST_THREADS)
         self._patience = Patience()
         self._admission = Admission(threads, queue)
         self._servicer = Servicer(self.engine, self._admission, self._patience)
@@ -97,6 +95,7 @@ class Server:
         try:
             self.port = self._server.add_insecure_port(f"{host}:{port}")
         except RuntimeError as error:
+            self._close()
             reason = "does another program use the port, or is the host not an address of this machine?"
             raise Gr2Error(f"cannot listen on {host}:{port}; {reason}") from error
         self.address = f"{host}:{self.port}"
@@ -125,6 +124,10 @@ class Server:
         while not stopped.wait(PAUSE):
             if self._idle:
                 self._server.stop(None)
+        self._close()
+
+    def _close(self) -> None:
+        """End every thread."""
         for part in (self._admission, self._health, self._reflection):
             part.shutdown()
         self._patience.close()

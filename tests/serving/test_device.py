@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from gr2.errors import ConfigError
 from gr2.export.random_bundle import write_random_bundle
 from gr2.serving.device import choose_device
 from gr2.serving.engine import Engine
+from gr2.serving.server import QUEUE, Server
 
 MakeBundle = Callable[..., Path]
 no_gpu = pytest.mark.skipif("CUDAExecutionProvider" in ort.get_available_providers(), reason="onnxruntime has CUDA")
@@ -64,6 +66,36 @@ def test_provider_without_a_device_is_an_error(bundle: Path, monkeypatch: pytest
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
     with pytest.raises(ConfigError, match="finds no CUDA device"):
         choose_device("cuda", Bundle.load(bundle))
+
+
+@pytest.fixture
+def promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that promises a GPU and has none: drivers and libraries that do not fit look like this."""
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    pytest.importorskip("triton")
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+
+@pytest.mark.usefixtures("promised")
+def test_auto_serves_on_the_cpu_when_the_gpu_does_not_load(bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, logger="gr2"):
+        server = Server(bundle, port=0, device="auto")
+    assert server.engine.device == "cpu"
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("serving on the CPU: device cuda: it cannot be used: ")
+    assert server._admission.bound == QUEUE + len(os.sched_getaffinity(0)) + 1
+    plain = Engine(bundle)
+    assert server.engine.rerank([1, 2], [5, 6, 7]).items == plain.rerank([1, 2], [5, 6, 7]).items
+    server.engine.close()
+
+
+@pytest.mark.usefixtures("promised")
+def test_cuda_that_does_not_load_is_an_error(bundle: Path) -> None:
+    with pytest.raises(ConfigError, match="device cuda: it cannot be used: "):
+        Engine(bundle, device="cuda")
 
 
 def test_other_devices_are_refused(bundle: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import weakref
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 
 from gr2.bundle import Bundle
 from gr2.client import Client
-from gr2.errors import BundleError, Gr2Error, RequestError
+from gr2.errors import BundleError, ConfigError, Gr2Error, RequestError
 from gr2.export.random_bundle import write_random_bundle
 from gr2.serving.batcher import BatchLimits
 from gr2.serving.device_model import PHASES, DeviceModel, Run
@@ -193,6 +194,39 @@ def test_closed_model_lets_its_session_go(bundle: Bundle) -> None:
     assert len(model.score(Engine(bundle)._example(3, 8)).order) == 8
     model.close()
     assert session() is None
+
+
+@pytest.fixture
+def as_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines that are asked for "cuda" take the model for batches, on the CPU device."""
+    monkeypatch.setattr("gr2.serving.engine.choose_device", lambda wanted, _: wanted)
+    monkeypatch.setattr("gr2.serving.engine.DeviceModel", lambda bundle, _, **rest: DeviceModel(bundle, "cpu", **rest))
+
+
+def batch_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name == "gr2-batches"]
+
+
+@pytest.mark.usefixtures("as_gpu")
+def test_engine_that_does_not_start_leaves_no_thread(tmp_path: Path) -> None:
+    broken = write_random_bundle(tmp_path / "bundle", items=50, level_size=16, dim=8, max_history=10, spread=1e30)
+    before = batch_threads()
+    with pytest.raises(BundleError, match="warm-up with 0 history items and 1 candidates failed"):
+        Engine(broken, device="cuda")
+    assert batch_threads() == before
+
+
+@pytest.mark.usefixtures("as_gpu")
+def test_server_that_does_not_start_leaves_no_thread(bundle: Bundle) -> None:
+    before = batch_threads()
+    with pytest.raises(ConfigError, match="threads must be in"):
+        Server(bundle, port=0, threads=0, device="cuda")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(Gr2Error, match="cannot listen on"):
+            Server(bundle, port=taken.getsockname()[1], device="cuda")
+    assert batch_threads() == before
 
 
 def test_bundle_without_the_graph_is_refused(tmp_path: Path) -> None:
