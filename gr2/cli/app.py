@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from gr2.cli import data, demo, encode, kernels, report, rerank, serve, stages
+from gr2.cli import bench, data, demo, encode, kernels, report, rerank, serve, stages
 from gr2.errors import Gr2Error
 from gr2.version import __version__
 
@@ -22,6 +22,7 @@ rerank.register(app)
 app.add_typer(data.app, name="data")
 app.add_typer(report.app, name="report")
 app.add_typer(kernels.app, name="kernels")
+app.add_typer(bench.app, name="bench", rich_help_panel="Serve")
 
 
 def _version(wanted: bool) -> None:

@@ -1,0 +1,110 @@
+"""A load test from its first request to its files: steps, the table, JSON and the picture."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from gr2.artifact import write_atomic
+from gr2.errors import ConfigError, Gr2Error, MissingExtraError, RequestError
+from gr2.load.job import OK
+from gr2.load.run import run_step
+from gr2.load.step import Generator, Step
+from gr2.load.summary import Summary
+from gr2.load.worker import grpc_calls
+from gr2.version import __version__
+
+__all__ = ["Plan", "check_target", "run_plan", "write_results"]
+
+PROBE_TIMEOUT = 10.0
+FIRST_CONCURRENCY = (1, 8)
+SHARES = (0.3, 0.5, 0.7, 0.8, 0.9)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Steps of equal length: closed loops of each `concurrency`, then open loops at each of `rates`, a second.
+
+    Without any, one and eight callers show the capacity, and open loops follow at SHARES of it.
+    """
+
+    rates: Sequence[float] = ()
+    concurrency: Sequence[int] = ()
+    seconds: float = 10.0
+    warmup: float = 2.0
+    deadline: float = 1.0
+
+    def step(self, *, rate: float | None = None, concurrency: int | None = None) -> Step:
+        """One step of this plan."""
+        return Step(rate, concurrency, self.seconds, self.warmup, self.deadline)
+
+    def longest(self) -> int:
+        """Requests enough that no open loop of the rates given repeats one."""
+        return round(1.2 * max(self.rates, default=0.0) * (self.seconds + self.warmup))
+
+
+def check_target(target: str, request: bytes) -> None:
+    """Return if the server at `target` answers `request`. Raises RequestError or Gr2Error that says why not."""
+    try:
+        with grpc.insecure_channel(target) as channel:
+            grpc.channel_ready_future(channel).result(PROBE_TIMEOUT)
+    except grpc.FutureTimeoutError as error:
+        raise Gr2Error(f"{target}: no server within {PROBE_TIMEOUT:g} s") from error
+    code, _ = next(grpc_calls(target, 1))(request, PROBE_TIMEOUT)
+    if code == grpc.StatusCode.INVALID_ARGUMENT.value[0]:
+        raise RequestError("request", f"{target} refuses the first one: does it serve the bundle of these requests?")
+    if code != OK:
+        name = next(each.name for each in grpc.StatusCode if each.value[0] == code)
+        raise Gr2Error(f"{target}: the first request failed: {name}")
+
+
+def run_plan(
+    target: str, requests: Sequence[bytes], plan: Plan, *, generator: Generator | None = None, seed: int = 0
+) -> Iterator[Summary]:
+    """The steps' summaries, one after the other. Raises what `check_target` and `run_step` raise."""
+    if not requests:
+        raise ConfigError("there are no requests to send")
+    check_target(target, requests[0])
+
+    def run(step: Step) -> Summary:
+        return run_step(target, requests, step, generator=generator, seed=seed)
+
+    if plan.rates or plan.concurrency:
+        steps = [plan.step(concurrency=count) for count in plan.concurrency]
+        yield from map(run, [*steps, *(plan.step(rate=rate) for rate in plan.rates)])
+        return
+    capacity = 0.0
+    for count in FIRST_CONCURRENCY:
+        summary = run(plan.step(concurrency=count))
+        capacity = max(capacity, summary.throughput)
+        yield summary
+    if not capacity:
+        raise Gr2Error(f"{target}: no request of the closed loops was answered")
+    for share in SHARES:
+        yield run(plan.step(rate=share * capacity))
+
+
+def write_results(folder: Path, target: str, summaries: Sequence[Summary], settings: dict[str, Any]) -> list[Path]:
+    """Write bench.json and, where matplotlib is installed, bench.png. Raises MissingExtraError after the first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {
+        "gr2": __version__,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "target": target,
+        "settings": settings,
+        "steps": [summary.record() for summary in summaries],
+    }
+    figures, picture = folder / "bench.json", folder / "bench.png"
+    write_atomic(figures, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
+    try:
+        from gr2.load.picture import load_picture
+    except ImportError as error:
+        raise MissingExtraError("the picture", "plot", error) from error
+    write_atomic(picture, load_picture(summaries))
+    return [figures, picture]
