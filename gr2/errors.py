@@ -11,6 +11,7 @@ __all__ = [
     "MissingExtraError",
     "OverloadError",
     "RequestError",
+    "UnservedError",
 ]
 
 
@@ -56,6 +57,10 @@ class RequestError(Gr2Error):
 
 class OverloadError(Gr2Error):
     """The server cannot take the request now."""
+
+
+class UnservedError(Gr2Error):
+    """A bundle that the server knows and no version of which could be loaded."""
 
 
 class MissingExtraError(Gr2Error):

@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
 
 
 def serve(
-    bundle: Annotated[Path, typer.Option(help="The folder that `gr2 export` wrote.")],
+    bundle: Annotated[Path, typer.Option(help="The folder that `gr2 export` wrote, or one of NAME/VERSION/ folders.")],
     host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free port.")] = 50051,
     threads: Annotated[
@@ -30,6 +30,10 @@ def serve(
     batch_delay: Annotated[
         float, typer.Option(min=0, help="On a GPU: microseconds that a request waits for others.")
     ] = 500.0,
+    default: Annotated[str, typer.Option(help="Of several bundles, the one of requests that name none.")] = "",
+    poll: Annotated[
+        float, typer.Option(min=0, help="Seconds between two looks for a new version of a bundle; 0 for none.")
+    ] = 2.0,
     grace: Annotated[float, typer.Option(min=0, help="Seconds to finish accepted requests when stopped.")] = 10.0,
 ) -> None:
     """Serve a bundle over gRPC until SIGTERM or Ctrl-C. Needs the base install only, no torch.
@@ -44,4 +48,15 @@ def serve(
     from gr2.serving.server import serve as run_server
 
     batches = BatchLimits(batch, batch_delay, max(BatchLimits.queue, batch))
-    run_server(bundle, host=host, port=port, threads=threads, queue=queue, grace=grace, device=device, batches=batches)
+    run_server(
+        bundle,
+        host=host,
+        port=port,
+        threads=threads,
+        queue=queue,
+        grace=grace,
+        device=device,
+        batches=batches,
+        default=default,
+        poll=poll,
+    )

@@ -19,6 +19,7 @@ from gr2.errors import ConfigError, Gr2Error
 from gr2.serving.batcher import BatchLimits
 from gr2.serving.calls import Admission, Patience
 from gr2.serving.engine import Engine
+from gr2.serving.repository import Repository
 from gr2.serving.servicer import SERVICE, Servicer
 from gr2.serving.standard import HealthService, ReflectionService
 
@@ -42,12 +43,12 @@ UNCOMPRESSED = ("grpc.compression_enabled_algorithms_bitset", 1)
 
 
 class Server:
-    """A server for one bundle.
+    """A server for one bundle, or for a repository of them (see `gr2.serving.repository`).
 
     `threads` requests are at work at once, by default one more than there are cores; `queue` more may wait, and any
     beyond that are refused with RESOURCE_EXHAUSTED at once. Health checks and reflection have threads of their own.
     Port 0 takes a free port. `device` and `batches` are the engine's; on a GPU the default of `threads` is two batches:
-    one at work and the next, whose callers wait.
+    one at work and the next, whose callers wait. `default` and `poll` are the repository's.
     """
 
     def __init__(
@@ -60,8 +61,10 @@ class Server:
         queue: int = QUEUE,
         device: str = "cpu",
         batches: BatchLimits | None = None,
+        default: str = "",
+        poll: float = 0.0,
     ) -> None:
-        """Load the bundle and take the port.
+        """Load the bundles and take the port.
 
         Raises BundleError, ConfigError if a number is out of range or "cuda" cannot be had, or Gr2Error if the port
         cannot be taken.
@@ -70,13 +73,18 @@ class Server:
         if (threads is not None and not 1 <= threads <= MOST_THREADS) or not 0 <= queue <= MOST_THREADS:
             limits = f"threads must be in 1..{MOST_THREADS} and queue in 0..{MOST_THREADS}"
             raise ConfigError(f"{limits}, got {threads} and {queue}")
-        self.engine = Engine(bundle, device=device, batches=batches)
+        self.repository = Repository(
+            bundle.path if isinstance(bundle, Bundle) else bundle,
+            lambda loaded: Engine(loaded, device=device, batches=batches),
+            default=default,
+            poll=poll,
+        )
         if threads is None:
             cores = len(os.sched_getaffinity(0))
             threads = cores + 1 if self.engine.device == "cpu" else min(2 * batches.size, MOST_THREADS)
         self._patience = Patience()
         self._admission = Admission(threads, queue)
-        self._servicer = Servicer(self.engine, self._admission, self._patience)
+        self._servicer = Servicer(self.repository, self._admission, self._patience)
         self._health = HealthService(SERVED, self._patience)
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         self._reflection = ReflectionService(names, self._patience)
@@ -84,7 +92,7 @@ class Server:
             self._admission.pool,
             handlers=(self._servicer, self._health.handler(), self._reflection.handler()),
             options=[
-                ("grpc.max_receive_message_length", self.engine.bundle.manifest.limits.max_request_bytes),
+                ("grpc.max_receive_message_length", self._largest_request()),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),
                 UNCOMPRESSED,
@@ -100,11 +108,19 @@ class Server:
             raise Gr2Error(f"cannot listen on {host}:{port}; {reason}") from error
         self.address = f"{host}:{self.port}"
 
+    @property
+    def engine(self) -> Engine:
+        """The engine of the default bundle, as it is now."""
+        with self.repository.lease() as engine:
+            return engine
+
     def start(self) -> None:
         """Begin to answer; health turns to SERVING."""
         self._patience.start()
         self._server.start()
-        self._health.serve()
+        self.repository.on_change = self._show_health
+        self.repository.start()
+        self._show_health()
 
     def stop(self, grace: float) -> None:
         """Turn health to NOT_SERVING, answer what was accepted, and return; at most after about `grace` seconds.
@@ -131,7 +147,7 @@ class Server:
         for part in (self._admission, self._health, self._reflection):
             part.shutdown()
         self._patience.close()
-        self.engine.close()
+        self.repository.close()
 
     def _await_pause(self, limit: float) -> None:
         """Return once no call has arrived for PAUSE seconds and none is at work, or after `limit` seconds."""
@@ -140,6 +156,15 @@ class Server:
         while (taken != self._admission.taken or not self._idle) and time.monotonic() < end:
             taken = self._admission.taken
             time.sleep(min(PAUSE, limit))
+
+    def _show_health(self) -> None:
+        bundles = {f"{SERVICE}/{each.name}": each.bundle is not None for each in self.repository.status()}
+        self._health.show({**dict.fromkeys(SERVED, True), **bundles})
+
+    def _largest_request(self) -> int:
+        """Bytes of the largest message that one of the bundles takes."""
+        bundles = [status.bundle for status in self.repository.status()]
+        return max(bundle.manifest.limits.max_request_bytes for bundle in bundles if bundle is not None)
 
     @property
     def _idle(self) -> bool:
@@ -156,15 +181,27 @@ def serve(
     grace: float = 10.0,
     device: str = "cpu",
     batches: BatchLimits | None = None,
+    default: str = "",
+    poll: float = 0.0,
 ) -> None:
-    """Serve a bundle until SIGTERM or SIGINT, then stop as `Server.stop` says. Runs in the main thread only.
+    """Serve one bundle or several until SIGTERM or SIGINT, then stop as `Server.stop` says. In the main thread only.
 
     Once it answers, one line of JSON on standard output tells the address:
     `{"event": "ready", "address": "127.0.0.1:50051", "bundle": "VERSION", "device": "cpu"}`. A second signal ends the
     process at once.
     Raises what `Server` raises.
     """
-    server = Server(bundle, host=host, port=port, threads=threads, queue=queue, device=device, batches=batches)
+    server = Server(
+        bundle,
+        host=host,
+        port=port,
+        threads=threads,
+        queue=queue,
+        device=device,
+        batches=batches,
+        default=default,
+        poll=poll,
+    )
     stop = threading.Event()
 
     def on_signal(number: int, _: FrameType | None) -> None:

@@ -15,10 +15,11 @@ import grpc
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from gr2.errors import Gr2Error, OverloadError, RequestError
+from gr2.errors import Gr2Error, OverloadError, RequestError, UnservedError
 from gr2.serving.calls import Admission, Patience, in_pool, only_message
-from gr2.serving.engine import Answer, Engine
+from gr2.serving.engine import Answer
 from gr2.serving.ranking import Timings
+from gr2.serving.repository import Repository
 from gr2.serving.request import Ids, Slate
 from gr2.v1 import reranker_pb2
 
@@ -35,6 +36,7 @@ MESSAGE_WAIT = 10.0  # seconds from a call's arrival to the end of its message
 STATUS: tuple[tuple[type[Gr2Error], grpc.StatusCode], ...] = (
     (RequestError, grpc.StatusCode.INVALID_ARGUMENT),
     (OverloadError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (UnservedError, grpc.StatusCode.UNAVAILABLE),
 )
 
 
@@ -45,8 +47,8 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
     UNAVAILABLE; those that arrived before are answered.
     """
 
-    def __init__(self, engine: Engine, admission: Admission, patience: Patience) -> None:
-        self.engine = engine
+    def __init__(self, repository: Repository, admission: Admission, patience: Patience) -> None:
+        self.repository = repository
         self.admission = admission
         self.patience = patience
         self.active = 0
@@ -92,24 +94,29 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
         raise AssertionError("abort raises")
 
     def answer(self, data: bytes, wanted: Callable[[], bool] | None = None) -> bytes:
-        """The serialised `RerankResponse` to a serialised `RerankRequest`. Raises what `Engine.rank` raises."""
+        """The serialised `RerankResponse` to a serialised `RerankRequest`.
+
+        Raises what `Repository.lease` and `Engine.rank` raise.
+        """
         start = perf_counter_ns()
         try:
             request = reranker_pb2.RerankRequest.FromString(data)
         except DecodeError as error:
             raise RequestError("request", "the bytes are not a gr2.v1.RerankRequest") from error
-        slate = self.engine.rules.check(
-            _ids(request.history),
-            _ids(request.candidates),
-            scores=np.array(request.scores[:], dtype=np.float32),
-            features=np.array(request.features[:], dtype=np.float32),
-            top_n=request.top_n,
-            request_id=request.request_id,
-        )
-        answer = self.engine.rank(slate, start, wanted)
+        with self.repository.lease(request.bundle) as engine:
+            slate = engine.rules.check(
+                _ids(request.history),
+                _ids(request.candidates),
+                scores=np.array(request.scores[:], dtype=np.float32),
+                features=np.array(request.features[:], dtype=np.float32),
+                top_n=request.top_n,
+                request_id=request.request_id,
+            )
+            answer = engine.rank(slate, start, wanted)
+            version = engine.version
         response = _response(slate, answer)
         response.request_id = request.request_id
-        response.bundle_version = self.engine.version
+        response.bundle_version = version
         _set_timings(response.timings, Timings.between(answer.stamps, perf_counter_ns()))
         return response.SerializeToString()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import grpc
 from grpc_health.v1 import health, health_pb2
@@ -20,10 +20,10 @@ class HealthService:
     """grpc.health.v1: `Check`, and `Watch` streams that hold no thread. All `services` start as NOT_SERVING."""
 
     def __init__(self, services: Sequence[str], patience: Patience) -> None:
-        self._services, self._patience = services, patience
+        self._patience = patience
         self._servicer = health.HealthServicer()
         self._pool = CallPool(HEALTH_THREADS, "health")
-        self._set(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self.show(dict.fromkeys(services, False))
 
     def handler(self) -> grpc.GenericRpcHandler:
         """What to add to a server."""
@@ -53,9 +53,11 @@ class HealthService:
         }
         return grpc.method_handlers_generic_handler(health.SERVICE_NAME, methods)
 
-    def serve(self) -> None:
-        """Say SERVING from now on."""
-        self._set(health_pb2.HealthCheckResponse.SERVING)
+    def show(self, serving: Mapping[str, bool]) -> None:
+        """Say of each service whether it serves."""
+        statuses = health_pb2.HealthCheckResponse
+        for name, serves in serving.items():
+            self._servicer.set(name, statuses.SERVING if serves else statuses.NOT_SERVING)
 
     def stop(self) -> None:
         """Say NOT_SERVING for good."""
@@ -64,10 +66,6 @@ class HealthService:
     def shutdown(self) -> None:
         """End the threads."""
         self._pool.shutdown()
-
-    def _set(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
-        for name in self._services:
-            self._servicer.set(name, status)
 
 
 class ReflectionService:

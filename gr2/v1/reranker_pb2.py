@@ -24,27 +24,27 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15gr2/v1/reranker.proto\x12\x06gr2.v1\"(\n\x07ItemIds\x12\x0c\n\x04ints\x18\x01 \x03(\x03\x12\x0f\n\x07strings\x18\x02 \x03(\t\"\xd1\x01\n\rRerankRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12 \n\x07history\x18\x02 \x01(\x0b\x32\x0f.gr2.v1.ItemIds\x12#\n\ncandidates\x18\x03 \x01(\x0b\x32\x0f.gr2.v1.ItemIds\x12\x0e\n\x06scores\x18\x04 \x03(\x02\x12\x10\n\x08\x66\x65\x61tures\x18\x05 \x03(\x02\x12\r\n\x05top_n\x18\x06 \x01(\r\x12\x10\n\x08\x66\x61llback\x18\x08 \x01(\x08\x12\"\n\x08priority\x18\t \x01(\x0e\x32\x10.gr2.v1.Priority\"\x85\x01\n\nRankedItem\x12\r\n\x05index\x18\x01 \x01(\r\x12\x10\n\x06int_id\x18\x02 \x01(\x03H\x00\x12\x13\n\tstring_id\x18\x03 \x01(\tH\x00\x12\r\n\x05score\x18\x04 \x01(\x02\x12\'\n\x06status\x18\x05 \x01(\x0e\x32\x17.gr2.v1.CandidateStatusB\t\n\x07item_id\"\x86\x01\n\x07Timings\x12\x10\n\x08parse_ns\x18\x01 \x01(\x04\x12\x11\n\tlookup_ns\x18\x02 \x01(\x04\x12\x0f\n\x07trie_ns\x18\x03 \x01(\x04\x12\x10\n\x08model_ns\x18\x04 \x01(\x04\x12\x0f\n\x07rank_ns\x18\x05 \x01(\x04\x12\x10\n\x08total_ns\x18\x06 \x01(\x04\x12\x10\n\x08queue_ns\x18\x07 \x01(\x04\"\xae\x01\n\x0eRerankResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12#\n\x07ranking\x18\x02 \x03(\x0b\x32\x12.gr2.v1.RankedItem\x12\x16\n\x0e\x62undle_version\x18\x03 \x01(\t\x12 \n\x07timings\x18\x04 \x01(\x0b\x32\x0f.gr2.v1.Timings\x12\x17\n\x0funknown_history\x18\x05 \x01(\r\x12\x10\n\x08\x66\x61llback\x18\x06 \x01(\x08*I\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x11\n\rPRIORITY_HIGH\x10\x01\x12\x10\n\x0cPRIORITY_LOW\x10\x02*\x94\x01\n\x0f\x43\x61ndidateStatus\x12 \n\x1c\x43\x41NDIDATE_STATUS_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x43\x41NDIDATE_STATUS_SCORED\x10\x01\x12!\n\x1d\x43\x41NDIDATE_STATUS_UNKNOWN_ITEM\x10\x02\x12\x1f\n\x1b\x43\x41NDIDATE_STATUS_NOT_RANKED\x10\x03\x32\x43\n\x08Reranker\x12\x37\n\x06Rerank\x12\x15.gr2.v1.RerankRequest\x1a\x16.gr2.v1.RerankResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15gr2/v1/reranker.proto\x12\x06gr2.v1\"(\n\x07ItemIds\x12\x0c\n\x04ints\x18\x01 \x03(\x03\x12\x0f\n\x07strings\x18\x02 \x03(\t\"\xe1\x01\n\rRerankRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12 \n\x07history\x18\x02 \x01(\x0b\x32\x0f.gr2.v1.ItemIds\x12#\n\ncandidates\x18\x03 \x01(\x0b\x32\x0f.gr2.v1.ItemIds\x12\x0e\n\x06scores\x18\x04 \x03(\x02\x12\x10\n\x08\x66\x65\x61tures\x18\x05 \x03(\x02\x12\r\n\x05top_n\x18\x06 \x01(\r\x12\x0e\n\x06\x62undle\x18\x07 \x01(\t\x12\x10\n\x08\x66\x61llback\x18\x08 \x01(\x08\x12\"\n\x08priority\x18\t \x01(\x0e\x32\x10.gr2.v1.Priority\"\x85\x01\n\nRankedItem\x12\r\n\x05index\x18\x01 \x01(\r\x12\x10\n\x06int_id\x18\x02 \x01(\x03H\x00\x12\x13\n\tstring_id\x18\x03 \x01(\tH\x00\x12\r\n\x05score\x18\x04 \x01(\x02\x12\'\n\x06status\x18\x05 \x01(\x0e\x32\x17.gr2.v1.CandidateStatusB\t\n\x07item_id\"\x86\x01\n\x07Timings\x12\x10\n\x08parse_ns\x18\x01 \x01(\x04\x12\x11\n\tlookup_ns\x18\x02 \x01(\x04\x12\x0f\n\x07trie_ns\x18\x03 \x01(\x04\x12\x10\n\x08model_ns\x18\x04 \x01(\x04\x12\x0f\n\x07rank_ns\x18\x05 \x01(\x04\x12\x10\n\x08total_ns\x18\x06 \x01(\x04\x12\x10\n\x08queue_ns\x18\x07 \x01(\x04\"\xae\x01\n\x0eRerankResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12#\n\x07ranking\x18\x02 \x03(\x0b\x32\x12.gr2.v1.RankedItem\x12\x16\n\x0e\x62undle_version\x18\x03 \x01(\t\x12 \n\x07timings\x18\x04 \x01(\x0b\x32\x0f.gr2.v1.Timings\x12\x17\n\x0funknown_history\x18\x05 \x01(\r\x12\x10\n\x08\x66\x61llback\x18\x06 \x01(\x08*I\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x11\n\rPRIORITY_HIGH\x10\x01\x12\x10\n\x0cPRIORITY_LOW\x10\x02*\x94\x01\n\x0f\x43\x61ndidateStatus\x12 \n\x1c\x43\x41NDIDATE_STATUS_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x43\x41NDIDATE_STATUS_SCORED\x10\x01\x12!\n\x1d\x43\x41NDIDATE_STATUS_UNKNOWN_ITEM\x10\x02\x12\x1f\n\x1b\x43\x41NDIDATE_STATUS_NOT_RANKED\x10\x03\x32\x43\n\x08Reranker\x12\x37\n\x06Rerank\x12\x15.gr2.v1.RerankRequest\x1a\x16.gr2.v1.RerankResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gr2.v1.reranker_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PRIORITY']._serialized_start=737
-  _globals['_PRIORITY']._serialized_end=810
-  _globals['_CANDIDATESTATUS']._serialized_start=813
-  _globals['_CANDIDATESTATUS']._serialized_end=961
+  _globals['_PRIORITY']._serialized_start=753
+  _globals['_PRIORITY']._serialized_end=826
+  _globals['_CANDIDATESTATUS']._serialized_start=829
+  _globals['_CANDIDATESTATUS']._serialized_end=977
   _globals['_ITEMIDS']._serialized_start=33
   _globals['_ITEMIDS']._serialized_end=73
   _globals['_RERANKREQUEST']._serialized_start=76
-  _globals['_RERANKREQUEST']._serialized_end=285
-  _globals['_RANKEDITEM']._serialized_start=288
-  _globals['_RANKEDITEM']._serialized_end=421
-  _globals['_TIMINGS']._serialized_start=424
-  _globals['_TIMINGS']._serialized_end=558
-  _globals['_RERANKRESPONSE']._serialized_start=561
-  _globals['_RERANKRESPONSE']._serialized_end=735
-  _globals['_RERANKER']._serialized_start=963
-  _globals['_RERANKER']._serialized_end=1030
+  _globals['_RERANKREQUEST']._serialized_end=301
+  _globals['_RANKEDITEM']._serialized_start=304
+  _globals['_RANKEDITEM']._serialized_end=437
+  _globals['_TIMINGS']._serialized_start=440
+  _globals['_TIMINGS']._serialized_end=574
+  _globals['_RERANKRESPONSE']._serialized_start=577
+  _globals['_RERANKRESPONSE']._serialized_end=751
+  _globals['_RERANKER']._serialized_start=979
+  _globals['_RERANKER']._serialized_end=1046
 # @@protoc_insertion_point(module_scope)

@@ -36,13 +36,14 @@ class ItemIds(_message.Message):
     def __init__(self, ints: _Optional[_Iterable[int]] = ..., strings: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class RerankRequest(_message.Message):
-    __slots__ = ("request_id", "history", "candidates", "scores", "features", "top_n", "fallback", "priority")
+    __slots__ = ("request_id", "history", "candidates", "scores", "features", "top_n", "bundle", "fallback", "priority")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     HISTORY_FIELD_NUMBER: _ClassVar[int]
     CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     SCORES_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     TOP_N_FIELD_NUMBER: _ClassVar[int]
+    BUNDLE_FIELD_NUMBER: _ClassVar[int]
     FALLBACK_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     request_id: str
@@ -51,9 +52,10 @@ class RerankRequest(_message.Message):
     scores: _containers.RepeatedScalarFieldContainer[float]
     features: _containers.RepeatedScalarFieldContainer[float]
     top_n: int
+    bundle: str
     fallback: bool
     priority: Priority
-    def __init__(self, request_id: _Optional[str] = ..., history: _Optional[_Union[ItemIds, _Mapping]] = ..., candidates: _Optional[_Union[ItemIds, _Mapping]] = ..., scores: _Optional[_Iterable[float]] = ..., features: _Optional[_Iterable[float]] = ..., top_n: _Optional[int] = ..., fallback: bool = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[str] = ..., history: _Optional[_Union[ItemIds, _Mapping]] = ..., candidates: _Optional[_Union[ItemIds, _Mapping]] = ..., scores: _Optional[_Iterable[float]] = ..., features: _Optional[_Iterable[float]] = ..., top_n: _Optional[int] = ..., bundle: _Optional[str] = ..., fallback: bool = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
 
 class RankedItem(_message.Message):
     __slots__ = ("index", "int_id", "string_id", "score", "status")

@@ -135,7 +135,8 @@ def test_overflow_of_one_request_leaves_the_batch_alone(overflowing: Bundle) -> 
 
 def test_batches_are_answered_over_the_wire(bundle: Bundle, plain: Engine) -> None:
     server = Server(bundle, port=0, threads=32)
-    server.engine._model = DeviceModel(bundle, "cpu", limits=BatchLimits(16, 500.0, 256))
+    engine = server.engine
+    engine._model = DeviceModel(bundle, "cpu", limits=BatchLimits(16, 500.0, 256))
     server.start()
     requests = [make_request(seed) for seed in range(200)]
     with Client(server.address) as client, ThreadPoolExecutor(32) as pool:
@@ -146,7 +147,7 @@ def test_batches_are_answered_over_the_wire(bundle: Bundle, plain: Engine) -> No
         expected = {item.index: item.score for item in plain.rerank(**request).items}
         assert ours == pytest.approx(expected, abs=3e-5)
     with pytest.raises(Gr2Error, match="closed"):
-        server.engine.rerank([1], [2])
+        engine.rerank([1], [2])
 
 
 def test_unwanted_request_is_dropped(bundle: Bundle) -> None:

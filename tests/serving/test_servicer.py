@@ -10,9 +10,9 @@ import grpc
 import numpy as np
 import pytest
 
-from gr2.errors import OverloadError, RequestError
+from gr2.errors import OverloadError, RequestError, UnservedError
 from gr2.serving.calls import Admission, Patience
-from gr2.serving.engine import Engine
+from gr2.serving.repository import Repository
 from gr2.serving.servicer import SERVICE, STATUS, Servicer
 from gr2.v1 import reranker_pb2 as pb
 
@@ -20,13 +20,13 @@ MakeBundle = Callable[..., Path]
 KNOWN = [1000 + 7 * item for item in range(300)]
 
 
-def answering(engine: Engine) -> Servicer:
-    return Servicer(engine, Admission(1, 0), Patience())
+def answering(bundle: Path) -> Servicer:
+    return Servicer(Repository(bundle), Admission(1, 0), Patience())
 
 
 @pytest.fixture(scope="module")
 def servicer(make_bundle: MakeBundle) -> Servicer:
-    return answering(Engine(make_bundle(width=2)))
+    return answering(make_bundle(width=2))
 
 
 def call(servicer: Servicer, **fields: Any) -> pb.RerankResponse:
@@ -43,7 +43,8 @@ def test_answer_equals_the_engines(servicer: Servicer) -> None:
     rng = np.random.default_rng(0)
     candidates, scores = [*KNOWN[:20], 1, 2], rng.normal(size=22).astype(np.float32)
     features = rng.normal(size=(22, 2)).astype(np.float32)
-    expected = servicer.engine.rerank([5, *KNOWN[:3]], candidates, scores=scores, features=features, top_n=21)
+    with servicer.repository.lease() as engine:
+        expected = engine.rerank([5, *KNOWN[:3]], candidates, scores=scores, features=features, top_n=21)
     response = call(
         servicer,
         request_id="r-7",
@@ -59,7 +60,7 @@ def test_answer_equals_the_engines(servicer: Servicer) -> None:
     assert {item.WhichOneof("item_id") for item in response.ranking} == {"int_id"}
     assert response.ranking[20].score == 0
     assert response.ranking[20].status == pb.CANDIDATE_STATUS_UNKNOWN_ITEM
-    assert (response.request_id, response.bundle_version) == ("r-7", servicer.engine.version)
+    assert (response.request_id, response.bundle_version) == ("r-7", expected.bundle_version)
     assert response.unknown_history == 1
     timings = response.timings
     phases = [timings.parse_ns, timings.lookup_ns, timings.trie_ns, timings.model_ns, timings.rank_ns]
@@ -68,7 +69,7 @@ def test_answer_equals_the_engines(servicer: Servicer) -> None:
 
 
 def test_string_ids_come_back_as_strings(make_bundle: MakeBundle) -> None:
-    servicer = answering(Engine(make_bundle("string")))
+    servicer = answering(make_bundle("string"))
     ids = ["artículo-0001", "ohne", "artículo-0002"]
     response = call(servicer, candidates=pb.ItemIds(strings=ids))
     assert sorted(item.string_id for item in response.ranking) == sorted(ids)
@@ -94,6 +95,7 @@ def test_extreme_ids_travel_unchanged(servicer: Servicer) -> None:
         ({"features": [1, 2, 3]}, "features: this bundle's feature width is 2: expected 2 values"),
         ({"features": [1, float("inf")]}, "features: must be finite"),
         ({"request_id": "x" * 129}, "request_id: at most 128 bytes, got 129"),
+        ({"bundle": "other"}, "bundle: no bundle 'other' here; there are default"),
     ],
 )
 def test_broken_rule_names_the_field(servicer: Servicer, fields: dict[str, Any], message: str) -> None:
@@ -117,6 +119,7 @@ def test_every_error_of_a_caller_has_a_status() -> None:
     assert dict(STATUS) == {
         RequestError: grpc.StatusCode.INVALID_ARGUMENT,
         OverloadError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+        UnservedError: grpc.StatusCode.UNAVAILABLE,
     }
 
 
