@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -74,8 +75,12 @@ class Catalog:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the catalogue as Parquet, in index order."""
+        pq.write_table(self.table(), path)
+
+    def table(self) -> Any:
+        """The catalogue as a pa.Table, in index order."""
         key = pa.string() if self.id_type == "string" else pa.int64()
-        table = pa.table(
+        return pa.table(
             {
                 "item_id": pa.array(self.ids, key),
                 "title": pa.array(self.title, pa.string()),
@@ -85,7 +90,6 @@ class Catalog:
                 "description": pa.array(self.description, pa.string()),
             }
         )
-        pq.write_table(table, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Catalog:

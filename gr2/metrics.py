@@ -1,4 +1,4 @@
-"""Ranking metrics of slates with one target, and the uncertainty of a difference between two rankings."""
+"""Ranking metrics of slates with a target or with grades, and the uncertainty of a difference between two rankings."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "GRADED_METRICS",
     "METRICS",
     "Difference",
+    "compare",
     "compare_ranks",
+    "graded_values",
     "metric_values",
     "paired_bootstrap",
     "rank_of_target",
@@ -22,6 +25,7 @@ __all__ = [
 RECALL_AT = (1, 3, 5)
 NDCG_AT = (3, 5, 10)
 METRICS = (*(f"R@{k}" for k in RECALL_AT), *(f"N@{k}" for k in NDCG_AT), "MRR")
+GRADED_METRICS = (*METRICS, "AUC")
 # Resamples are drawn in blocks of at most this many counts, so that memory stays bounded.
 BLOCK = 4_000_000
 
@@ -61,6 +65,30 @@ def metric_values(ranks: NDArray[np.integer]) -> dict[str, NDArray[np.float64]]:
     return values
 
 
+def graded_values(grades: NDArray[np.integer], present: NDArray[np.bool_]) -> dict[str, NDArray[np.float64]]:
+    """Each metric of each slate, (R,) float64, from the candidates' grades (R, K) in the order of a ranking.
+
+    A grade above 0 is a positive; `present` (R, K) is False in the padding, which comes last. R@k = positives among the
+    first k, as a share of all; N@k with gains 2^grade - 1; MRR = 1 / rank of the first positive; AUC = the share of the
+    (positive, negative) pairs that are in the right order. With one positive of grade 1, those of `metric_values`.
+    Raises ValueError on a slate without a positive or without a negative.
+    """
+    positive, negative = (grades > 0) & present, (grades == 0) & present
+    positives, negatives = positive.sum(axis=1), negative.sum(axis=1)
+    if not (positives.all() and negatives.all()):
+        row = int(np.argmin((positives > 0) & (negatives > 0)))
+        raise ValueError(f"slate {row} needs a positive and a negative, has {positives[row]} and {negatives[row]}")
+    gain = np.where(present, np.exp2(grades.astype(np.float64)) - 1.0, 0.0)
+    best = -np.sort(-gain, axis=1)
+    discount = 1.0 / np.log2(2.0 + np.arange(grades.shape[1]))
+    behind = negatives[:, None] - np.cumsum(negative, axis=1)
+    values = {f"R@{k}": positive[:, :k].sum(axis=1) / positives for k in RECALL_AT}
+    values |= {f"N@{k}": (gain * discount)[:, :k].sum(axis=1) / (best * discount)[:, :k].sum(axis=1) for k in NDCG_AT}
+    values["MRR"] = 1.0 / (1 + positive.argmax(axis=1))
+    values["AUC"] = (behind * positive).sum(axis=1) / (positives * negatives)
+    return values
+
+
 def ranking_metrics(ranks: NDArray[np.integer]) -> dict[str, float]:
     """The mean of each metric of `metric_values` over the slates. Raises ValueError if there are none."""
     if not ranks.size:
@@ -83,10 +111,12 @@ def paired_bootstrap(
     seed: int,
     *,
     resamples: int = 10_000,
+    users: NDArray[np.integer] | None = None,
 ) -> dict[str, Difference]:
     """The mean of `after - before` for each metric, with its 95 % percentile interval over resampled slates.
 
-    Both map a metric to its values, (R,), on the same slates. One resample draws the same slates for every metric.
+    With `users` (R,), users are drawn with all their slates, since one user's slates are alike. Both map a metric to
+    its values, (R,), on the same slates. One resample draws the same slates for every metric.
     Slates with equal differences are interchangeable, so a resample is drawn as multinomial counts over the distinct
     differences: the same distribution as drawing R slates, at a cost that does not grow with R.
     """
@@ -96,20 +126,25 @@ def paired_bootstrap(
     differences = np.stack([after[name] - before[name] for name in names], axis=1)
     if not len(differences):
         raise ValueError("no slates to resample")
-    distinct, counts = np.unique(differences, axis=0, return_counts=True)
+    sums, sizes = differences, np.ones(len(differences))
+    if users is not None:
+        who = np.unique(users, return_inverse=True)[1]
+        sizes = np.bincount(who).astype(np.float64)
+        sums = np.stack([np.bincount(who, weights=column) for column in differences.T], axis=1)
+    units = np.column_stack([sums, sizes])
+    distinct, counts = np.unique(units, axis=0, return_counts=True)
     # Common differences first: numpy draws a multinomial as a chain of binomials and stops when all draws are placed.
     order = np.argsort(-counts, kind="stable")
     distinct, counts = distinct[order], counts[order]
     generator = np.random.default_rng(seed)
     block = max(1, BLOCK // len(counts))
-    means = np.concatenate(
+    totals = np.concatenate(
         [
-            generator.multinomial(len(differences), counts / len(differences), size=min(block, resamples - first))
-            @ distinct
-            / len(differences)
+            generator.multinomial(len(units), counts / len(units), size=min(block, resamples - first)) @ distinct
             for first in range(0, resamples, block)
         ]
     )
+    means = totals[:, :-1] / totals[:, -1:]
     low, high = np.percentile(means, (2.5, 97.5), axis=0)
     mean = differences.mean(axis=0)
     return {name: Difference(float(mean[i]), float(low[i]), float(high[i])) for i, name in enumerate(names)}
@@ -124,10 +159,25 @@ def compare_ranks(
     """
     if not len(incoming):
         return None
-    differences = paired_bootstrap(metric_values(incoming), metric_values(ranks), seed, resamples=resamples)
+    return compare(metric_values(incoming), metric_values(ranks), seed, name=name, resamples=resamples)
+
+
+def compare(
+    incoming: Mapping[str, NDArray[np.float64]],
+    other: Mapping[str, NDArray[np.float64]],
+    seed: int,
+    *,
+    name: str,
+    resamples: int = 10_000,
+    users: NDArray[np.integer] | None = None,
+) -> dict[str, Any]:
+    """The means of each metric's values, (R,), under the incoming order and under `other`, called `name`, and the
+    intervals of their differences (see `paired_bootstrap`).
+    """
+    differences = paired_bootstrap(incoming, other, seed, resamples=resamples, users=users)
     return {
-        "slates": len(incoming),
-        "incoming": ranking_metrics(incoming),
-        name: ranking_metrics(ranks),
+        "slates": len(next(iter(incoming.values()))),
+        "incoming": {metric: float(values.mean()) for metric, values in incoming.items()},
+        name: {metric: float(values.mean()) for metric, values in other.items()},
         "difference": {metric: asdict(difference) for metric, difference in differences.items()},
     }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from gr2.metrics import METRICS
+from gr2.metrics import GRADED_METRICS
 
 if TYPE_CHECKING:
     from gr2.catalog import ItemId
@@ -53,12 +53,13 @@ def evaluation_table(metrics: Mapping[str, Any]) -> Table:
         figures = metrics.get(group)
         if figures is None:
             continue
-        for name in METRICS:
+        names = [name for name in GRADED_METRICS if name in figures["difference"]]
+        for name in names:
             change = figures["difference"][name]
-            label = f"{group} ({figures['slates']:,})" if name == METRICS[0] else ""
+            label = f"{group} ({figures['slates']:,})" if name == names[0] else ""
             values = (f"{figures['incoming'][name]:.4f}", f"{figures['student'][name]:.4f}", f"{change['mean']:+.4f}")
             interval = f"{change['low']:+.4f} to {change['high']:+.4f}"
-            table.add_row(label, name, *values, interval, end_section=name == METRICS[-1])
+            table.add_row(label, name, *values, interval, end_section=name == names[-1])
     return table
 
 

@@ -106,7 +106,7 @@ def test_validation_split_can_be_evaluated_without_scores(
     artifact = run(config, inputs, tmp_path / "evaluate", 0)
     metrics = artifact.metrics
     assert "untied" not in metrics
-    assert pq.read_table(artifact.file("ranks.parquet")).column_names == ["user", "incoming", "student"]
+    assert pq.read_table(artifact.file("ranks.parquet")).column_names == ["user", "incoming", "student", "order"]
     table = evaluation_table(metrics)
     assert table.row_count == len(METRICS)
     assert table.title == "The top 10 of each validation list, re-ranked"

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gr2.metrics import METRICS, compare_ranks, metric_values, paired_bootstrap, rank_of_target, ranking_metrics
+from gr2.metrics import (
+    METRICS,
+    compare_ranks,
+    graded_values,
+    metric_values,
+    paired_bootstrap,
+    rank_of_target,
+    ranking_metrics,
+)
 
 slates = st.integers(1, 12).flatmap(
     lambda k: st.tuples(
@@ -119,3 +127,47 @@ def test_a_comparison_has_both_rankings_and_their_difference() -> None:
 def test_no_slates_compare_to_nothing() -> None:
     empty = np.array([], dtype=np.int64)
     assert compare_ranks(empty, empty, 0, name="student") is None
+
+
+def test_graded_values_with_one_positive_are_the_metrics_of_its_rank() -> None:
+    ranks = np.array([1, 3, 6, 8])
+    grades = (np.arange(1, 9) == ranks[:, None]).astype(np.int8)
+    graded = graded_values(grades, np.ones(grades.shape, dtype=np.bool_))
+    for name, values in metric_values(ranks).items():
+        np.testing.assert_allclose(graded[name], values)
+    np.testing.assert_allclose(graded["AUC"], (8 - ranks) / 7)
+
+
+@given(
+    st.lists(st.integers(0, 2), min_size=2, max_size=9).filter(lambda grades: 0 < sum(map(bool, grades)) < len(grades))
+)
+def test_graded_values_follow_their_formulas(grades: list[int]) -> None:
+    padded = np.array([[*grades, 0, 0]], dtype=np.int8)
+    present = np.arange(padded.shape[1])[None] < len(grades)
+    found = {name: float(values[0]) for name, values in graded_values(padded, present).items()}
+    pairs = [(i, j) for i, up in enumerate(grades) for j, down in enumerate(grades) if up and not down]
+    assert found["AUC"] == pytest.approx(sum(i < j for i, j in pairs) / len(pairs))
+
+    def dcg(order: list[int]) -> float:
+        return sum((2**grade - 1) / math.log2(2 + place) for place, grade in enumerate(order[:5]))
+
+    assert found["N@5"] == pytest.approx(dcg(grades) / dcg(sorted(grades, reverse=True)))
+    assert found["R@3"] == pytest.approx(sum(map(bool, grades[:3])) / sum(map(bool, grades)))
+    assert found["MRR"] == pytest.approx(1 / (1 + [bool(grade) for grade in grades].index(True)))
+
+
+def test_a_slate_without_a_negative_has_no_graded_values() -> None:
+    with pytest.raises(ValueError, match="slate 1 needs a positive and a negative, has 2 and 0"):
+        graded_values(np.array([[1, 0], [1, 2]]), np.ones((2, 2), dtype=np.bool_))
+
+
+def test_the_interval_over_users_is_wider_where_their_slates_are_alike() -> None:
+    rng = np.random.default_rng(0)
+    user = np.repeat(np.arange(50), 20)
+    before = {"N@5": np.zeros(1000)}
+    after = {"N@5": np.repeat(rng.normal(size=50), 20) + 0.01 * rng.normal(size=1000)}
+    by_slate, by_user = (paired_bootstrap(before, after, 0, users=users)["N@5"] for users in (None, user))
+    assert by_user.mean == pytest.approx(by_slate.mean)
+    expected = 1.96 * after["N@5"].reshape(50, 20).mean(1).std() / math.sqrt(50)
+    assert (by_user.high - by_user.low) / 2 == pytest.approx(expected, rel=0.1)
+    assert by_user.high - by_user.low > 3 * (by_slate.high - by_slate.low)

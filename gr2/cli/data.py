@@ -37,15 +37,22 @@ def synthetic(
     items: Annotated[int, typer.Option(help="How many items, 30 at least.")] = 1000,
     seed: Annotated[int, typer.Option(help="The same seed writes the same bytes.")] = 0,
     id_type: Annotated[IdType, typer.Option(help="The type of the IDs.")] = IdType.STRING,
+    clicks: Annotated[bool, typer.Option("--clicks", help="Also write slates with clicks, and the truth.")] = False,
+    slate: Annotated[int, typer.Option(help="Candidates of a slate.")] = 10,
+    bias: Annotated[float, typer.Option(help="Place k is examined with probability k^-BIAS.")] = 1.0,
+    shuffled: Annotated[float, typer.Option(help="Share of slates shown in random order.")] = 0.1,
 ) -> None:
-    """Write a synthetic shop's catalogue and log.
+    """Write a synthetic shop's catalogue and log; with clicks, slates that were shown and what became of them.
 
     gr2 data synthetic data/shop --users 3000 --items 600
+    gr2 data synthetic data/shop --clicks --bias 1.5
     """
     from gr2.data.synthetic import write_synthetic
+    from gr2.data.synthetic_clicks import Clicks
 
     try:
-        paths = write_synthetic(out, users=users, items=items, seed=seed, id_type=id_type.value)
+        shown = Clicks(slate=slate, bias=bias, shuffled=shuffled) if clicks else None
+        paths = write_synthetic(out, users=users, items=items, seed=seed, id_type=id_type.value, clicks=shown)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     typer.echo("\n".join(map(str, paths)))

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,8 @@ __all__ = ["PADDING", "CandidateLists"]
 
 PADDING = -1
 COLUMNS = ("user", "position", "target", "candidates", "scores")
+GRADED: dict[str, type[np.generic]] = {"grades": np.int8, "places": np.int32}
+HIGHEST = 2
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,13 @@ class CandidateLists:
     `user`, `position`, `target` are (R,) int32: a user's index, the number of events in the history, the item that
     followed. `candidates` (R, K) int32 are item indices, padded with -1 at the end; `scores` (R, K) float32 do not
     increase along a row, and are -inf in the padding. `features` (R, K, F) float32, where there are any, belong to
-    the candidates, and are finite. Raises ValueError if a shape, a dtype or a row breaks this.
+    the candidates, and are finite.
+
+    Lists of what was shown (impressions) may have several positives: `grades` (R, K) int8 are 0 for none, 1 for a
+    click and 2 for a conversion, and `places` (R, K) int32 where each candidate stood, from 1; both are 0 in the
+    padding. Such lists have both, and their target is the first candidate of the best grade.
+
+    Raises ValueError if a shape, a dtype or a row breaks this.
     """
 
     user: NDArray[np.int32]
@@ -37,6 +46,8 @@ class CandidateLists:
     candidates: NDArray[np.int32]
     scores: NDArray[np.float32]
     features: NDArray[np.float32] | None = None
+    grades: NDArray[np.int8] | None = None
+    places: NDArray[np.int32] | None = None
 
     def __post_init__(self) -> None:
         rows = len(self.user)
@@ -52,6 +63,14 @@ class CandidateLists:
         for name in ("user", "position", "target"):
             _refuse(f"a negative {name}", getattr(self, name)[:, None] < 0)
         padded = self.candidates == PADDING
+        if (self.grades is None) != (self.places is None):
+            raise ValueError("grades and places come together")
+        if self.grades is not None and self.places is not None:
+            _expect("grades", self.grades, np.int8, (rows, width))
+            _expect("places", self.places, np.int32, (rows, width))
+            _refuse("a grade that is not 0, 1 or 2", (self.grades < 0) | (self.grades > HIGHEST))
+            _refuse("padding with a grade", padded & (self.grades != 0))
+            _refuse("a place below 1", (self.places < 1) & ~padded)
         ordered = np.sort(self.candidates, axis=1)
         _refuse("an index below -1", self.candidates < PADDING)
         _refuse("a candidate after padding", padded[:, :-1] & ~padded[:, 1:])
@@ -78,40 +97,52 @@ class CandidateLists:
         """The same rows with their first `k` candidates."""
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
-        features = None if self.features is None else self.features[:, :k]
-        return replace(self, candidates=self.candidates[:, :k], scores=self.scores[:, :k], features=features)
+        cut = {name: column[:, :k] for name, column in self._columns().items() if column.ndim > 1}
+        return replace(self, **cut)
 
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> CandidateLists:
         """The rows that an index array or a mask selects, in its order."""
-        features = None if self.features is None else self.features[rows]
-        return CandidateLists(
-            self.user[rows],
-            self.position[rows],
-            self.target[rows],
-            self.candidates[rows],
-            self.scores[rows],
-            features,
-        )
+        return CandidateLists(**{name: column[rows] for name, column in self._columns().items()})
 
     @classmethod
     def join(cls, parts: Sequence[CandidateLists]) -> CandidateLists:
-        """The rows of all parts, in order; lists are of one width, and none has features or all have as many."""
-        columns = {
-            column.name: np.concatenate([getattr(part, column.name) for part in parts])
-            for column in fields(cls)
-            if getattr(parts[0], column.name) is not None
-        }
-        return cls(**columns)
+        """The rows of all parts, in order; lists are of one width, and of what is optional all have as much."""
+        return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in parts[0]._columns()})
+
+    def _columns(self) -> dict[str, NDArray[Any]]:
+        """The arrays that there are, by name."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: column for name, column in named.items() if column is not None}
 
     def label(self) -> NDArray[np.int64]:
-        """(R,) int64: the column of the target, -1 where the list does not hold it."""
+        """(R,) int64: the column of the target, -1 where the list does not hold it.
+
+        Of graded lists it is the first of the best grade among the candidates, -1 where none is a positive.
+        """
+        if self.grades is not None:
+            best: NDArray[np.int64] = np.where(self.grades.any(axis=1), self.grades.argmax(axis=1), -1).astype(np.int64)
+            return best
         found = self.candidates == self.target[:, None]
         label: NDArray[np.int64] = np.where(found.any(axis=1), found.argmax(axis=1), -1).astype(np.int64)
         return label
 
     def with_target(self) -> CandidateLists:
-        """The rows whose target is among the candidates."""
-        return self.take(self.label() >= 0)
+        """The rows that an order can be judged by: the target is among the candidates.
+
+        Graded lists also need a candidate that is no positive.
+        """
+        held = self.label() >= 0
+        if self.grades is not None:
+            held &= ((self.grades == 0) & (self.candidates != PADDING)).any(axis=1)
+        return self.take(held)
+
+    def gains(self) -> NDArray[np.float64]:
+        """(R, K) float64: what each candidate is worth, 2^grade - 1; of lists that are not graded, 1 for the target."""
+        if self.grades is None:
+            found: NDArray[np.float64] = (self.candidates == self.target[:, None]).astype(np.float64)
+            return found
+        worth: NDArray[np.float64] = np.exp2(self.grades.astype(np.float64)) - 1.0
+        return worth
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one Parquet row a list, without the padding; features are row-major, K * F values."""
@@ -129,6 +160,10 @@ class CandidateLists:
             depth = self.features.shape[2]
             columns["features"] = _ragged(self.features[kept].reshape(-1), lengths * depth)
             metadata["features"] = str(depth)
+        for name in GRADED:
+            column = getattr(self, name)
+            if column is not None:
+                columns[name] = _ragged(column[kept], lengths)
         pq.write_table(pa.table(columns).replace_schema_metadata(metadata), path)
 
     @classmethod
@@ -152,7 +187,12 @@ class CandidateLists:
                 depth = int((table.schema.metadata or {})[b"features"])
                 features = np.zeros((*kept.shape, depth), dtype=np.float32)
                 features[kept] = _flat(table, "features")[0].reshape(-1, depth)
-            return cls(user, position, target, candidates, padded, features)
+            graded = {
+                name: _filled(_flat(table, name)[0], kept, dtype)
+                for name, dtype in GRADED.items()
+                if name in table.column_names
+            }
+            return cls(user, position, target, candidates, padded, features, **graded)
         except (OSError, pa.ArrowException, KeyError, ValueError) as error:
             raise DataError(f"not candidate lists written by gr2: {error}", path=path) from error
 
@@ -171,6 +211,13 @@ def _refuse(what: str, cells: NDArray[np.bool_]) -> None:
 def _ragged(values: NDArray[np.generic], lengths: NDArray[np.int64]) -> pa.ListArray:
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(values))
+
+
+def _filled(values: NDArray[np.generic], kept: NDArray[np.bool_], dtype: type[np.generic]) -> NDArray[Any]:
+    """The values of the kept cells, 0 elsewhere."""
+    cells = np.zeros(kept.shape, dtype=dtype)
+    cells[kept] = values
+    return cells
 
 
 def _flat(table: pa.Table, column: str) -> tuple[NDArray[np.generic], NDArray[np.int64]]:

@@ -16,7 +16,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from gr2.catalog import ItemId
-from gr2.data.inputs import write_inputs
+from gr2.data.inputs import write_inputs, write_tables
+from gr2.data.synthetic_clicks import Clicks, Events, click_tables
 from gr2.data.synthetic_items import COMPLEMENTS, LAUNCHES_END, Shop, make_catalog, make_shop
 from gr2.data.taxonomy import CATEGORIES, DEPARTMENTS, TIERS
 
@@ -41,11 +42,14 @@ def write_synthetic(
     items: int = 1000,
     seed: int = 0,
     id_type: Literal["string", "int64"] = "string",
-) -> tuple[Path, Path]:
+    clicks: Clicks | None = None,
+) -> tuple[Path, ...]:
     """The paths of `items.parquet` and `interactions.parquet`, written to the folder `out`.
 
-    Every user has at least five events, 8.7 on average in a large shop. The same arguments write the same bytes.
-    Raises ValueError if `users` is below 1, `items` below 30, or `id_type` unknown.
+    With `clicks`, also of `impressions.parquet` and of `truth.parquet`, which holds what no log does: `request_id`,
+    `item_id` and `relevance`, the probability that the user wanted the item. Every user has at least five events, 8.7
+    on average in a large shop. The same arguments write the same bytes; clicks change neither items nor events.
+    Raises ValueError if `users` is below 1, `items` below 30, `id_type` unknown, or a slate longer than the catalogue.
     """
     if users < 1 or items < 30:
         raise ValueError(f"needs at least 1 user and 30 items, got {users} and {items}")
@@ -56,7 +60,8 @@ def write_synthetic(
     item_ids = _ids(rng, items, "P", id_type)
     catalog = make_catalog(rng, shop, item_ids)
     user_ids = _ids(rng, users, "U", id_type)
-    user, item, day = _simulate(rng, shop, users)
+    user, item, day, tastes = _simulate(rng, shop, users)
+    happened = Events(user, item, day, tastes.weights(), tastes.segments, tastes.brand)
 
     item_rank = np.argsort(np.argsort(np.array(item_ids)))
     order = np.lexsort((item_rank[item], day, user))
@@ -69,7 +74,14 @@ def write_synthetic(
             "timestamp": pa.array(EPOCH + day * DAY, pa.int64()),
         }
     )
-    return write_inputs(Path(out), catalog, log)
+    written = write_inputs(Path(out), catalog, log)
+    if clicks is None:
+        return written
+    own = np.random.default_rng([seed, 1])
+    shown, truth = click_tables(
+        own, shop, happened, clicks, user_ids=pa.array(user_ids, key), item_ids=pa.array(item_ids, key)
+    )
+    return (*written, *write_tables(Path(out), {"impressions.parquet": shown, "truth.parquet": truth}))
 
 
 @dataclass(frozen=True)
@@ -79,6 +91,10 @@ class _Tastes:
     bounds: NDArray[np.float64]
     segments: NDArray[np.int64]  # (U, 2)
     brand: NDArray[np.int64]  # (U,)
+
+    def weights(self) -> NDArray[np.float64]:
+        """(S, N) float64: the products' weights in each segment, which sum to one."""
+        return np.diff(self.bounds.reshape(SEGMENTS, -1) - np.arange(SEGMENTS)[:, None], axis=1, prepend=0.0)
 
     def draw(self, rng: np.random.Generator, users: NDArray[np.int64]) -> NDArray[np.int64]:
         """(n,) int64: a product to the taste of each of `users` (n,)."""
@@ -108,8 +124,8 @@ def _tastes(rng: np.random.Generator, shop: Shop, users: int) -> _Tastes:
 
 def _simulate(
     rng: np.random.Generator, shop: Shop, users: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """User, item and day of every event; no user buys one product twice on one day."""
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], _Tastes]:
+    """User, item and day of every event, and the tastes; no user buys one product twice on one day."""
     longest = min(80, max(FEWEST_EVENTS, len(shop) // 4))
     lengths = np.minimum(FEWEST_EVENTS + rng.negative_binomial(0.7, 0.7 / 4.5, users), longest)
     tastes = _tastes(rng, shop, users)
@@ -128,7 +144,7 @@ def _simulate(
         bought[who, step] = _settle(rng, shop, tastes, who, past, item, now[who], again)
         days[who, step] = now[who]
     user, column = np.nonzero(bought >= 0)
-    return user, bought[user, column], days[user, column]
+    return user, bought[user, column], days[user, column], tastes
 
 
 def _intend(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,7 @@ def run(config: ExportConfig, inputs: Mapping[str, Artifact], out: Path, seed: i
             codebook=codebook,
             catalog=catalog,
             model=model_spec(student),
-            features=feature_spec(student),
+            features=feature_spec(student, inputs["prerank"].metrics.get("feature_names")),
             batch_graph=batch_graph,
             parity=asdict(parity),
             quality={"validation": quality},
@@ -166,10 +166,10 @@ def model_spec(student: Student) -> ModelSpec:
     )
 
 
-def feature_spec(student: Student) -> FeatureSpec:
-    """The dense features beyond what the scores say of a candidate; lists do not name theirs."""
+def feature_spec(student: Student, names: Sequence[str] | None = None) -> FeatureSpec:
+    """The dense features beyond what the scores say of a candidate; impressions name theirs, lists do not."""
     width = student.config.features - len(SCORE_FEATURES) - len(EVIDENCE)
-    return FeatureSpec(width, tuple(f"feature_{column}" for column in range(width)))
+    return FeatureSpec(width, tuple(names or (f"feature_{column}" for column in range(width))))
 
 
 def _requests(lists: CandidateLists, count: int, seed: int) -> CandidateLists:

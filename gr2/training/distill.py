@@ -168,7 +168,7 @@ def distill(
     prior = fit_prior(
         features,
         train.candidates != PADDING,
-        train.label(),
+        train.gains(),
         hidden=student.config.prior_hidden,
         epochs=config.prior_epochs,
         seed=entropy,
@@ -189,7 +189,7 @@ def distill(
             student, dataset, codes, val, student_features(dataset, codes, val, table, longest=longest)
         )
         valid, label = val.candidates != PADDING, val.label()
-        weights = combine_parts(parts, valid, label)
+        weights = combine_parts(parts, valid, val.gains())
         student.weights.copy_(torch.tensor(weights))
         metrics |= {"weights": {"prior": weights[0], "head": weights[1]}}
         metrics |= _validation(parts, weights, valid, label, entropy)

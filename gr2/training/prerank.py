@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,9 +21,11 @@ from numpy.typing import NDArray
 from safetensors.torch import save as to_safetensors
 
 from gr2.artifact import Artifact, file_digest, open_stage, write_atomic
+from gr2.config import LATER
 from gr2.data.candidates import CandidateLists
 from gr2.data.dataset import Dataset
 from gr2.data.imported_lists import SPLITS, Split, import_lists
+from gr2.data.impressions import read_impressions
 from gr2.errors import DataError
 from gr2.models.preranker import PreRanker
 from gr2.training.optimisation import threads
@@ -34,7 +36,7 @@ __all__ = ["INPUTS", "PrerankConfig", "fold_of_users", "run", "sources"]
 
 INPUTS = ("prepare",)
 FULL = 0
-ARRAYS = [column.name for column in fields(CandidateLists) if column.name != "features"]
+ARRAYS = [column.name for column in fields(CandidateLists) if column.default is MISSING]
 # Users whose validation targets decide when to stop; a larger sample would not decide better, only later.
 VALIDATION_USERS = 10_000
 
@@ -67,6 +69,9 @@ class PrerankConfig:
         val_ranker: as `train_ranker`, for `val_lists`.
         test_lists: as `train_lists`, for the test targets.
         test_ranker: as `train_ranker`, for `test_lists`.
+        impressions: a Parquet file with slates as they were shown and what became of them (see `read_impressions`),
+            which make the lists of all three splits; "" for none.
+        guard: seconds before a slate whose events its history does not hold.
     """
 
     dim: int = 64
@@ -90,6 +95,8 @@ class PrerankConfig:
     val_ranker: str = ""
     test_lists: str = ""
     test_ranker: str = ""
+    impressions: str = field(default="", metadata=LATER)
+    guard: float = field(default=0.0, metadata=LATER)
 
     def __post_init__(self) -> None:
         for name in ("dim", "layers", "heads", "max_history", "batch", "epochs", "patience", "list_size"):
@@ -109,6 +116,10 @@ class PrerankConfig:
             path, ranker = self.imported(split)
             if ranker and not path:
                 raise ValueError(f"{split}_ranker chooses from {split}_lists, which is not set")
+            if path and self.impressions:
+                raise ValueError(f"impressions make the lists of every split; leave {split}_lists out")
+        if self.guard < 0:
+            raise ValueError(f"guard must not be negative, got {self.guard}")
 
     def imported(self, split: Split) -> tuple[str, str]:
         """The file whose lists take the place of ours in `split`, and the ranker to choose; "" for none."""
@@ -118,6 +129,7 @@ class PrerankConfig:
 def sources(config: PrerankConfig) -> dict[str, Path]:
     """The files outside the run that the stage reads."""
     files = {f"file:{split}_lists": config.imported(split)[0] for split in SPLITS}
+    files["file:impressions"] = config.impressions
     return {name: Path(file) for name, file in files.items() if file}
 
 
@@ -134,18 +146,23 @@ def run(config: PrerankConfig, inputs: Mapping[str, Artifact], out: Path, seed: 
     Raises DataError if imported lists do not fit, Gr2Error if the training diverges.
     """
     dataset = Dataset.load(inputs["prepare"].path)
-    lists = _imported(config, dataset)
+    shown: dict[str, Any] = {}
+    if config.impressions:
+        lists, shown = _shown(config, dataset)
+    else:
+        lists = _imported(config, dataset)
     parents = {name: inputs[name].digest for name in INPUTS}
     parents |= {name: file_digest(path) for name, path in sources(config).items()}
     with open_stage(out, "prerank", config, parents, seed) as work, threads(config.threads):
         began = time.monotonic()
         metrics = work.metrics
-        metrics |= {"models": 0, "imported": list(lists)}
+        metrics |= {"models": 0, "imported": list(lists), **shown}
         if len(lists) < len(SPLITS):
             full = _fit_full(dataset, config, seed, work.checkpoints)
             write_atomic(work.path / "preranker.safetensors", to_safetensors(full.model.state_dict()))
             everyone = np.arange(dataset.users)
-            for split, ahead in (("val", 2), ("test", 1)):
+            ends: tuple[tuple[Split, int], ...] = (("val", 2), ("test", 1))
+            for split, ahead in ends:
                 if split not in lists:
                     position = dataset.lengths - ahead
                     lists[split] = top_candidates(full.model, dataset, everyone, position, config.list_size)
@@ -161,9 +178,9 @@ def run(config: PrerankConfig, inputs: Mapping[str, Artifact], out: Path, seed: 
     return Artifact.load(out, "prerank")
 
 
-def _imported(config: PrerankConfig, dataset: Dataset) -> dict[str, CandidateLists]:
+def _imported(config: PrerankConfig, dataset: Dataset) -> dict[Split, CandidateLists]:
     """The lists of every split that has a file, whose features go with those of the other splits."""
-    lists: dict[str, CandidateLists] = {}
+    lists: dict[Split, CandidateLists] = {}
     for split in SPLITS:
         path, ranker = config.imported(split)
         if path:
@@ -180,6 +197,14 @@ def _imported(config: PrerankConfig, dataset: Dataset) -> dict[str, CandidateLis
             f"not there in training cannot be learned; got {have}"
         )
     return lists
+
+
+def _shown(config: PrerankConfig, dataset: Dataset) -> tuple[dict[Split, CandidateLists], dict[str, Any]]:
+    """The lists that impressions make, how many were left out, and the names of their features."""
+    impressions = read_impressions(Path(config.impressions), dataset, guard=config.guard)
+    lists, counts = impressions.splits(dataset)
+    lists = {split: each.top(config.list_size) for split, each in lists.items()}
+    return lists, {"impressions": counts, "feature_names": list(impressions.features)}
 
 
 def _fit_full(dataset: Dataset, config: PrerankConfig, seed: int, checkpoints: Path) -> Fitted:

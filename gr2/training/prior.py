@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from gr2.errors import Gr2Error
 from gr2.features import SCORE_FEATURES
 from gr2.models.scoring import Parts
-from gr2.models.student import Prior
+from gr2.models.student import MASKED, Prior
 
 __all__ = ["combine_parts", "fit_prior"]
 
@@ -28,17 +28,17 @@ LEAST_PATH = 0.02
 def fit_prior(
     features: NDArray[np.float32],
     valid: NDArray[np.bool_],
-    label: NDArray[np.integer],
+    weight: NDArray[np.floating],
     *,
     hidden: int,
     epochs: int,
     seed: int,
 ) -> Prior:
-    """A prior that minimises the listwise loss -log softmax(prior)[label], the mean over R lists.
+    """A prior that minimises the listwise loss - sum_k weight_k log softmax(prior)_k, the mean over R lists.
 
-    features (R, K, F), valid (R, K), label (R,). It is trained on standardised columns, and the standardisation is then
-    folded into its weights. Without lists it is the untrained prior, which keeps the incoming order. Raises Gr2Error if
-    the columns are too large to be fitted.
+    features (R, K, F), valid (R, K), weight (R, K): what a candidate's place at the top is worth, 0 in the padding. It
+    is trained on standardised columns, and the standardisation is then folded into its weights. Without lists it
+    is the untrained prior, which keeps the incoming order. Raises Gr2Error if the columns are too large to be fitted.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -56,12 +56,12 @@ def fit_prior(
         epochs = max(epochs, math.ceil(LEAST_STEPS * BATCH / len(rows)) if len(rows) >= BATCH else LEAST_STEPS)
         steps = epochs * math.ceil(len(rows) / BATCH)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-        target, hide = torch.from_numpy(label.astype(np.int64)), torch.from_numpy(~valid)
+        worth, hide = torch.from_numpy(weight.astype(np.float32)), torch.from_numpy(~valid)
         for _ in range(epochs):
             for batch in torch.split(torch.randperm(len(rows)), BATCH):
                 shown = rows[batch].clone()
                 shown[torch.rand(len(batch)) < SCORELESS, :, : len(none)] = none
-                loss = F.cross_entropy(prior(shown).masked_fill(hide[batch], -torch.inf), target[batch])
+                loss = F.cross_entropy(prior(shown).masked_fill(hide[batch], MASKED), worth[batch])
                 optimiser.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
@@ -80,17 +80,18 @@ def _fold(prior: Prior, mean: NDArray[np.float32], scale: NDArray[np.float32]) -
         prior.up.bias.sub_(prior.up.weight @ torch.from_numpy(mean))
 
 
-def combine_parts(parts: Parts, valid: NDArray[np.bool_], label: NDArray[np.integer]) -> tuple[float, float]:
+def combine_parts(parts: Parts, valid: NDArray[np.bool_], weight: NDArray[np.floating]) -> tuple[float, float]:
     """The weights of prior and head in units of the path log-likelihood, fitted on R lists that hold their target.
 
-    Minimises over w = (path, prior, head) sum_r -log softmax(w . parts)[label] + |w - START|^2 / 2 by Newton's method;
-    the path's weight is at least `LEAST_PATH`. An order depends on the ratios only, so the result is w / w_path.
+    `weight` (R, K) is as in `fit_prior`. Minimises over w = (path, prior, head)
+    - sum_rk weight_rk log softmax(w . parts)_rk + |w - START|^2 / 2 by Newton's method; the path's weight is at least
+    `LEAST_PATH`. An order depends on the ratios only, so the result is w / w_path.
     """
     x = np.stack([parts.path, parts.prior, parts.head], -1).astype(np.float64)  # (R, K, 3)
     weights = np.array(START)
     free = np.ones(3, dtype=np.bool_)
     for _ in range(2):
-        weights = _newton(x, valid, label, weights, free)
+        weights = _newton(x, valid, weight, weights, free)
         if weights[0] >= LEAST_PATH:
             break
         weights[0], free[0] = LEAST_PATH, False
@@ -100,11 +101,11 @@ def combine_parts(parts: Parts, valid: NDArray[np.bool_], label: NDArray[np.inte
 def _newton(
     x: NDArray[np.float64],
     valid: NDArray[np.bool_],
-    label: NDArray[np.integer],
+    worth: NDArray[np.floating],
     weights: NDArray[np.float64],
     free: NDArray[np.bool_],
 ) -> NDArray[np.float64]:
-    rows = np.arange(len(x))
+    lists = worth.sum(1)
     weights = weights.copy()
     for _ in range(50):
         scores = np.where(valid, x @ weights, -np.inf)
@@ -112,8 +113,8 @@ def _newton(
         share /= share.sum(1, keepdims=True)
         mean = (share[..., None] * x).sum(1)
         centred = x - mean[:, None]
-        gradient = (mean - x[rows, label]).sum(0) + weights - START
-        hessian = np.einsum("rk,rki,rkj->ij", share, centred, centred) + np.eye(3)
+        gradient = lists @ mean - np.einsum("rk,rki->i", worth, x) + weights - START
+        hessian = np.einsum("rk,rki,rkj->ij", lists[:, None] * share, centred, centred) + np.eye(3)
         step = np.zeros(3)
         step[free] = np.linalg.solve(hessian[np.ix_(free, free)], gradient[free])
         length = np.abs(step).max()
