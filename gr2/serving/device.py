@@ -6,8 +6,6 @@ import logging
 from importlib.util import find_spec
 from typing import Literal
 
-import onnxruntime as ort
-
 from gr2.bundle import Bundle
 from gr2.errors import ConfigError
 from gr2.serving.session import CUDA
@@ -50,6 +48,8 @@ def obstacle(bundle: Bundle) -> str | None:
         return f"{bundle.path} holds no batch.onnx; export it again with `export.batched = true`"
     if bundle.manifest.model.level_size > LARGEST_LEVEL:
         return f"levels of more than {LARGEST_LEVEL} codes are ranked on the CPU only"
+    import onnxruntime as ort
+
     if CUDA not in ort.get_available_providers():
         return f"onnxruntime {ort.__version__} has no CUDA provider; install onnxruntime-gpu in its place"
     missing = [name for name in ("torch", "triton") if find_spec(name) is None]

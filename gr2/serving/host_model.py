@@ -9,7 +9,6 @@ from time import perf_counter_ns
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from gr2.bundle import Bundle, graph_outputs
@@ -29,6 +28,8 @@ class HostModel:
 
     def __init__(self, bundle: Bundle, *, threads: int = 1) -> None:
         """Raises BundleError if the graph is not what the manifest describes."""
+        import onnxruntime as ort
+
         self._model = bundle.manifest.model
         self._session = open_session(bundle, threads)
         self._outputs = list(graph_outputs())

@@ -1,15 +1,19 @@
-"""onnxruntime sessions of a bundle's graphs, refused if a graph is not as the manifest describes it."""
+"""onnxruntime sessions of a bundle's graphs, refused if a graph is not as the manifest describes it.
+
+onnxruntime is imported where a session is opened: a process that runs its graphs in C++ would load it twice.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import onnxruntime as ort
+from typing import TYPE_CHECKING, Any
 
 from gr2.bundle import Bundle, Manifest, graph_inputs, graph_outputs
 from gr2.errors import BundleError
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
 
 __all__ = ["CPU", "CUDA", "open_session"]
 
@@ -25,6 +29,8 @@ def open_session(
     on a GPU. Raises BundleError if the graph cannot be loaded, is not what the manifest describes, or did not get the
     GPU.
     """
+    import onnxruntime as ort
+
     path = bundle.batch_graph if batched else bundle.graph
     graph = bundle.read_graph(batched=batched)
     providers: list[Any] = [CPU] if cuda is None else [(CUDA, dict(cuda)), CPU]
@@ -43,6 +49,8 @@ def open_session(
 
 
 def _options(threads: int) -> ort.SessionOptions:
+    import onnxruntime as ort
+
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
