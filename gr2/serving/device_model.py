@@ -22,7 +22,8 @@ from gr2.serving.batch_ranking import Answers, BatchRanking, DeviceRanking, Host
 from gr2.serving.batcher import Batcher, BatchLimits
 from gr2.serving.clock import Clock, DeviceClock, HostClock
 from gr2.serving.device import Device
-from gr2.serving.padding import MOST_CELLS, Batch, pad, split
+from gr2.serving.memory import MOST_OF_BATCH
+from gr2.serving.padding import Batch, pad, split
 from gr2.serving.query import Query, Scored
 from gr2.serving.session import open_session
 
@@ -45,15 +46,15 @@ class Run:
 class DeviceModel:
     """A bundle's model for batches on a device. Thread-safe; `close` ends its thread.
 
-    `most_cells` bounds the memory of a batch, which is split where it would take more (`gr2.serving.padding.cells`). On
-    "cpu" the same code runs without a GPU, and slower than `HostModel`: that is for tests.
+    `most_bytes` bounds the memory of a batch, which is split where it would take more (`gr2.serving.memory`). On "cpu"
+    the same code runs without a GPU, and slower than `HostModel`: that is for tests.
     """
 
     def __init__(self, bundle: Bundle, device: Device = "cuda", *, limits: BatchLimits, threads: int = 1) -> None:
         """Raises BundleError if the graph is not what the manifest describes, or onnxruntime does not get the GPU."""
         import torch
 
-        self.most_cells = MOST_CELLS
+        self.most_bytes = MOST_OF_BATCH
         self._torch, self._spec = torch, bundle.manifest.model
         self._device = torch.device(device, 0)
         self._stream = torch.cuda.Stream(self._device) if device == "cuda" else None  # type: ignore[no-untyped-call]
@@ -85,7 +86,7 @@ class DeviceModel:
         """The answers to a batch: an UnrankableError where the model gives a request a value that is not finite."""
         answers: list[Any] = [None] * len(queries)
         total = np.zeros(len(PHASES), dtype=np.int64)
-        for places in split(queries, self.most_cells):
+        for places in split(queries, self._spec, self.most_bytes):
             if self._stream is None:
                 part, phases = self._run_part([queries[place] for place in places])
             else:

@@ -20,6 +20,7 @@ from gr2.serving.batcher import BatchLimits
 from gr2.serving.device import choose_device, say_fallback
 from gr2.serving.device_model import DeviceModel
 from gr2.serving.host_model import HostModel
+from gr2.serving.memory import MOST_OF_REQUEST
 from gr2.serving.query import Query, UnrankableError
 from gr2.serving.ranking import CandidateStatus, RankedItem, Ranking, Timings
 from gr2.serving.request import RequestRules, Slate, float_array, split_ids, text, whole_number
@@ -67,6 +68,7 @@ class Engine:
         self._spec = self.bundle.manifest.model
         self._features = self.bundle.manifest.features
         self._codebook = self.bundle.codebook()
+        self.most_bytes = MOST_OF_REQUEST
         self.device = choose_device(device, self.bundle)
         self._model: HostModel | DeviceModel
         try:
@@ -122,9 +124,9 @@ class Engine:
     def rank(self, slate: Slate, start: int, wanted: Callable[[], bool] | None = None) -> Answer:
         """The answer to a checked request whose parsing began when `perf_counter_ns()` was `start`.
 
-        Raises RequestError if the request's features overflow the model, Gr2Error if the model gives no finite score.
-        On a GPU also OverloadError if too many requests wait for a batch, and CancelledError if `wanted()` was false
-        once its batch began.
+        Raises RequestError if the request takes too much memory or its features overflow the model, Gr2Error if the
+        model gives no finite score. On a GPU also OverloadError if too many requests wait for a batch, and
+        CancelledError if `wanted()` was false once its batch began.
         """
         parsed = perf_counter_ns()
         past, past_known = self._lookup("history", slate.history)
@@ -140,6 +142,7 @@ class Engine:
             return Answer(order[: slate.top_n], scores, known, unknown_history, stamps)
         trie = CandidateTrie(codes, known, self._spec.level_size)
         query = Query(past, codes, known, self._dense(slate), trie)
+        self._check_memory(query)
         try:
             scored = self._model.score(query, wanted)
         except UnrankableError as error:
@@ -150,6 +153,15 @@ class Engine:
         scores[~known] = 0.0
         stamps = (start, parsed, looked_up, *scored.stamps, perf_counter_ns())
         return Answer(order[: slate.top_n], scores, known, unknown_history, stamps)
+
+    def _check_memory(self, query: Query) -> None:
+        needed = query.run_bytes(self._spec)
+        if needed > self.most_bytes:
+            raise RequestError(
+                "candidates",
+                f"{len(query.codes)} of them with {len(query.past)} history items take about {needed >> 20} MB of "
+                f"memory, at most {self.most_bytes >> 20} MB are given to a request: send fewer, or a shorter history",
+            )
 
     def _dense(self, slate: Slate) -> NDArray[np.float32]:
         """The model's `features` input."""

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gr2.bundle import Bundle, graph_outputs
+from gr2.serving.memory import LARGE
 from gr2.serving.query import Query, Scored, UnrankableError
 from gr2.serving.session import open_session
 
@@ -23,7 +24,7 @@ class HostModel:
 
     A large request gives its memory back once it is done. 1,024 candidates take 450 ms that way and leave 150 MB
     resident; keeping the memory takes 260 ms and 300 MB for good, and an allocator that keeps none takes 660 ms. One
-    such request runs at a time, since each takes hundreds of MB while it does.
+    such request runs at a time: what runs beside it takes at most `gr2.serving.memory.LARGE` bytes in each thread.
     """
 
     def __init__(self, bundle: Bundle, *, threads: int = 1) -> None:
@@ -39,7 +40,7 @@ class HostModel:
 
     def score(self, query: Query, wanted: Callable[[], bool] | None = None) -> Scored:  # noqa: ARG002
         """The candidates ranked, at once. Raises UnrankableError if the model gives a value that is not finite."""
-        large = query.large
+        large = query.run_bytes(self._model) > LARGE
         # The wait of a large request for another is not the model's time.
         with self._one_large if large else nullcontext():
             feed = self._feed(query)

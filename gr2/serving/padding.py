@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gr2.bundle import ModelSpec
+from gr2.serving.memory import run_bytes
 from gr2.serving.query import Query
 
-__all__ = ["MOST_CELLS", "Batch", "cells", "pad", "split"]
+__all__ = ["Batch", "Sizes", "pad", "split"]
 
 # Sizes are rounded up to a multiple of this, so that the device's memory is asked for in fewer different sizes.
 STEP = 8
 ALIGNMENT = 256
-# Query-key pairs of a batch's attention that may be computed at once: 400 MB with two heads.
-MOST_CELLS = 1 << 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,20 +43,43 @@ class Batch:
         return int(self.arrays["rows"].shape[1])
 
 
-def cells(queries: Sequence[Query]) -> int:
-    """Query-key pairs of the attention of a batch of these requests, its padding included."""
-    width = max(len(query.past) for query in queries) + max(query.trie.node_count for query in queries)
-    return len(queries) * width * width
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What requests are padded to: history items, nodes of each depth from the root's, and candidates."""
+
+    history: int
+    nodes: tuple[int, ...]
+    candidates: int
+
+    @classmethod
+    def of(cls, query: Query) -> Sizes:
+        """Those of a request alone."""
+        depths = range(1, query.codes.shape[1])
+        nodes = (1, *(_rounded(len(query.trie.nodes(depth))) for depth in depths))
+        return cls(_rounded(len(query.past)), nodes, _rounded(len(query.codes)))
+
+    def cover(self, other: Sizes) -> Sizes:
+        """Those of both together."""
+        nodes = tuple(map(max, self.nodes, other.nodes))
+        return Sizes(max(self.history, other.history), nodes, max(self.candidates, other.candidates))
+
+    def run_bytes(self, model: ModelSpec) -> int:
+        """About the bytes of memory that `model` takes for each request."""
+        return run_bytes(model, history=self.history, nodes=sum(self.nodes), candidates=self.candidates)
 
 
-def split(queries: Sequence[Query], limit: int) -> list[list[int]]:
-    """The requests' places, in order, in as few batches as keep each within `limit` cells or to a single request."""
+def split(queries: Sequence[Query], model: ModelSpec, limit: int) -> list[list[int]]:
+    """The requests' places, in order, in batches that `model` takes about `limit` bytes for, or of a single request."""
     parts: list[list[int]] = []
-    for place, query in enumerate(queries):
-        if parts and cells([*(queries[other] for other in parts[-1]), query]) <= limit:
+    sizes: Sizes | None = None  # of the last part
+    for place, own in enumerate(map(Sizes.of, queries)):
+        both = own if sizes is None else sizes.cover(own)
+        if parts and (len(parts[-1]) + 1) * both.run_bytes(model) <= limit:
             parts[-1].append(place)
+            sizes = both
         else:
             parts.append([place])
+            sizes = own
     return parts
 
 
@@ -68,10 +92,9 @@ def pad(
     with codes of -1, candidates end with them, and a depth's nodes end with code 0 below the root.
     """
     count, levels = len(queries), queries[0].codes.shape[1]
-    width = min(max_history, _rounded(max(len(query.past) for query in queries)))
-    size = _rounded(max(len(query.codes) for query in queries))
+    together = reduce(Sizes.cover, map(Sizes.of, queries))
+    width, size, sizes = min(max_history, together.history), together.candidates, together.nodes
     levels_of = [[query.trie.nodes(depth) for depth in range(1, levels)] for query in queries]
-    sizes = [1, *(_rounded(max(map(len, column))) for column in zip(*levels_of, strict=True))]
     nodes = np.array([query.trie.node_count for query in queries])
     shapes: dict[str, tuple[type, tuple[int, ...]]] = {
         "history": (np.int64, (count, width, levels)),
@@ -106,7 +129,7 @@ def _place_nodes(
     place: int,
     of: NDArray[np.int32],
     levels: list[NDArray[np.int64]],
-    sizes: list[int],
+    sizes: tuple[int, ...],
     places: NDArray[np.int64],
 ) -> None:
     """Move a trie's nodes, numbered without gaps, to where each depth has `sizes` of the `places` 0, 1, ...

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from gr2.bundle import ModelSpec
 from gr2.decoding import CandidateTrie
+from gr2.serving.memory import run_bytes
 
-__all__ = ["LARGE", "Query", "Scored", "UnrankableError"]
-
-# A request with more trie nodes than this is large: its model run takes hundreds of MB.
-LARGE = 1024
+__all__ = ["Query", "Scored", "UnrankableError"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +26,9 @@ class Query:
     features: NDArray[np.float32]
     trie: CandidateTrie
 
-    @property
-    def large(self) -> bool:
-        """Whether the model run takes hundreds of MB."""
-        return self.trie.node_count > LARGE
+    def run_bytes(self, model: ModelSpec) -> int:
+        """About the bytes of memory that `model` takes to answer it alone."""
+        return run_bytes(model, history=len(self.past), nodes=self.trie.node_count, candidates=len(self.codes))
 
 
 @dataclass(frozen=True, slots=True)

@@ -167,7 +167,7 @@ def test_batch_larger_than_memory_allows_is_split(bundle: Bundle) -> None:
     queries = [engine._example(3, count) for count in (8, 1, 30, 8)]
     model = DeviceModel(bundle, "cpu", limits=BatchLimits())
     whole = model.run(queries)
-    model.most_cells = 1
+    model.most_bytes = 1
     parts = model.run(queries)
     for (order, scores), (other, others), query in zip(whole.answers, parts.answers, queries, strict=True):
         assert order.tolist() == other.tolist()

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 import pytest
 
+from gr2.bundle import ModelSpec, graph_inputs
 from gr2.decoding import CandidateTrie
 from gr2.export.random_bundle import write_random_bundle
-from gr2.serving.padding import ALIGNMENT, MOST_CELLS, Batch, cells, pad, split
+from gr2.serving.memory import MOST_OF_BATCH
+from gr2.serving.padding import ALIGNMENT, Batch, Sizes, pad, split
 from gr2.serving.query import Query
 
 LEVELS, SIZE, LONGEST, ITEMS = 3, 16, 10, 400
+SPEC = ModelSpec(LEVELS, SIZE, LONGEST, 16, 2, 20, inputs=tuple(graph_inputs(LEVELS, candidates=True)))
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +130,39 @@ def test_answers_do_not_depend_on_the_rest_of_the_batch(bundle: Path) -> None:
 def test_large_batch_is_split_and_a_single_request_never() -> None:
     rng = np.random.default_rng(3)
     queries = [make_query(rng, 2, count) for count in (5, 5, 60, 5, 5)]
-    limit = cells(queries[:2])
-    assert cells([queries[2]]) > limit
-    assert split(queries, limit) == [[0, 1], [2], [3, 4]]
-    assert split(queries, MOST_CELLS) == [[0, 1, 2, 3, 4]]
-    assert split([], limit) == []
+    limit = 2 * Sizes.of(queries[0]).cover(Sizes.of(queries[1])).run_bytes(SPEC)
+    assert Sizes.of(queries[2]).run_bytes(SPEC) > limit
+    assert split(queries, SPEC, limit) == [[0, 1], [2], [3, 4]]
+    assert split(queries, SPEC, MOST_OF_BATCH) == [[0, 1, 2, 3, 4]]
+    assert split([], SPEC, limit) == []
+
+
+def test_batch_is_split_by_its_evidence_where_that_is_the_most() -> None:
+    """Candidates that nobody knows have no nodes, and their evidence takes memory all the same."""
+    rng = np.random.default_rng(4)
+    queries = [make_query(rng, 900, 1024, unknown=1023) for _ in range(4)]
+    parts = split(queries, replace(SPEC, max_history=1000), MOST_OF_BATCH)
+    assert parts == [[0], [1], [2], [3]]
+
+
+def test_batch_is_split_by_its_logits_where_they_are_the_most() -> None:
+    queries = [make_query(np.random.default_rng(5), 0, 60) for _ in range(32)]
+    assert len(split(queries, replace(SPEC, level_size=1 << 16), MOST_OF_BATCH)) == 2
+
+
+def test_sizes_are_those_that_a_batch_is_padded_to() -> None:
+    rng = np.random.default_rng(6)
+    queries = [make_query(rng, *shape) for shape in RAGGED]
+    sizes = reduce(Sizes.cover, map(Sizes.of, queries))
+    batch = make_batch(queries)
+    assert sum(sizes.nodes) == batch.arrays["parents"].shape[1]
+    assert sizes.candidates == batch.known.shape[1]
+    assert sizes.history >= batch.arrays["history"].shape[1]
+
+
+def test_splitting_the_largest_batch_takes_a_moment() -> None:
+    """Looking at all requests of a part for each that joins it would take seconds."""
+    query = make_query(np.random.default_rng(7), 2, 5)
+    start = time.perf_counter()
+    assert split([query] * 4096, SPEC, 1 << 60) == [list(range(4096))]
+    assert time.perf_counter() - start < 1.0

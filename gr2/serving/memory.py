@@ -1,0 +1,29 @@
+"""The memory that a run of the model takes, known before it is run: what a client can ask for has a bound."""
+
+from __future__ import annotations
+
+from gr2.bundle import ModelSpec
+
+__all__ = ["LARGE", "MOST_OF_BATCH", "MOST_OF_REQUEST", "run_bytes"]
+
+# Bytes: of a request that shares the memory with no other large one, of a batch, and of a request that is refused.
+LARGE, MOST_OF_BATCH, MOST_OF_REQUEST = 64 << 20, 1 << 30, 2 << 30
+# Bytes that onnxruntime's arena grew by, a cell of each: a query and a key (two heads' weights before and after the
+# softmax, and masks), two keys (the causal mask), a position's hidden values, and a candidate with an event (64
+# neighbours of the event).
+ATTENTION, CAUSAL, HIDDEN, EVIDENCE = 32, 6, 48, 14 * 64
+
+
+def run_bytes(model: ModelSpec, *, history: int, nodes: int, candidates: int) -> int:
+    """About the bytes that a run holds at once for each request that is padded to these sizes.
+
+    For students as `gr2.export.onnx` writes them; one with more heads or neighbours takes more. `nodes` are the trie's
+    inner ones. Attention and evidence are computed one after the other, in the same memory.
+    """
+    width = 1 + history + nodes
+    # The last layer computes the nodes' rows only.
+    rows = nodes if model.layers == 1 else width
+    attention = (ATTENTION * rows + CAUSAL * width + HIDDEN * model.dim) * width
+    evidence = EVIDENCE * candidates * history if model.takes_candidates else 0
+    # The logits are written by level and then as one.
+    return max(attention, evidence) + 8 * nodes * model.level_size
