@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import grpc
 from numpy.typing import ArrayLike, NDArray
@@ -19,7 +21,7 @@ from gr2.v1 import reranker_pb2
 if TYPE_CHECKING:
     from gr2.catalog import ItemId
 
-__all__ = ["Client"]
+__all__ = ["Client", "service_config"]
 
 SERVICE: str = reranker_pb2.DESCRIPTOR.services_by_name["Reranker"].full_name
 # grpc.health.v1: HealthCheckRequest{service} and HealthCheckResponse{SERVING}, spelled out to need no further package.
@@ -27,12 +29,61 @@ HEALTH_REQUEST = b"\x0a" + bytes([len(SERVICE)]) + SERVICE.encode()
 HEALTH_SERVING = b"\x08\x01"
 
 
-class Client:
-    """A connection to a re-ranking server, safe to share between threads. Close it, or use it in a `with` block."""
+Balancing = Literal["round_robin", "weighted_round_robin"]
 
-    def __init__(self, address: str = "127.0.0.1:50051") -> None:
+
+def service_config(balancing: Balancing = "round_robin", *, attempts: int = 4) -> str:
+    """The service config of gRPC for replicas behind one name, as JSON for any language's client.
+
+    Requests go round the replicas whose health is SERVING, or by the load that they report; one that meets a replica
+    that stops or dies is asked again elsewhere, at most `attempts` times in all (2 to 5). Deadlines are the caller's.
+    """
+    retry = {
+        "maxAttempts": attempts,
+        "initialBackoff": "0.01s",
+        "maxBackoff": "0.2s",
+        "backoffMultiplier": 2,
+        "retryableStatusCodes": ["UNAVAILABLE"],
+    }
+    weights = {"blackoutPeriod": "1s", "weightExpirationPeriod": "30s", "weightUpdatePeriod": "1s"}
+    config = {
+        "loadBalancingConfig": [{balancing: weights if balancing == "weighted_round_robin" else {}}],
+        "healthCheckConfig": {"serviceName": SERVICE},
+        "methodConfig": [{"name": [{"service": SERVICE}], "waitForReady": True, "retryPolicy": retry}],
+    }
+    return json.dumps(config, indent=2)
+
+
+class Client:
+    """A connection to re-ranking servers, safe to share between threads. Close it, or use it in a `with` block.
+
+    `address` is a server's, or what gRPC resolves to several: `dns:///gr2.example:50051`, `ipv4:10.0.0.1:1,10.0.0.2:1`.
+    `balancing` shares requests among them, by `service_config`. `ca` is the PEM file of the authority of the server's
+    certificate, for TLS; `cert` and `key` are the client's own. `token` is what `gr2 token` printed.
+    """
+
+    def __init__(
+        self,
+        address: str = "127.0.0.1:50051",
+        *,
+        balancing: Balancing | None = None,
+        ca: str = "",
+        cert: str = "",
+        key: str = "",
+        token: str = "",
+    ) -> None:
+        """Raises OSError if a file cannot be read."""
         self.address = address
-        self._channel = grpc.insecure_channel(address, options=[("grpc.max_receive_message_length", -1)])
+        options: list[tuple[str, int | str]] = [("grpc.max_receive_message_length", -1)]
+        if balancing is not None:
+            options += [("grpc.service_config", service_config(balancing)), ("grpc.enable_retries", 1)]
+        if ca:
+            pair = (Path(key).read_bytes(), Path(cert).read_bytes()) if cert else (None, None)
+            credentials = grpc.ssl_channel_credentials(Path(ca).read_bytes(), *pair)
+            self._channel = grpc.secure_channel(address, credentials, options=options)
+        else:
+            self._channel = grpc.insecure_channel(address, options=options)
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else None
         self._rerank = self._channel.unary_unary(
             f"/{SERVICE}/Rerank",
             request_serializer=reranker_pb2.RerankRequest.SerializeToString,
@@ -77,6 +128,7 @@ class Client:
         top_n: int = 0,
         timeout: float = 1.0,
         request_id: str = "",
+        bundle: str = "",
         fallback: bool = False,
         urgent: bool = True,
     ) -> Ranking:
@@ -84,15 +136,18 @@ class Client:
 
         `timeout` is in seconds. A server that cannot rank in that time refuses at once; with `fallback` it returns the
         incoming order instead, and says so in the answer. Requests that are not `urgent` wait for those that are.
+        `bundle` names one of the server's, empty for its default.
         Raises RequestError if the request breaks a rule, OverloadError if the server refuses work or cannot be reached,
         and Gr2Error for a missed deadline or a failure of the server.
         """
         request = _request(history, candidates, scores, features, top_n, request_id)
         request.fallback = fallback
+        with _naming("bundle"):
+            request.bundle = text("bundle", bundle)
         if not urgent:
             request.priority = reranker_pb2.PRIORITY_LOW
         try:
-            response = self._rerank(request, timeout=timeout)
+            response = self._rerank(request, timeout=timeout, metadata=self._metadata)
         except grpc.RpcError as error:
             raise self._translate(error, timeout) from error
         except ValueError as error:

@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from gr2.cli import bench, data, demo, encode, kernels, report, rerank, serve, stages
+from gr2.cli import bench, data, demo, encode, kernels, report, rerank, serve, stages, token
 from gr2.errors import Gr2Error
 from gr2.version import __version__
 
@@ -18,6 +18,7 @@ demo.register(app)
 stages.register(app)
 encode.register(app)
 serve.register(app)
+token.register(app)
 rerank.register(app)
 app.add_typer(data.app, name="data")
 app.add_typer(report.app, name="report")

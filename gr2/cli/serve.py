@@ -7,7 +7,11 @@ from typing import Annotated
 
 import typer
 
+from gr2.serving.config import ServeConfig
+
 __all__ = ["register"]
+
+DEFAULTS = ServeConfig()
 
 
 def register(app: typer.Typer) -> None:
@@ -17,24 +21,40 @@ def register(app: typer.Typer) -> None:
 
 def serve(
     bundle: Annotated[Path, typer.Option(help="The folder that `gr2 export` wrote, or one of NAME/VERSION/ folders.")],
-    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free port.")] = 50051,
+    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for all.")] = DEFAULTS.host,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free port.")] = DEFAULTS.port,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Requests handled at once.", show_default="the cores and one more")
-    ] = None,
-    queue: Annotated[int, typer.Option(min=0, help="Requests that may wait; more are refused at once.")] = 64,
+    ] = DEFAULTS.threads,
+    queue: Annotated[
+        int, typer.Option(min=0, help="Requests that may wait; more are refused at once.")
+    ] = DEFAULTS.queue,
     device: Annotated[
         str, typer.Option(help="cpu, cuda, or auto: a GPU if it can be used, else the CPU and a line that says why.")
-    ] = "cpu",
-    batch: Annotated[int, typer.Option(min=1, help="On a GPU: the most requests of a batch.")] = 64,
+    ] = DEFAULTS.device,
+    batch: Annotated[int, typer.Option(min=1, help="On a GPU: the most requests of a batch.")] = DEFAULTS.batch,
     batch_delay: Annotated[
         float, typer.Option(min=0, help="On a GPU: microseconds that a request waits for others.")
-    ] = 500.0,
-    default: Annotated[str, typer.Option(help="Of several bundles, the one of requests that name none.")] = "",
+    ] = DEFAULTS.batch_delay,
+    grace: Annotated[
+        float, typer.Option(min=0, help="Seconds to finish accepted requests when stopped.")
+    ] = DEFAULTS.grace,
+    default: Annotated[
+        str, typer.Option(help="Of several bundles, the one of requests that name none.")
+    ] = DEFAULTS.default,
     poll: Annotated[
         float, typer.Option(min=0, help="Seconds between two looks for a new version of a bundle; 0 for none.")
-    ] = 2.0,
-    grace: Annotated[float, typer.Option(min=0, help="Seconds to finish accepted requests when stopped.")] = 10.0,
+    ] = DEFAULTS.poll,
+    cert: Annotated[str, typer.Option(help="TLS: the certificate chain, a PEM file.")] = DEFAULTS.cert,
+    key: Annotated[str, typer.Option(help="TLS: the certificate's key, a PEM file.")] = DEFAULTS.key,
+    client_ca: Annotated[
+        str, typer.Option(help="TLS: callers need a certificate of this authority, a PEM file.")
+    ] = DEFAULTS.client_ca,
+    tokens: Annotated[str, typer.Option(help="Callers need a token of this file; see `gr2 token`.")] = DEFAULTS.tokens,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Listen without TLS on more than loopback.")
+    ] = DEFAULTS.insecure,
+    gzip: Annotated[bool, typer.Option("--gzip", help="Accept compressed requests.")] = DEFAULTS.gzip,
 ) -> None:
     """Serve a bundle over gRPC until SIGTERM or Ctrl-C. Needs the base install only, no torch.
 
@@ -44,19 +64,24 @@ def serve(
 
         gr2 serve --bundle runs/shop/export --port 50051
     """
-    from gr2.serving.batcher import BatchLimits
     from gr2.serving.server import serve as run_server
 
-    batches = BatchLimits(batch, batch_delay, max(BatchLimits.queue, batch))
-    run_server(
-        bundle,
+    config = ServeConfig(
         host=host,
         port=port,
         threads=threads,
         queue=queue,
         grace=grace,
         device=device,
-        batches=batches,
+        batch=batch,
+        batch_delay=batch_delay,
         default=default,
         poll=poll,
+        cert=cert,
+        key=key,
+        client_ca=client_ca,
+        tokens=tokens,
+        insecure=insecure,
+        gzip=gzip,
     )
+    run_server(bundle, config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -9,81 +10,58 @@ import sys
 import threading
 import time
 from types import FrameType
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
 from gr2.bundle import Bundle
-from gr2.errors import ConfigError, Gr2Error
-from gr2.serving.batcher import BatchLimits
 from gr2.serving.calls import Admission, Patience
+from gr2.serving.config import MOST_THREADS, ServeConfig
 from gr2.serving.engine import Engine
 from gr2.serving.repository import Repository
 from gr2.serving.servicer import SERVICE, Servicer
 from gr2.serving.standard import HealthService, ReflectionService
+from gr2.serving.tokens import TokenFile, TokenInterceptor
+from gr2.serving.transport import listen, options
 
 __all__ = ["Server", "serve"]
 
-QUEUE = 64
-MOST_THREADS = 4096
 PAUSE, LONGEST_WAIT = 0.05, 0.5  # seconds
 WAKE = 0.2  # seconds
 SERVED = ("", SERVICE)
-# Against connections and callers that are gone or idle. The ages are in milliseconds.
-CONNECTION_LIMITS = (
-    ("grpc.max_connection_idle_ms", 600_000),
-    ("grpc.max_connection_age_ms", 3_600_000),
-    ("grpc.max_connection_age_grace_ms", 60_000),
-    ("grpc.keepalive_time_ms", 60_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-)
-# Bit 0 alone, no compression: a compressed message is inflated before its size is checked, 300 KB to 300 MB.
-UNCOMPRESSED = ("grpc.compression_enabled_algorithms_bitset", 1)
 
 
 class Server:
     """A server for one bundle, or for a repository of them (see `gr2.serving.repository`).
 
-    `threads` requests are at work at once, by default one more than there are cores; `queue` more may wait, and any
-    beyond that are refused with RESOURCE_EXHAUSTED at once. Health checks and reflection have threads of their own.
-    Port 0 takes a free port. `device` and `batches` are the engine's; on a GPU the default of `threads` is two batches:
-    one at work and the next, whose callers wait. `default` and `poll` are the repository's.
+    Requests beyond those that are at work or may wait are refused with RESOURCE_EXHAUSTED at once. Health checks and
+    reflection have threads of their own. On a GPU the default of `threads` is two batches: one at work and the next,
+    whose callers wait.
     """
 
     def __init__(
-        self,
-        bundle: str | os.PathLike[str] | Bundle,
-        *,
-        host: str = "127.0.0.1",
-        port: int = 50051,
-        threads: int | None = None,
-        queue: int = QUEUE,
-        device: str = "cpu",
-        batches: BatchLimits | None = None,
-        default: str = "",
-        poll: float = 0.0,
+        self, bundle: str | os.PathLike[str] | Bundle, config: ServeConfig | None = None, **changes: Any
     ) -> None:
-        """Load the bundles and take the port.
+        """Load the bundles and take the port; `changes` are fields of the configuration.
 
-        Raises BundleError, ConfigError if a number is out of range or "cuda" cannot be had, or Gr2Error if the port
+        Raises BundleError, ConfigError if a value is out of range or "cuda" cannot be had, or Gr2Error if the port
         cannot be taken.
         """
-        batches = batches or BatchLimits()
-        if (threads is not None and not 1 <= threads <= MOST_THREADS) or not 0 <= queue <= MOST_THREADS:
-            limits = f"threads must be in 1..{MOST_THREADS} and queue in 0..{MOST_THREADS}"
-            raise ConfigError(f"{limits}, got {threads} and {queue}")
+        self.config = config = dataclasses.replace(config or ServeConfig(), **changes)
         self.repository = Repository(
             bundle.path if isinstance(bundle, Bundle) else bundle,
-            lambda loaded: Engine(loaded, device=device, batches=batches),
-            default=default,
-            poll=poll,
+            lambda loaded: Engine(loaded, device=config.device, batches=config.batches),
+            default=config.default,
+            poll=config.poll,
         )
+        threads = config.threads
         if threads is None:
             cores = len(os.sched_getaffinity(0))
-            threads = cores + 1 if self.engine.device == "cpu" else min(2 * batches.size, MOST_THREADS)
+            threads = cores + 1 if self.engine.device == "cpu" else min(2 * config.batch, MOST_THREADS)
         self._patience = Patience()
-        self._admission = Admission(threads, queue)
+        self._admission = Admission(threads, config.queue)
         self._servicer = Servicer(self.repository, self._admission, self._patience)
         self._health = HealthService(SERVED, self._patience)
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -91,22 +69,11 @@ class Server:
         self._server = grpc.server(
             self._admission.pool,
             handlers=(self._servicer, self._health.handler(), self._reflection.handler()),
-            options=[
-                ("grpc.max_receive_message_length", self._largest_request()),
-                ("grpc.max_send_message_length", -1),
-                ("grpc.so_reuseport", 0),
-                UNCOMPRESSED,
-                *CONNECTION_LIMITS,
-            ],
+            interceptors=self._interceptors(),
+            options=options(config, self._largest_request()),
         )
-        host = f"[{host}]" if ":" in host and not host.startswith("[") else host
-        try:
-            self.port = self._server.add_insecure_port(f"{host}:{port}")
-        except RuntimeError as error:
-            self._close()
-            reason = "does another program use the port, or is the host not an address of this machine?"
-            raise Gr2Error(f"cannot listen on {host}:{port}; {reason}") from error
-        self.address = f"{host}:{self.port}"
+        self.address = listen(self._server, config)
+        self.port = int(self.address.rpartition(":")[2])
 
     @property
     def engine(self) -> Engine:
@@ -157,6 +124,13 @@ class Server:
             taken = self._admission.taken
             time.sleep(min(PAUSE, limit))
 
+    def _interceptors(self) -> list[grpc.ServerInterceptor]:
+        if not self.config.tokens:
+            return []
+        details = "a token of this server is needed: authorization: Bearer TOKEN"
+        refusal = self._servicer.refusal(grpc.StatusCode.UNAUTHENTICATED, details)
+        return [TokenInterceptor(TokenFile(self.config.tokens), refusal)]
+
     def _show_health(self) -> None:
         bundles = {f"{SERVICE}/{each.name}": each.bundle is not None for each in self.repository.status()}
         self._health.show({**dict.fromkeys(SERVED, True), **bundles})
@@ -171,19 +145,7 @@ class Server:
         return self._admission.pending == 0 and self._servicer.active == 0
 
 
-def serve(
-    bundle: str | os.PathLike[str],
-    *,
-    host: str = "127.0.0.1",
-    port: int = 50051,
-    threads: int | None = None,
-    queue: int = QUEUE,
-    grace: float = 10.0,
-    device: str = "cpu",
-    batches: BatchLimits | None = None,
-    default: str = "",
-    poll: float = 0.0,
-) -> None:
+def serve(bundle: str | os.PathLike[str], config: ServeConfig | None = None, **changes: Any) -> None:
     """Serve one bundle or several until SIGTERM or SIGINT, then stop as `Server.stop` says. In the main thread only.
 
     Once it answers, one line of JSON on standard output tells the address:
@@ -191,17 +153,7 @@ def serve(
     process at once.
     Raises what `Server` raises.
     """
-    server = Server(
-        bundle,
-        host=host,
-        port=port,
-        threads=threads,
-        queue=queue,
-        device=device,
-        batches=batches,
-        default=default,
-        poll=poll,
-    )
+    server = Server(bundle, config, **changes)
     stop = threading.Event()
 
     def on_signal(number: int, _: FrameType | None) -> None:
@@ -219,7 +171,7 @@ def serve(
         # The system may hand a signal to another thread; its handler runs once this one, the main thread, wakes.
         while not stop.wait(WAKE):
             pass
-        server.stop(grace)
+        server.stop(server.config.grace)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

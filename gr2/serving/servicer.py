@@ -57,9 +57,9 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
         # As streams of one message, which look the same on the wire: grpc waits for a unary call's message before it
         # calls the behavior, so that nothing of ours could end a call that never sends one.
         self._answer = grpc.stream_unary_rpc_method_handler(self.rerank)
-        self._refuse = self._refusal(grpc.StatusCode.UNAVAILABLE, "the server is stopping")
+        self._refuse = self.refusal(grpc.StatusCode.UNAVAILABLE, "the server is stopping")
         full = OverloadError(f"{admission.bound} requests are at work or wait already")
-        self._overloaded = self._refusal(_status(full), str(full))
+        self._overloaded = self.refusal(_status(full), str(full))
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         """The handler of a call that has just arrived; None for another service's."""
@@ -104,6 +104,9 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
         except DecodeError as error:
             raise RequestError("request", "the bytes are not a gr2.v1.RerankRequest") from error
         with self.repository.lease(request.bundle) as engine:
+            most = engine.bundle.manifest.limits.max_request_bytes
+            if len(data) > most:
+                raise RequestError("request", f"at most {most} bytes for this bundle, got {len(data)}")
             slate = engine.rules.check(
                 _ids(request.history),
                 _ids(request.candidates),
@@ -120,7 +123,9 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
         _set_timings(response.timings, Timings.between(answer.stamps, perf_counter_ns()))
         return response.SerializeToString()
 
-    def _refusal(self, code: grpc.StatusCode, details: str) -> grpc.RpcMethodHandler:
+    def refusal(self, code: grpc.StatusCode, details: str) -> grpc.RpcMethodHandler:
+        """The handler that ends a call with a status, whatever it sends."""
+
         def refuse(_: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
             context.abort(code, details)
             raise AssertionError("abort raises")

@@ -239,7 +239,7 @@ def test_port_in_use_is_a_clear_error(server: Server, make_bundle: MakeBundle) -
     with pytest.raises(
         Gr2Error, match=r"cannot listen on 198\.51\.100\.7:0; .* the host not an address of this machine"
     ):
-        Server(make_bundle(), host="198.51.100.7", port=0)
+        Server(make_bundle(), host="198.51.100.7", port=0, insecure=True)
     with pytest.raises(Gr2Error, match=rf"cannot listen on 127\.0\.0\.1:{server.port}"):
         Server(make_bundle(), port=server.port)
 
