@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gr2.kernels.candidates import CandidateTables
 from gr2.kernels.rank_step import STATE, rank_shape, rank_step_kernel
-from gr2.kernels.tensors import NO_FAULT, Launch, as_logits, launch, raise_fault, stride
+from gr2.kernels.tensors import NO_FAULT, Launch, as_logits, check_grid, launch, raise_fault, stride
 from gr2.kernels.trie_score import score_shape, trie_score_kernel
 
 __all__ = ["DeviceCandidates", "DeviceGeneration"]
@@ -32,7 +32,8 @@ class DeviceCandidates:
     """
 
     def __init__(self, tables: CandidateTables, device: str | torch.device, *, launch: Launch = launch) -> None:
-        """The tables of the first requests; later ones are of their shape."""
+        """The tables of the first requests, at most 65,535; later ones are of their shape. Raises ValueError."""
+        check_grid("requests", len(tables.counts))
         self.device, self._launch = torch.device(device), launch
         self.level_size, self.levels = tables.level_size, tables.path_codes.shape[1]
         self.requests, self.candidates, self.nodes = len(tables.counts), tables.candidates, tables.nodes

@@ -19,7 +19,7 @@ __all__ = ["DeviceDecoder"]
 
 
 class DeviceDecoder:
-    """What runs on `device`, on torch's current stream. `launch` starts kernels, or only compiles them."""
+    """What runs on `device`, on torch's current stream there. `launch` starts kernels, or only compiles them."""
 
     def __init__(self, device: str | torch.device, *, launch: Launch = launch) -> None:
         self._device, self._launch = torch.device(device), launch

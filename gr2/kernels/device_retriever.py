@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ import torch
 from gr2.kernels.constrained_step import constrained_step_kernel, step_shape
 from gr2.kernels.device_catalog import DeviceCatalog, DeviceFilter
 from gr2.kernels.leaf_items import leaf_items_kernel, leaf_shape
-from gr2.kernels.tensors import NO_FAULT, Launch, as_logits, launch, raise_fault, stride
+from gr2.kernels.tensors import NO_FAULT, Launch, as_logits, capturing, check_grid, launch, raise_fault, stride
 
 __all__ = ["DeviceRetriever"]
 
@@ -21,7 +22,9 @@ class DeviceRetriever:
     """What gr2.decoding.Retriever is, on a GPU: one launch a level, and another for the items.
 
     All memory is allocated by `start`, and nothing waits for the device but `check`, so that whole searches can be
-    captured in a CUDA graph: what `step` and `finish` return is overwritten by the next search. Not thread-safe.
+    captured in a CUDA graph: what `step` and `finish` return is overwritten by the next search. A graph reads the
+    memory that was there when it was captured: from then on catalogue, batch and filters are those of then, and only
+    which of the filters a search has may change, by `start` before a replay. Not thread-safe.
     """
 
     def __init__(self, beams: int, *, normalization: Literal["raw", "local"] = "raw", launch: Launch = launch) -> None:
@@ -32,6 +35,7 @@ class DeviceRetriever:
         self.batch, self.level = 0, 0
         self._catalog: DeviceCatalog | None = None
         self._filters: list[DeviceFilter] = []
+        self._captured = False
 
     def start(
         self,
@@ -43,21 +47,32 @@ class DeviceRetriever:
         """Begin `batch` searches; `filters` is one for all, or one for each.
 
         Memory is kept where catalogue, batch and filters are those of before. Raises ValueError on a filter of another
-        catalogue.
+        catalogue and on a batch of more than 65,535, and RuntimeError if they are not what a CUDA graph was captured
+        with.
         """
-        self.level = 0
         each = [filters] if filters is None or isinstance(filters, DeviceFilter) else list(filters)
         if len(each) not in {1, batch}:
             raise ValueError(f"filters must be one or {batch}, one for each of the batch, got {len(each)}")
         if any(one is not None and one.catalog is not catalog for one in each):
             raise ValueError("a filter is of another catalogue")
-        if catalog is not self._catalog or batch != self.batch:
+        other = catalog is not self._catalog or batch != self.batch
+        distinct = list({id(one): one for one in each if one is not None}.values())
+        if self._captured:
+            if other or {*map(id, distinct)} - {*map(id, self._filters)}:
+                raise RuntimeError(
+                    "a CUDA graph was captured of this retriever with another catalogue, batch or filters, which its "
+                    "replays would still read: capture another graph of another retriever"
+                )
+            distinct = self._filters
+        self.level = 0
+        if other:
             self._allocate(catalog, batch)
-        self._use(each)
+        self._use(each, distinct)
 
     def _allocate(self, catalog: DeviceCatalog, batch: int) -> None:
         if batch < 1:
             raise ValueError(f"batch must be at least 1, got {batch}")
+        check_grid("batch", batch)
         # Without memory for it there is no search, rather than one over the memory of the last.
         self._catalog, self._filters = None, []
         device, slots = catalog.device, (batch, self.beams)
@@ -94,15 +109,17 @@ class DeviceRetriever:
         self._faults = [self._fault[level : level + 1] for level in range(catalog.levels)]
         self._catalog, self.batch = catalog, batch
 
-    def _use(self, filters: list[DeviceFilter | None]) -> None:
+    def _holds(self, distinct: list[DeviceFilter]) -> bool:
+        """Whether these are the filters that are laid out, in their order."""
+        return len(distinct) == len(self._filters) and all(map(operator.is_, distinct, self._filters))
+
+    def _use(self, filters: list[DeviceFilter | None], distinct: list[DeviceFilter]) -> None:
         """Lay the distinct filters of the batch one after the other."""
-        distinct = list({id(one): one for one in filters if one is not None}.values())
         numbers = {id(one): number for number, one in enumerate(distinct)}
         which = [numbers[id(one)] if one is not None else -1 for one in filters]
         if distinct or self._filters:
             self._which.copy_(torch.tensor(which * (self.batch // len(which)), dtype=torch.int32))
-        same = len(distinct) == len(self._filters) and all(map(_is, distinct, self._filters))
-        if distinct and not same:
+        if distinct and not self._holds(distinct):
             self._filters = []
             stacks = zip(*(one.edges for one in distinct), strict=True)
             self._edges = [torch.stack(stack) if len(stack) > 1 else stack[0][None] for stack in stacks]
@@ -126,6 +143,7 @@ class DeviceRetriever:
             raise RuntimeError("the search is over: all levels are done")
         shape = self._shapes[level]
         rows = as_logits(logits, (self.batch, shape["WIDTH"], catalog.level_size), catalog.device)
+        self._captured = self._captured or capturing(catalog.device)
         permitted = self._edges[level] if self._filters else self._which
         self._launch(
             constrained_step_kernel,
@@ -161,6 +179,7 @@ class DeviceRetriever:
         catalog = self._require_catalog()
         if self.level < catalog.levels:
             raise RuntimeError(f"the search is at level {self.level} of {catalog.levels}")
+        self._captured = self._captured or capturing(catalog.device)
         filtered = bool(self._filters)
         permitted = self._permitted if filtered else self._which
         self._launch(
@@ -206,7 +225,3 @@ class DeviceRetriever:
 def _groups(shape: dict[str, int]) -> int:
     """The programs of a search."""
     return -(-shape["WIDTH"] // shape["ROWS"])
-
-
-def _is(one: object, other: object) -> bool:
-    return one is other

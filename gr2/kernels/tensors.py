@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
 
-__all__ = ["FLOATS", "NO_FAULT", "Launch", "as_logits", "launch", "raise_fault", "stride"]
+__all__ = ["FLOATS", "NO_FAULT", "Launch", "as_logits", "capturing", "check_grid", "launch", "raise_fault", "stride"]
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+LARGEST_GRID = 65_535
 NO_FAULT = torch.iinfo(torch.int64).max
 
 
@@ -21,8 +23,23 @@ class Launch(Protocol):
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **sizes: Any) -> None:
-    """Start a kernel on the current stream."""
-    kernel[grid](*arguments, **sizes)
+    """Start a kernel where its first argument is, on the current stream of that device."""
+    device = arguments[0].device
+    # Triton launches on the current device, whatever the tensors' is.
+    elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
+    with torch.cuda.device(device) if elsewhere else nullcontext():
+        kernel[grid](*arguments, **sizes)
+
+
+def capturing(device: torch.device) -> bool:
+    """Whether what is launched there now becomes part of a CUDA graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def check_grid(name: str, size: int) -> None:
+    """Raises ValueError if a batch is larger than CUDA's grids are in their second axis."""
+    if size > LARGEST_GRID:
+        raise ValueError(f"{name} must be at most {LARGEST_GRID} on a GPU, got {size}")
 
 
 def as_logits(values: Any, shape: tuple[int, ...], device: torch.device, name: str = "logits") -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Runs interpreted.py in a process of its own: Triton reads TRITON_INTERPRET when it is imported."""
+"""Runs interpreted*.py in processes of their own: Triton reads TRITON_INTERPRET when it is imported."""
 
 import os
 import subprocess
@@ -10,10 +10,11 @@ import pytest
 pytest.importorskip("triton")
 
 
-def test_the_kernels_in_the_interpreter_are_equal_to_the_reference():
+@pytest.mark.parametrize("name", ["interpreted.py", "interpreted_arguments.py"])
+def test_the_kernels_in_the_interpreter_are_equal_to_the_reference(name):
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [*command, str(Path(__file__).with_name("interpreted.py"))],
+        [*command, str(Path(__file__).with_name(name))],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         cwd=Path(__file__).parents[2],
         capture_output=True,
