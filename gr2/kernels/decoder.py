@@ -7,10 +7,11 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gr2.decoding import CatalogTrie, ItemFilter, Retriever
+from gr2.decoding import CatalogTrie, ItemFilter
 from gr2.errors import ConfigError, MissingExtraError
 from gr2.kernels.candidates import CandidateTables
 from gr2.kernels.host import HostCandidates
+from gr2.kernels.host_retriever import HostRetriever
 
 __all__ = ["Decoder", "HostDecoder", "make_decoder"]
 
@@ -43,7 +44,7 @@ class Decoder(Protocol):
         ...
 
     def retriever(self, beams: int, *, normalization: Literal["raw", "local"] = "raw") -> Any:
-        """A Retriever for catalogues of this decoder."""
+        """A search of catalogues of this decoder: HostRetriever or DeviceRetriever."""
         ...
 
     def catalog(self, trie: CatalogTrie) -> Any:
@@ -77,9 +78,9 @@ class HostDecoder:
         """As Decoder.score. Raises ValueError that names the request, row and column of a value that is not finite."""
         return self.candidates(tables).score(logits, prior, normalization=normalization)
 
-    def retriever(self, beams: int, *, normalization: Literal["raw", "local"] = "raw") -> Retriever:
+    def retriever(self, beams: int, *, normalization: Literal["raw", "local"] = "raw") -> HostRetriever:
         """As Decoder.retriever."""
-        return Retriever(beams, normalization=normalization)
+        return HostRetriever(beams, normalization=normalization)
 
     def catalog(self, trie: CatalogTrie) -> CatalogTrie:
         """The trie itself."""

@@ -6,7 +6,7 @@ import pytest
 
 from gr2.decoding import CandidateDecoder, CandidateTrie, CatalogTrie, ItemFilter, Retriever
 from gr2.errors import ConfigError, MissingExtraError
-from gr2.kernels import CandidateTables, make_decoder
+from gr2.kernels import CandidateTables, HostDecoder, make_decoder
 
 
 class TestHost:
@@ -66,11 +66,35 @@ class TestHost:
         trie = CatalogTrie(np.arange(4, dtype=np.uint16)[:, None], 4)
         retriever = decoder.retriever(2, normalization="local")
         permitted = decoder.item_filter(decoder.catalog(trie), deny=np.array([3]))
-        assert isinstance(retriever, Retriever)
         assert isinstance(permitted, ItemFilter)
         retriever.start(trie, filters=permitted)
-        retriever.step(np.arange(4, dtype=np.float32)[None, None])
-        assert retriever.finish()[0].tolist() == [[2, 1]]
+        theirs = Retriever(2, normalization="local")
+        theirs.start(trie, filters=permitted)
+        logits = np.arange(4, dtype=np.float32)[None, None]
+        for ours, expected in zip(retriever.step(logits), theirs.step(logits), strict=True):
+            assert ours.tolist() == expected.tolist()
+        assert retriever.finish()[0].tolist() == theirs.finish()[0].tolist() == [[2, 1]]
+        assert (retriever.beams, retriever.batch, retriever.level) == (2, 1, 1)
+        assert retriever.nodes().tolist() == theirs.nodes().tolist()
+        assert retriever.paths().tolist() == theirs.paths().tolist()
+        retriever.check()
+
+    def test_both_decoders_make_objects_of_one_interface(self):
+        pytest.importorskip("triton")
+        from gr2.kernels.device_candidates import DeviceCandidates, DeviceGeneration
+        from gr2.kernels.device_decoder import DeviceDecoder
+        from gr2.kernels.device_retriever import DeviceRetriever
+        from gr2.kernels.host import HostCandidates, HostGeneration
+        from gr2.kernels.host_retriever import HostRetriever
+
+        def methods(kind):
+            return {name for name, value in vars(kind).items() if callable(value) and not name.startswith("_")}
+
+        pairs = [(HostDecoder, DeviceDecoder), (HostRetriever, DeviceRetriever), (HostGeneration, DeviceGeneration)]
+        for host, device in pairs:
+            assert methods(host) == methods(device)
+        # The device can say what was not finite without a wait; the host has raised it.
+        assert methods(DeviceCandidates) - methods(HostCandidates) == {"faulty"}
 
 
 class TestMakeDecoder:
