@@ -63,7 +63,11 @@ class HostRanking:
 
 
 class DeviceRanking:
-    """By the Triton kernel, all requests in one launch; only orders and scores leave the GPU."""
+    """By the Triton kernel, all requests in one launch; only orders and scores leave the GPU.
+
+    It waits for the device once, for their copy. The tables are built after the forward pass rather than beside it, as
+    onnxruntime has then waited for that.
+    """
 
     def __init__(self, model: ModelSpec, device: torch.device) -> None:
         from gr2.kernels.device_decoder import DeviceDecoder

@@ -1,7 +1,8 @@
 """The model for batches of requests: one copy up, the forward pass and the ranking on the device, the answers back.
 
 Inputs lie in one block of memory; onnxruntime reads them and writes its outputs where torch put them (IO binding), on
-the stream that torch copies and ranks on. onnxruntime may wait for that stream at the end of a run.
+the stream that torch copies and ranks on. The host waits twice for a batch: onnxruntime for that stream at the end of
+its run, as is its default, and the copy of the answers to memory.
 
 No CUDA graph is captured: onnxruntime's need fixed shapes and addresses, and a batch has six sizes (requests, history,
 candidates, and nodes at each depth) whose combinations are many, each with memory of its own and a slow first run.
