@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 
 from gr2.artifact import Artifact, open_stage, write_atomic, write_json
-from gr2.config import to_json
+from gr2.config import LATER, to_json
 from gr2.data.candidates import PADDING, CandidateLists
 from gr2.data.dataset import Dataset
 from gr2.errors import DataError
+from gr2.features import SCORE_FEATURES
 from gr2.metrics import metric_values, paired_bootstrap, rank_of_target, ranking_metrics
 from gr2.models.evidence import CoPurchase, CrossFit, count_copurchases, cross_fitted_evidence, list_evidence
 from gr2.models.scoring import Parts, score_parts
@@ -35,6 +36,7 @@ from gr2.models.student import Student, StudentConfig
 from gr2.training.generative import GenerativeTrainer, Recipe
 from gr2.training.optimisation import refuse_divergence, threads
 from gr2.training.prior import combine_parts, fit_prior
+from gr2.training.propensity import Method, click_weights, place_propensities
 
 __all__ = ["INPUTS", "DistillConfig", "load_copurchases", "load_student", "run", "student_features", "student_parts"]
 
@@ -67,6 +69,9 @@ class DistillConfig:
         clip: largest norm of a gradient.
         checkpoint_seconds: time between two checkpoints within an epoch.
         threads: of torch; 0 leaves torch's own choice.
+        propensity: how likely a place is to be looked at, by which clicks of impressions are weighed (`propensity`).
+        propensities: those of the places, from 1, for `propensity = "given"`.
+        least_propensity: no click weighs more than one at a place that is looked at so often.
     """
 
     dim: int = 64
@@ -87,6 +92,9 @@ class DistillConfig:
     clip: float = 5.0
     checkpoint_seconds: float = 60.0
     threads: int = 0
+    propensity: Method = field(default="off", metadata=LATER)
+    propensities: tuple[float, ...] = field(default=(), metadata=LATER)
+    least_propensity: float = field(default=0.02, metadata=LATER)
 
     def __post_init__(self) -> None:
         for name in ("neighbours", "slate", "batch", "negatives"):
@@ -104,6 +112,12 @@ class DistillConfig:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup must be in [0, 1), got {self.warmup}")
+        if not 0 < self.least_propensity <= 1:
+            raise ValueError(f"least_propensity must be in (0, 1], got {self.least_propensity}")
+        if (self.propensity == "given") != bool(self.propensities):
+            raise ValueError('propensities go with propensity = "given", and it needs them')
+        if not all(0 < each <= 1 for each in self.propensities):
+            raise ValueError(f"propensities must be in (0, 1], got {self.propensities}")
         self.student(items=1, levels=4, level_size=2, features=3)
 
     def student(self, *, items: int, levels: int, level_size: int, features: int) -> StudentConfig:
@@ -158,6 +172,8 @@ def distill(
     fit = CrossFit(neighbours=config.neighbours, longest=longest, folds=config.folds, seed=entropy)
     counted = cross_fitted_evidence(dataset, codes, train, fit)
     features = np.concatenate([list_features(train), counted], -1)
+    known = features[:, :, len(SCORE_FEATURES) :]
+    propensities = place_propensities(config.propensity, train, known, config.propensities)
     table = count_copurchases(dataset, np.arange(dataset.users), neighbours=config.neighbours)
     torch.manual_seed(entropy)
     student = Student(
@@ -168,7 +184,7 @@ def distill(
     prior = fit_prior(
         features,
         train.candidates != PADDING,
-        train.gains(),
+        click_weights(train, propensities, config.least_propensity),
         hidden=student.config.prior_hidden,
         epochs=config.prior_epochs,
         seed=entropy,
@@ -184,12 +200,14 @@ def distill(
         "validation_lists": len(val),
         "losses": trainer.losses,
     }
+    if propensities is not None:
+        metrics["propensities"] = propensities.tolist()
     if len(val):
         parts = student_parts(
             student, dataset, codes, val, student_features(dataset, codes, val, table, longest=longest)
         )
         valid, label = val.candidates != PADDING, val.label()
-        weights = combine_parts(parts, valid, val.gains())
+        weights = combine_parts(parts, valid, click_weights(val, propensities, config.least_propensity))
         student.weights.copy_(torch.tensor(weights))
         metrics |= {"weights": {"prior": weights[0], "head": weights[1]}}
         metrics |= _validation(parts, weights, valid, label, entropy)

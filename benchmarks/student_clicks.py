@@ -1,0 +1,177 @@
+"""Clicks weighed by propensities against plain clicks, judged by the truth: `python -m benchmarks.student_clicks`.
+
+The synthetic shop shows slates, and only the simulator knows what was wanted. For each seed and bias, students are
+trained on the same log without weights and with each way to get them, and every bundle re-ranks the same test slates,
+those without a click included. Their gain is the probability that a candidate was wanted. Needs the folder runs/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from benchmarks.results import ROOT, Figure, Record, store
+from gr2.data.dataset import Dataset
+from gr2.data.impressions import read_impressions
+from gr2.data.synthetic import write_synthetic
+from gr2.data.synthetic_clicks import Clicks
+from gr2.evaluate import engine_orders
+from gr2.metrics import Difference, paired_bootstrap
+from gr2.pipeline import execute, load_plan
+from gr2.serving.engine import Engine
+
+__all__ = ["main"]
+
+FOLDER, CONFIG = Path("runs/student-clicks"), ROOT / "configs" / "clicks.toml"
+USERS, ITEMS, SLATE = 4000, 400, 10
+BIASES = (1.0, 0.0)
+METHODS = ("off", "swaps", "em", "given")
+METRICS = ("N@1", "N@5", "N@10")
+# A seed's students differ by training alone about so much; more is a loss.
+HARM = 0.005
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The students of one log: each method's true N@k, (R,) a metric, the slates' users, and the propensities."""
+
+    values: dict[str, dict[str, np.ndarray]]
+    users: np.ndarray
+    propensities: dict[str, list[float]]
+
+
+def say(line: str) -> None:
+    """Progress to stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def judge(bias: float, seed: int) -> Judged:
+    """Make one log, train a student a method, and measure all on its test slates."""
+    folder = ROOT / FOLDER / f"bias{bias:g}-seed{seed}"
+    data = folder / "data"
+    write_synthetic(data, users=USERS, items=ITEMS, seed=seed, clicks=Clicks(slate=SLATE, bias=bias))
+    values: dict[str, dict[str, np.ndarray]] = {}
+    propensities: dict[str, list[float]] = {}
+    users = np.empty(0)
+    for method in METHODS:
+        settings = {"run.out": folder, "run.seed": seed, "distill.propensity": method}
+        settings |= {
+            key: data / f"{name}.parquet"
+            for key, name in (
+                ("prepare.items", "items"),
+                ("prepare.interactions", "interactions"),
+                ("prerank.impressions", "impressions"),
+            )
+        }
+        if method == "given":
+            settings["distill.propensities"] = [place**-bias for place in range(1, SLATE + 1)]
+        made = execute(load_plan(CONFIG, overrides=[f"{key}={value}" for key, value in settings.items()]), say=say)
+        (distill,) = (outcome.artifact for outcome in made if outcome.stage == "distill")
+        propensities[method] = distill.metrics.get("propensities", [])
+        values[method], users = true_values(folder)
+    values["incoming"] = true_values(folder, incoming=True)[0]
+    return Judged(values, users, propensities)
+
+
+def true_values(folder: Path, *, incoming: bool = False) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """N@k of each test slate, and the slates' users, with relevance as gain, in the bundle's order or as it came in."""
+    dataset = Dataset.load(folder / "prepare")
+    source = read_impressions(folder / "data" / "impressions.parquet", dataset)
+    rows = source.rows(dataset, "test")
+    slates = source.lists.take(rows)
+    truth = pq.read_table(folder / "data" / "truth.parquet").to_pydict()
+    pairs = zip(truth["request_id"], truth["item_id"], strict=True)
+    known = dict(zip(pairs, truth["relevance"], strict=True))
+    ids = dataset.catalog.ids
+    gains = np.array(
+        [
+            [known[source.requests[row], ids[item]] for item in items]
+            for row, items in zip(rows.tolist(), slates.candidates.tolist(), strict=True)
+        ]
+    )
+    orders = np.tile(np.arange(SLATE), (len(slates), 1))
+    if not incoming:
+        orders = engine_orders(Engine(folder / "export"), dataset, slates, use_scores=True)
+    ranked, best = np.take_along_axis(gains, orders, axis=1), -np.sort(-gains, axis=1)
+    discount = 1.0 / np.log2(2.0 + np.arange(SLATE))
+    found = {f"N@{k}": (ranked[:, :k] @ discount[:k]) / (best[:, :k] @ discount[:k]) for k in (1, 5, 10)}
+    return found, slates.user
+
+
+def difference(judged: Sequence[Judged], method: str, baseline: str = "off") -> dict[str, Difference]:
+    """The mean difference over the slates of all seeds, with the interval over their users."""
+    before, after = (
+        {metric: np.concatenate([each.values[name][metric] for each in judged]) for metric in METRICS}
+        for name in (baseline, method)
+    )
+    users = np.concatenate([seed * USERS + each.users for seed, each in enumerate(judged)])
+    return paired_bootstrap(before, after, 0, users=users)
+
+
+def interval(change: Difference) -> str:
+    """As text."""
+    return f"{change.mean:+.4f} [{change.low:+.4f}, {change.high:+.4f}]"
+
+
+def measure(seeds: int) -> Record:
+    """The record of all seeds and biases."""
+    runs = {bias: [judge(bias, seed) for seed in range(seeds)] for bias in BIASES}
+    figures: list[Figure] = []
+    for method in METHODS[1:]:
+        change = difference(runs[1.0], method)["N@5"]
+        what = f"clicks with position bias 1: true N@5 with propensities by {method!r}, minus without"
+        figures.append(Figure(what, interval(change), "interval above 0", "ok" if change.low > 0 else "short"))
+    for method in METHODS[1:]:
+        change = difference(runs[0.0], method)["N@5"]
+        what = f"clicks without bias: true N@5 with propensities by {method!r}, minus without"
+        status = "ok" if change.low > -HARM else "short"
+        figures.append(Figure(what, interval(change), f"interval above -{HARM}", status))
+    tables = [quality_table(bias, judged) for bias, judged in runs.items()]
+    tables += [place_table(bias, judged[0]) for bias, judged in runs.items()]
+    slates = sum(len(each.users) for each in runs[1.0])
+    notes = [
+        f"{USERS:,} users, {ITEMS} items, seeds 0..{seeds - 1}; {slates:,} test slates a bias, intervals over users",
+        "gains are the probabilities that candidates were wanted, which only the simulator knows",
+        "a tenth of the slates were shown in random order, which 'swaps' learns from; 'given' is the simulator's bias",
+    ]
+    title = "Clicks weighed by propensities, judged by the truth"
+    return Record("student.clicks", title, "make student-clicks", figures, tables, notes)
+
+
+def quality_table(bias: float, judged: Sequence[Judged]) -> dict[str, Any]:
+    """The incoming order and every student under the truth."""
+    rows = []
+    for name in ("incoming", *METHODS):
+        means = [np.mean([each.values[name][metric].mean() for each in judged]) for metric in METRICS]
+        seeds = [each.values[name]["N@5"].mean() - each.values["off"]["N@5"].mean() for each in judged]
+        better = "" if name in ("incoming", "off") else f"{sum(value > 0 for value in seeds)} of {len(seeds)}"
+        cells = "" if name == "off" else interval(difference(judged, name)["N@5"])
+        rows.append([name, *(f"{mean:.4f}" for mean in means), cells, better])
+    columns = ["propensities", *METRICS, "N@5 minus without", "seeds better"]
+    return {"title": f"true NDCG, place k examined with probability k^-{bias:g}", "columns": columns, "rows": rows}
+
+
+def place_table(bias: float, judged: Judged) -> dict[str, Any]:
+    """The propensities of each place by each method, of the first seed."""
+    places = range(1, SLATE + 1)
+    rows = [["truth", *(f"{place**-bias:.3f}" for place in places)]]
+    rows += [[name, *(f"{value:.3f}" for value in judged.propensities[name])] for name in ("swaps", "em")]
+    return {"title": f"propensities by place, bias {bias:g}, seed 0", "columns": ["", *map(str, places)], "rows": rows}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and store."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=5)
+    print(store(measure(parser.parse_args(arguments).seeds)).relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""How likely a place is to be looked at, and clicks weighed by it.
+
+A click needs a look: P(click) = p_place * relevance. Where the places of a log follow a ranker's order, clicks say as
+much of the places as of the items, and a student of them learns to keep the order. A click weighed by 1 / p_place
+counts, on average, as it would had all places been looked at (Joachims, Swaminathan and Schnabel, WSDM 2017).
+
+The propensities p, p_1 = 1, are given, or estimated from the clicks:
+
+    swaps  from slates whose places differ from the order of their scores by chance. C[r, k] clicks of N[r, k]
+           candidates of rank r at place k are taken as Poisson with mean N[r, k] p_k q_r, and p is the likeliest
+           (Agarwal et al., WSDM 2019, harvest such interventions pair by pair)
+    em     without such slates, by regression-EM (Wang et al., WSDM 2018): relevance is a logistic function of what is
+           known of a candidate but for its rank. What that leaves out of relevance is taken for a bias
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gr2.data.candidates import PADDING, CandidateLists
+from gr2.errors import DataError
+
+__all__ = ["Method", "click_weights", "estimate_em", "estimate_swaps", "place_propensities"]
+
+Method = Literal["off", "given", "swaps", "em"]
+LEAST_MOVED = 100  # candidates that stand at another place than their rank, at each place
+SWAP_ROUNDS, EM_ROUNDS, NEWTON_STEPS = 500, 100, 3
+RIDGE = 1.0
+TINY = 1e-6
+
+
+def place_propensities(
+    method: Method, lists: CandidateLists, features: NDArray[np.float32], given: Sequence[float] = ()
+) -> NDArray[np.float64] | None:
+    """(P,) float64: the propensity of each place, from 1, as `method` has it; None if that is off.
+
+    `lists` are impressions, `features` (R, K, F) what is known of their candidates but for their rank. Raises DataError
+    if the lists have no places, or too few candidates that were moved.
+    """
+    if method == "off":
+        return None
+    if lists.places is None or lists.grades is None:
+        raise DataError(f"[distill] propensity = {method!r} needs lists of impressions, which have places and clicks")
+    if method == "given":
+        return np.asarray(given, dtype=np.float64)
+    shown = lists.candidates != PADDING
+    clicked, places = (lists.grades > 0)[shown], lists.places[shown]
+    if method == "em":
+        return estimate_em(clicked, places, features[shown])
+    ranks = np.broadcast_to(1 + np.arange(lists.width), shown.shape)[shown]
+    return estimate_swaps(clicked, places, ranks)
+
+
+def click_weights(lists: CandidateLists, propensities: NDArray[np.float64] | None, least: float) -> NDArray[np.float64]:
+    """(R, K) float64: the gains of the lists, each over the propensity of its place, `least` at the least.
+
+    Their sum is then that of the gains. Places beyond the last have its propensity.
+    """
+    gains = lists.gains()
+    if propensities is None or lists.places is None:
+        return gains
+    seen = np.maximum(propensities, least)[np.clip(lists.places - 1, 0, len(propensities) - 1)]
+    weighed = gains / seen
+    total = float(weighed.sum())
+    return weighed * (float(gains.sum()) / total) if total else weighed
+
+
+def estimate_swaps(
+    clicked: NDArray[np.bool_], places: NDArray[np.integer], ranks: NDArray[np.integer]
+) -> NDArray[np.float64]:
+    """(P,) propensities from n candidates, clicked (n,), shown at places (n,), of ranks (n,) by score, both from 1.
+
+    Raises DataError unless at each place some candidates of other ranks were shown.
+    """
+    shape = (int(ranks.max()), int(places.max()))
+    cell = (ranks - 1) * shape[1] + places - 1
+    shown = np.bincount(cell, minlength=shape[0] * shape[1]).reshape(shape).astype(np.float64)
+    clicks = np.bincount(cell, weights=clicked, minlength=shape[0] * shape[1]).reshape(shape)
+    moved = np.bincount(places[ranks != places] - 1, minlength=shape[1])
+    if moved.min() < LEAST_MOVED:
+        raise DataError(
+            f"[distill] propensity = 'swaps' needs slates whose places differ from the order of their scores: at place "
+            f"{int(moved.argmin()) + 1} only {moved.min()} candidates of other ranks were shown, {LEAST_MOVED} are "
+            "needed; shuffle some slates, or take 'em' or 'given'"
+        )
+    wanted, seen = np.ones(shape[0]), np.ones(shape[1])
+    for _ in range(SWAP_ROUNDS):
+        wanted = clicks.sum(1) / np.maximum(shown @ seen, TINY)
+        seen = clicks.sum(0) / np.maximum(wanted @ shown, TINY)
+    return _scaled(seen)
+
+
+def estimate_em(
+    clicked: NDArray[np.bool_], places: NDArray[np.integer], features: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    """(P,) propensities from n candidates, clicked (n,), shown at places (n,), with features (n, F)."""
+    columns = features.astype(np.float64)
+    columns = (columns - columns.mean(0)) / np.maximum(columns.std(0), TINY)
+    columns = np.concatenate([np.ones((len(columns), 1)), columns], axis=1)
+    place, count = places - 1, np.maximum(np.bincount(places - 1), 1)
+    seen = np.maximum(np.bincount(place, weights=clicked) / count, TINY)
+    seen = np.minimum(seen / seen.max(), 1.0 - TINY)
+    weights = np.zeros(columns.shape[1])
+    for _ in range(EM_ROUNDS):
+        wanted = 1.0 / (1.0 + np.exp(-columns @ weights))
+        looked = seen[place]
+        unclicked = np.maximum(1.0 - looked * wanted, TINY)
+        weights = _logistic(columns, np.where(clicked, 1.0, (1.0 - looked) * wanted / unclicked), weights)
+        looked = np.where(clicked, 1.0, looked * (1.0 - wanted) / unclicked)
+        seen = np.clip(np.bincount(place, weights=looked) / count, TINY, 1.0 - TINY)
+    return _scaled(seen)
+
+
+def _logistic(
+    columns: NDArray[np.float64], target: NDArray[np.float64], weights: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """A few Newton steps of ridge logistic regression on soft targets (n,), from `weights`."""
+    for _ in range(NEWTON_STEPS):
+        share = 1.0 / (1.0 + np.exp(-columns @ weights))
+        gradient = columns.T @ (share - target) + RIDGE * weights
+        hessian = (columns * (share * (1.0 - share))[:, None]).T @ columns + RIDGE * np.eye(len(weights))
+        weights = weights - np.linalg.solve(hessian, gradient)
+    return weights
+
+
+def _scaled(seen: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Propensities relative to the first place's, none above 1 or at 0."""
+    return np.clip(seen / max(float(seen[0]), TINY), TINY, 1.0)
