@@ -40,7 +40,7 @@ bench: ## the benchmarks, each asserting its answer
 	$(PYTHON) -m pytest benchmarks --benchmark-enable --benchmark-only --benchmark-columns=median,iqr,ops,rounds --benchmark-group-by=group
 
 proto: ## regenerate gr2/v1 from proto/ (needs grpcio-tools 1.74)
-	$(PYTHON) -m grpc_tools.protoc -Iproto --python_out=. --pyi_out=. --grpc_python_out=. proto/gr2/v1/reranker.proto
+	$(PYTHON) -m grpc_tools.protoc -Iproto --python_out=. --pyi_out=. --grpc_python_out=. proto/gr2/v1/*.proto
 
 sasrec: ## the pre-ranker on Beauty with the literature's protocol (long); stores its figures
 	$(PYTHON) -m benchmarks.quality sasrec

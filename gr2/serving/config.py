@@ -21,8 +21,8 @@ class ServeConfig:
     takes a free port. `grace` is the seconds that accepted requests have when the server stops. `device`, `batch` and
     `batch_delay` are the engine's; `default` and `poll` the repository's. `cert` and `key` are PEM files for TLS; with
     `client_ca` callers need a certificate too. `tokens` is a file of `gr2.serving.tokens`. Without TLS the server
-    listens on loopback only, unless `insecure` asks for more. `gzip` accepts compressed requests, which may inflate a
-    thousandfold before their size is looked at.
+    listens on loopback only, unless `insecure` asks for more. `gzip` accepts compressed requests, which
+    older versions of grpcio inflate, a thousandfold, before they look at the size.
     """
 
     host: str = "127.0.0.1"

@@ -20,11 +20,14 @@ from gr2.bundle import Bundle
 from gr2.serving.calls import Admission, Patience
 from gr2.serving.config import MOST_THREADS, ServeConfig
 from gr2.serving.engine import Engine
+from gr2.serving.load import LoadReport
+from gr2.serving.management import MANAGEMENT, ManagementService
 from gr2.serving.repository import Repository
 from gr2.serving.servicer import SERVICE, Servicer
 from gr2.serving.standard import HealthService, ReflectionService
 from gr2.serving.tokens import TokenFile, TokenInterceptor
 from gr2.serving.transport import listen, options
+from gr2.v1 import management_pb2
 
 __all__ = ["Server", "serve"]
 
@@ -62,15 +65,19 @@ class Server:
             threads = cores + 1 if self.engine.device == "cpu" else min(2 * config.batch, MOST_THREADS)
         self._patience = Patience()
         self._admission = Admission(threads, config.queue)
-        self._servicer = Servicer(self.repository, self._admission, self._patience)
+        self._threads, self._stopping = threads, False
+        self._servicer = Servicer(self.repository, self._admission, self._patience, LoadReport(threads))
         self._health = HealthService(SERVED, self._patience)
-        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        self._management = ManagementService(self.repository, config, self._patience, self._describe)
+        names = (SERVICE, MANAGEMENT, health.SERVICE_NAME, reflection.SERVICE_NAME)
         self._reflection = ReflectionService(names, self._patience)
+        self._parts = (self._health, self._management, self._reflection)
+        self._largest = self._largest_request()
         self._server = grpc.server(
             self._admission.pool,
-            handlers=(self._servicer, self._health.handler(), self._reflection.handler()),
+            handlers=[self._servicer, *(part.handler() for part in self._parts)],
             interceptors=self._interceptors(),
-            options=options(config, self._largest_request()),
+            options=options(config, self._largest),
         )
         self.address = listen(self._server, config)
         self.port = int(self.address.rpartition(":")[2])
@@ -98,6 +105,7 @@ class Server:
         that have sent no message.
         """
         start = time.monotonic()
+        self._stopping = True
         self._health.stop()
         self._patience.hurry(LONGEST_WAIT)
         self._await_pause(min(LONGEST_WAIT, grace / 4))
@@ -111,7 +119,7 @@ class Server:
 
     def _close(self) -> None:
         """End every thread."""
-        for part in (self._admission, self._health, self._reflection):
+        for part in (self._admission, *self._parts):
             part.shutdown()
         self._patience.close()
         self.repository.close()
@@ -134,6 +142,9 @@ class Server:
     def _show_health(self) -> None:
         bundles = {f"{SERVICE}/{each.name}": each.bundle is not None for each in self.repository.status()}
         self._health.show({**dict.fromkeys(SERVED, True), **bundles})
+
+    def _describe(self, info: management_pb2.ServerInfo) -> None:
+        info.threads, info.max_message_bytes, info.stopping = self._threads, self._largest, self._stopping
 
     def _largest_request(self) -> int:
         """Bytes of the largest message that one of the bundles takes."""

@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 from gr2.errors import Gr2Error, OverloadError, RequestError, UnservedError
 from gr2.serving.calls import Admission, Patience, in_pool, only_message
 from gr2.serving.engine import Answer
+from gr2.serving.load import LoadReport
 from gr2.serving.ranking import Timings
 from gr2.serving.repository import Repository
 from gr2.serving.request import Ids, Slate
@@ -47,10 +48,11 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
     UNAVAILABLE; those that arrived before are answered.
     """
 
-    def __init__(self, repository: Repository, admission: Admission, patience: Patience) -> None:
+    def __init__(self, repository: Repository, admission: Admission, patience: Patience, load: LoadReport) -> None:
         self.repository = repository
         self.admission = admission
         self.patience = patience
+        self.load = load
         self.active = 0
         self.refusing = False
         self._lock = threading.Lock()
@@ -71,6 +73,7 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def rerank(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         """One call: the serialised response, or a status from the table."""
+        arrived = perf_counter_ns()
         with self._lock:
             self.active += 1
         if not context.add_callback(self._finished):
@@ -79,8 +82,11 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
         data = only_message(messages, context, self.patience, MESSAGE_WAIT)
         if not self.admission.acquire(context):
             context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the call ended while the request waited")
+        failed = True
         try:
-            return self.answer(data, context.is_active)
+            reply = self.answer(data, context.is_active)
+            failed = False
+            return reply
         except CancelledError:
             code, details = grpc.StatusCode.DEADLINE_EXCEEDED, "the call ended while the request waited"
         except Exception as error:
@@ -90,6 +96,7 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
                 details = "internal error; the server's log has the details"
         finally:
             self.admission.release()
+            context.set_trailing_metadata(self.load.add(perf_counter_ns() - arrived, failed=failed))
         context.abort(code, details)
         raise AssertionError("abort raises")
 

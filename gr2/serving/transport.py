@@ -32,8 +32,8 @@ PLAIN, GZIP = 1 << 0, 1 << 0 | 1 << 2
 def options(config: ServeConfig, largest_request: int) -> list[tuple[str, int]]:
     """The options of a grpc server that takes messages of at most `largest_request` bytes.
 
-    Compression is off unless it is asked for: a compressed message is inflated before its size is checked, 300 KB to
-    300 MB.
+    Compression is off unless it is asked for: older versions of grpcio inflate a message, 300 KB to 300 MB, before they
+    check its size.
     """
     return [
         ("grpc.max_receive_message_length", largest_request),

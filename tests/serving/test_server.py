@@ -172,6 +172,20 @@ def test_compressed_request_is_refused(server: Server) -> None:
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
+def test_compressed_request_is_answered_where_it_is_accepted(make_bundle: MakeBundle) -> None:
+    server = Server(make_bundle(), port=0, gzip=True)
+    server.start()
+    with grpc.insecure_channel(server.address, compression=grpc.Compression.Gzip) as channel:
+        stub = reranker_pb2_grpc.RerankerStub(channel)
+        request = reranker_pb2.RerankRequest(candidates=reranker_pb2.ItemIds(ints=KNOWN))
+        assert len(stub.Rerank(request, timeout=10).ranking) == len(KNOWN)
+        request = reranker_pb2.RerankRequest(candidates=reranker_pb2.ItemIds(ints=[7] * 2_000_000))
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Rerank(request, timeout=10)
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    server.stop(5)
+
+
 def test_serving_without_standard_output(make_bundle: MakeBundle) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

@@ -12,6 +12,7 @@ import pytest
 
 from gr2.errors import OverloadError, RequestError, UnservedError
 from gr2.serving.calls import Admission, Patience
+from gr2.serving.load import LoadReport
 from gr2.serving.repository import Repository
 from gr2.serving.servicer import SERVICE, STATUS, Servicer
 from gr2.v1 import reranker_pb2 as pb
@@ -21,7 +22,7 @@ KNOWN = [1000 + 7 * item for item in range(300)]
 
 
 def answering(bundle: Path) -> Servicer:
-    return Servicer(Repository(bundle), Admission(1, 0), Patience())
+    return Servicer(Repository(bundle), Admission(1, 0), Patience(), LoadReport(1))
 
 
 @pytest.fixture(scope="module")
