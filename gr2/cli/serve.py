@@ -55,6 +55,16 @@ def serve(
         bool, typer.Option("--insecure", help="Listen without TLS on more than loopback.")
     ] = DEFAULTS.insecure,
     gzip: Annotated[bool, typer.Option("--gzip", help="Accept compressed requests.")] = DEFAULTS.gzip,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="For /metrics and /healthz over HTTP; 0 takes a free one."),
+    ] = DEFAULTS.metrics_port,
+    metrics_host: Annotated[str, typer.Option(help="The address for it.")] = DEFAULTS.metrics_host,
+    log_format: Annotated[str, typer.Option(help="Of the log on standard error: text or json.")] = DEFAULTS.log_format,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning, error or critical.")] = DEFAULTS.log_level,
+    traces: Annotated[
+        bool, typer.Option("--traces", help="Export OpenTelemetry spans as the OTEL_* variables say (extra trace).")
+    ] = DEFAULTS.traces,
 ) -> None:
     """Serve a bundle over gRPC until SIGTERM or Ctrl-C. Needs the base install only, no torch.
 
@@ -83,5 +93,10 @@ def serve(
         tokens=tokens,
         insecure=insecure,
         gzip=gzip,
+        metrics_port=metrics_port,
+        metrics_host=metrics_host,
+        log_format=log_format,
+        log_level=log_level,
+        traces=traces,
     )
     run_server(bundle, config)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gr2.load.job import EXPIRED, OK, Calls
 from gr2.load.step import Step
-from gr2.serving.ranking import Timings
+from gr2.serving.phases import PHASES
 from gr2.v1 import reranker_pb2
 
 __all__ = ["PERCENTILES", "Summary", "obstacle", "summarize"]
@@ -23,7 +23,6 @@ CURVE = np.concatenate([np.linspace(0, 99, 100), [99.5, 99.9, 99.95, 99.99, 100]
 BUSY = 0.9
 # Seconds that the sender may be late by, at the 99th percentile, or this share of the latency there.
 LATE, LATE_SHARE = 2e-3, 0.25
-PHASES = [name for name in Timings.__slots__ if name != "total_ns"]
 
 
 @dataclass(frozen=True)
@@ -112,8 +111,7 @@ def _phases(replies: list[bytes]) -> tuple[dict[str, float], float]:
     totals = np.array([timing.total_ns for timing in timings], dtype=np.float64)
     if not totals.sum():
         return {}, math.nan
-    named = {name: sum(getattr(timing, name) for timing in timings) / totals.sum() for name in PHASES}
-    shares = {name.removesuffix("_ns"): float(share) for name, share in named.items()}
+    shares = {name: float(sum(getattr(each, f"{name}_ns") for each in timings) / totals.sum()) for name in PHASES}
     return {**shares, "other": max(0.0, 1 - sum(shares.values()))}, float(np.median(totals)) / 1e6
 
 

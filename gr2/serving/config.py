@@ -22,7 +22,8 @@ class ServeConfig:
     `batch_delay` are the engine's; `default` and `poll` the repository's. `cert` and `key` are PEM files for TLS; with
     `client_ca` callers need a certificate too. `tokens` is a file of `gr2.serving.tokens`. Without TLS the server
     listens on loopback only, unless `insecure` asks for more. `gzip` accepts compressed requests, which
-    older versions of grpcio inflate, a thousandfold, before they look at the size.
+    older versions of grpcio inflate, a thousandfold, before they look at the size. `/metrics` and `/healthz` are at `metrics_host` and `metrics_port`, if
+    it is given; 0 takes a free one. `log_format` is text or json; `traces` exports spans as the OTEL_* variables say.
     """
 
     host: str = "127.0.0.1"
@@ -41,6 +42,11 @@ class ServeConfig:
     tokens: str = ""
     insecure: bool = False
     gzip: bool = False
+    metrics_port: int | None = None
+    metrics_host: str = "127.0.0.1"
+    log_format: str = "text"
+    log_level: str = "warning"
+    traces: bool = False
 
     def __post_init__(self) -> None:
         if (self.threads is not None and not 1 <= self.threads <= MOST_THREADS) or not 0 <= self.queue <= MOST_THREADS:
@@ -48,6 +54,8 @@ class ServeConfig:
             raise ConfigError(f"{limits}, got {self.threads} and {self.queue}")
         if not 0 <= self.port < 1 << 16:
             raise ConfigError(f"port must be in 0..65535, got {self.port}")
+        if self.metrics_port is not None and not 0 <= self.metrics_port < 1 << 16:
+            raise ConfigError(f"metrics_port must be in 0..65535, got {self.metrics_port}")
         if min(self.grace, self.poll) < 0:
             raise ConfigError(f"grace and poll are seconds, 0 or more, got {self.grace:g} and {self.poll:g}")
         if bool(self.cert) != bool(self.key):

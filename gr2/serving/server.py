@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import signal
 import sys
 import threading
 import time
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from grpc_health.v1 import health
@@ -22,14 +23,22 @@ from gr2.serving.config import MOST_THREADS, ServeConfig
 from gr2.serving.engine import Engine
 from gr2.serving.load import LoadReport
 from gr2.serving.management import MANAGEMENT, ManagementService
+from gr2.serving.metrics import ServerMetrics
+from gr2.serving.observation import http_face, start_watching
+from gr2.serving.observer import Observer
 from gr2.serving.repository import Repository
-from gr2.serving.servicer import SERVICE, Servicer
+from gr2.serving.servicer import METHOD, SERVICE, Servicer
 from gr2.serving.standard import HealthService, ReflectionService
 from gr2.serving.tokens import TokenFile, TokenInterceptor
 from gr2.serving.transport import listen, options
 from gr2.v1 import management_pb2
 
+if TYPE_CHECKING:
+    from gr2.serving.tracing import Tracing
+
 __all__ = ["Server", "serve"]
+
+logger = logging.getLogger(__name__)
 
 PAUSE, LONGEST_WAIT = 0.05, 0.5  # seconds
 WAKE = 0.2  # seconds
@@ -45,7 +54,12 @@ class Server:
     """
 
     def __init__(
-        self, bundle: str | os.PathLike[str] | Bundle, config: ServeConfig | None = None, **changes: Any
+        self,
+        bundle: str | os.PathLike[str] | Bundle,
+        config: ServeConfig | None = None,
+        *,
+        tracing: Tracing | None = None,
+        **changes: Any,
     ) -> None:
         """Load the bundles and take the port; `changes` are fields of the configuration.
 
@@ -67,6 +81,11 @@ class Server:
         self._admission = Admission(threads, config.queue)
         self._threads, self._stopping = threads, False
         self._servicer = Servicer(self.repository, self._admission, self._patience, LoadReport(threads))
+        self.serving = False
+        self._observer = Observer(METHOD, tracing)
+        self.metrics = ServerMetrics(
+            self._observer, self._admission, self.repository, self._servicer.phases.read, lambda: self.serving
+        )
         self._health = HealthService(SERVED, self._patience)
         self._management = ManagementService(self.repository, config, self._patience, self._describe)
         names = (SERVICE, MANAGEMENT, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -76,7 +95,7 @@ class Server:
         self._server = grpc.server(
             self._admission.pool,
             handlers=[self._servicer, *(part.handler() for part in self._parts)],
-            interceptors=self._interceptors(),
+            interceptors=(self._observer, *self._interceptors()),
             options=options(config, self._largest),
         )
         self.address = listen(self._server, config)
@@ -95,6 +114,7 @@ class Server:
         self.repository.on_change = self._show_health
         self.repository.start()
         self._show_health()
+        self.serving = True
 
     def stop(self, grace: float) -> None:
         """Turn health to NOT_SERVING, answer what was accepted, and return; at most after about `grace` seconds.
@@ -106,6 +126,7 @@ class Server:
         """
         start = time.monotonic()
         self._stopping = True
+        self.serving = False
         self._health.stop()
         self._patience.hurry(LONGEST_WAIT)
         self._await_pause(min(LONGEST_WAIT, grace / 4))
@@ -160,11 +181,14 @@ def serve(bundle: str | os.PathLike[str], config: ServeConfig | None = None, **c
     """Serve one bundle or several until SIGTERM or SIGINT, then stop as `Server.stop` says. In the main thread only.
 
     Once it answers, one line of JSON on standard output tells the address:
-    `{"event": "ready", "address": "127.0.0.1:50051", "bundle": "VERSION", "device": "cpu"}`. A second signal ends the
-    process at once.
+    `{"event": "ready", "address": "127.0.0.1:50051", "bundle": "VERSION", "device": "cpu"}`, with
+    `metrics`, the address of `/metrics`, if there is one. A second signal ends the process at once.
     Raises what `Server` raises.
     """
-    server = Server(bundle, config, **changes)
+    config = dataclasses.replace(config or ServeConfig(), **changes)
+    tracing = start_watching(config)
+    server = Server(bundle, config, tracing=tracing)
+    face = http_face(server)
     stop = threading.Event()
 
     def on_signal(number: int, _: FrameType | None) -> None:
@@ -175,14 +199,24 @@ def serve(bundle: str | os.PathLike[str], config: ServeConfig | None = None, **c
     try:
         server.start()
         engine = server.engine
+        if face is not None:
+            face.start()
         ready = {"event": "ready", "address": server.address, "bundle": engine.version, "device": engine.device}
+        if face is not None:
+            ready["metrics"] = face.address
+        logger.info("ready", extra={"address": server.address, "bundle": engine.version})
         if sys.stdout is not None:  # it is None where standard output is closed
             sys.stdout.write(json.dumps(ready) + "\n")
             sys.stdout.flush()
         # The system may hand a signal to another thread; its handler runs once this one, the main thread, wakes.
         while not stop.wait(WAKE):
             pass
-        server.stop(server.config.grace)
+        server.stop(config.grace)
+        if face is not None:
+            face.close()
+        if tracing is not None:
+            tracing.close()
+        logger.info("stopped")
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -19,12 +19,13 @@ from gr2.errors import Gr2Error, OverloadError, RequestError, UnservedError
 from gr2.serving.calls import Admission, Patience, in_pool, only_message
 from gr2.serving.engine import Answer
 from gr2.serving.load import LoadReport
+from gr2.serving.phases import PhaseRecorder
 from gr2.serving.ranking import Timings
 from gr2.serving.repository import Repository
 from gr2.serving.request import Ids, Slate
 from gr2.v1 import reranker_pb2
 
-__all__ = ["SERVICE", "STATUS", "Servicer"]
+__all__ = ["METHOD", "SERVICE", "STATUS", "Servicer"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
         self.load = load
         self.active = 0
         self.refusing = False
+        self.phases = PhaseRecorder()
         self._lock = threading.Lock()
         # As streams of one message, which look the same on the wire: grpc waits for a unary call's message before it
         # calls the behavior, so that nothing of ours could end a call that never sends one.
@@ -80,9 +82,11 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
             self._finished()
             context.abort(grpc.StatusCode.CANCELLED, "the caller has gone")
         data = only_message(messages, context, self.patience, MESSAGE_WAIT)
+        arrived = perf_counter_ns()
         if not self.admission.acquire(context):
             context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the call ended while the request waited")
         failed = True
+        self.phases.waited(perf_counter_ns() - arrived)
         try:
             reply = self.answer(data, context.is_active)
             failed = False
@@ -127,7 +131,9 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
         response = _response(slate, answer)
         response.request_id = request.request_id
         response.bundle_version = version
-        _set_timings(response.timings, Timings.between(answer.stamps, perf_counter_ns()))
+        timings = Timings.between(answer.stamps, perf_counter_ns())
+        self.phases.add(timings)
+        _set_timings(response.timings, timings)
         return response.SerializeToString()
 
     def refusal(self, code: grpc.StatusCode, details: str) -> grpc.RpcMethodHandler:

@@ -34,7 +34,9 @@ def test_latency_counts_from_the_due_time_and_warm_up_is_left_out() -> None:
     assert found.latency["max"] == 410
     assert (found.throughput, found.goodput) == (3, 2)
     assert found.server_cpu == pytest.approx(1000)
-    assert found.phases == pytest.approx({"parse": 0.1, "lookup": 0, "trie": 0, "model": 0.7, "rank": 0, "other": 0.2})
+    assert found.phases == pytest.approx(
+        {"queue": 0, "parse": 0.1, "lookup": 0, "trie": 0, "model": 0.7, "rank": 0, "other": 0.2}
+    )
     json.dumps(found.record(), allow_nan=False)
 
 

@@ -1,0 +1,89 @@
+"""The metrics of a server, gathered when they are asked for: calls, phases, queue, bundles, the process."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from gr2.serving.calls import Admission
+from gr2.serving.exposition import Family, render
+from gr2.serving.histogram import Histogram
+from gr2.serving.observer import Observer
+from gr2.serving.repository import Repository
+from gr2.version import __version__
+
+__all__ = ["ServerMetrics"]
+
+Source = Callable[[], Iterable[Family]]
+
+
+class ServerMetrics:
+    """Everything that `/metrics` shows. `sources` may be added to; each is asked at every scrape."""
+
+    def __init__(
+        self,
+        observer: Observer,
+        admission: Admission,
+        repository: Repository,
+        phases: Callable[[], Mapping[str, Histogram]],
+        serving: Callable[[], bool],
+    ) -> None:
+        self._observer, self._admission, self._repository = observer, admission, repository
+        self._phases, self._serving = phases, serving
+        self._started = time.time()
+        self.sources: list[Source] = [self._calls, self._queue, self._bundles, self._process]
+
+    def text(self) -> str:
+        """All of it in Prometheus' text format."""
+        return render(family for source in self.sources for family in source())
+
+    def _calls(self) -> Iterable[Family]:
+        codes = Family("gr2_requests_total", "counter", "Rerank calls that have ended, by gRPC status.")
+        # A rate needs a series from the first scrape on.
+        for code, count in {"OK": 0, **self._observer.codes}.items():
+            codes.add(count, status=code)
+        yield codes
+        about = "Seconds from a call's arrival to its answer, of calls answered."
+        yield Family("gr2_request_duration_seconds", "histogram", about).histogram(self._observer.durations.read())
+        phases = Family("gr2_phase_duration_seconds", "histogram", "Seconds of each phase of a request.")
+        for name, histogram in self._phases().items():
+            phases.histogram(histogram, phase=name)
+        yield phases
+
+    def _queue(self) -> Iterable[Family]:
+        admission = self._admission
+        yield Family("gr2_requests_pending", "gauge", "Calls at work or waiting.").add(admission.pending)
+        yield Family("gr2_requests_capacity", "gauge", "Calls that may be at work or wait.").add(admission.bound)
+        yield Family("gr2_serving", "gauge", "1 while health says SERVING.").add(self._serving())
+
+    def _bundles(self) -> Iterable[Family]:
+        info = Family("gr2_bundle_info", "gauge", "1 for each bundle that is served.")
+        age = Family("gr2_bundle_served_seconds", "gauge", "Seconds since the bundle took its place.")
+        swaps = Family("gr2_bundle_swaps_total", "counter", "Versions that took the place of another.")
+        refusals = Family("gr2_bundle_refusals_total", "counter", "Versions that were refused.")
+        draining = Family("gr2_bundle_draining", "gauge", "Replaced versions that requests still use.")
+        behind = Family("gr2_bundle_behind", "gauge", "1 if another version is wanted than is served.")
+        for each in self._repository.status():
+            if each.bundle is not None:
+                info.add(1, bundle=each.name, label=each.label, version=each.bundle.version, device=each.device)
+                age.add(each.served_seconds, bundle=each.name)
+            swaps.add(each.swaps, bundle=each.name)
+            refusals.add(each.refusals, bundle=each.name)
+            draining.add(each.draining, bundle=each.name)
+            behind.add(bool(each.reason), bundle=each.name)
+        return (info, age, swaps, refusals, draining, behind)
+
+    def _process(self) -> Iterable[Family]:
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        yield Family("gr2_build_info", "gauge", "1, labelled with gr2's version.").add(1, version=__version__)
+        seconds = usage.ru_utime + usage.ru_stime
+        yield Family("process_cpu_seconds_total", "counter", "User and system seconds.").add(seconds)
+        yield Family("process_start_time_seconds", "gauge", "Unix time of the start.").add(self._started)
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        resident = pages * os.sysconf("SC_PAGE_SIZE")
+        yield Family("process_resident_memory_bytes", "gauge", "Resident memory.").add(resident)
+        open_files = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+        yield Family("process_open_fds", "gauge", "Open file descriptors.").add(open_files)

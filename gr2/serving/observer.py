@@ -1,0 +1,78 @@
+"""What is seen of calls from outside: how many ended how, after how long, and their spans in the caller's trace."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from gr2.serving.histogram import Recorder
+
+if TYPE_CHECKING:
+    from gr2.serving.tracing import Tracing
+
+__all__ = ["Observer"]
+
+
+class Observer(grpc.ServerInterceptor):  # type: ignore[misc]
+    """Sees the calls of `method`: `codes` counts their statuses, `durations` the time of those answered.
+
+    A call lasts from when it has a thread, which is at its arrival, until its answer is handed to grpc. Costs about a
+    microsecond a call; spans are made only for callers whose trace is sampled.
+    """
+
+    def __init__(self, method: str, tracing: Tracing | None = None) -> None:
+        self.method = method
+        self.codes: Counter[str] = Counter()
+        self.durations = Recorder()
+        self._tracing = tracing
+        self._lock = threading.Lock()
+        # A server has a handful of handlers, and returns the same ones again.
+        self._watched: dict[int, tuple[grpc.RpcMethodHandler, grpc.RpcMethodHandler]] = {}
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler | None],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler | None:
+        """The handler that the server has, watched."""
+        handler = continuation(handler_call_details)
+        if handler is None or handler_call_details.method != self.method:
+            return handler
+        known = self._watched.get(id(handler))
+        if known is None:
+            known = self._watched[id(handler)] = (handler, self._watch(handler))
+        return known[1]
+
+    def _watch(self, handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
+        inner = handler.stream_unary or handler.unary_unary
+        make = grpc.stream_unary_rpc_method_handler if handler.stream_unary else grpc.unary_unary_rpc_method_handler
+
+        def watched(messages: Iterator[bytes] | bytes, context: grpc.ServicerContext) -> Any:
+            start = time.perf_counter_ns()
+            reply = None
+            try:
+                reply = inner(messages, context)
+            finally:
+                self._ended(context, start, reply)
+            return reply
+
+        if (pool := getattr(inner, "experimental_thread_pool", None)) is not None:
+            watched.experimental_thread_pool = pool  # type: ignore[attr-defined]
+        return make(watched, handler.request_deserializer, handler.response_serializer)
+
+    def _ended(self, context: grpc.ServicerContext, start: int, reply: bytes | None) -> None:
+        duration = time.perf_counter_ns() - start
+        code = "OK"
+        if reply is None:
+            code = getattr(context.code(), "name", "UNKNOWN")
+        else:
+            self.durations.add(duration)
+        with self._lock:
+            self.codes[code] += 1
+        if self._tracing is not None:
+            self._tracing.record(context.invocation_metadata(), code, duration, reply)
