@@ -14,18 +14,25 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import torch
 from numpy.typing import NDArray
 from onnx import TensorProto
-from torch import nn
 
 from gr2.artifact import write_atomic
 from gr2.export.builder import Builder, Shape
 from gr2.export.evidence import add_evidence, item_rows
+from gr2.export.layers import (
+    add_code_sum,
+    add_items,
+    add_mlp,
+    add_norm,
+    add_prior,
+    add_query,
+    attention_weights,
+)
 from gr2.export.lookup import build_code_table
 from gr2.export.visibility import History, add_history, masks, tree_mask
 from gr2.models.evidence import EVIDENCE, CoPurchase
-from gr2.models.student import Block, CodeSum, Head, Prior, Student
+from gr2.models.student import Block, Head, Student
 
 __all__ = ["export_graph", "graph_names", "student_graph"]
 
@@ -76,7 +83,7 @@ def student_graph(
     evidence = add_evidence(graph, table, past, own, history)
     features = graph.add("Concat", "features", evidence, axis=-1)
     weights = [graph.constant(np.array([value], dtype=np.float32)) for value in student.weights.tolist()]
-    prior = graph.add("Mul", _prior(graph, student.prior, features), weights[0])
+    prior = graph.add("Mul", add_prior(graph, student.prior, features), weights[0])
     head = graph.add("Mul", _head(graph, student.head, past, own, history), weights[1])
     graph.add("Squeeze", graph.add("Add", prior, head), graph.integers(-1), output="prior")
     integer, real = TensorProto.INT64, TensorProto.FLOAT
@@ -100,7 +107,7 @@ def _path_logits(graph: Builder, student: Student, history: History) -> list[str
     """The logits of each depth's nodes: the transformer over begin token, history and trie."""
     config = student.config
     recency = history.recent(graph, graph.weight(student.position))
-    items = graph.add("Add", _code_sum(graph, student.item, "history"), recency)
+    items = graph.add("Add", add_code_sum(graph, student.item, "history"), recency)
     names = [f"nodes_{depth}" for depth in range(1, config.levels)]
     begin, root = graph.weight(student.begin), graph.weight(student.root + student.depth[0])
     if graph.batched:
@@ -118,31 +125,25 @@ def _path_logits(graph: Builder, student: Student, history: History) -> list[str
     for place, block in enumerate(student.blocks):
         assert isinstance(block, Block)
         x = _block(graph, block, x, below if place == last else full, context if place == last else None)
-    states = _norm(graph, student.norm, x)
+    states = add_norm(graph, student.norm, x)
     sizes = graph.add("Concat", graph.integers(1), *(graph.add("Shape", name, start=-1) for name in names), axis=0)
     split = graph.add_many("Split", config.levels, states, sizes, axis=-2)
     weights = [graph.weight(student.logits[depth].T) for depth in range(config.levels)]
     return [graph.add("MatMul", part, weight) for part, weight in zip(split, weights, strict=True)]
 
 
-def _code_sum(graph: Builder, codes: CodeSum, name: str) -> str:
-    """(N, d): the sum of the vectors of codes (N, L)."""
-    index = graph.add("Add", name, graph.constant(codes.offsets.numpy()))
-    return graph.reduce("Sum", graph.add("Gather", graph.weight(codes.table.weight), index), 1)
-
-
 def _block(graph: Builder, block: Block, x: str, mask: str, start: str | None) -> str:
     """A transformer block; with `start`, only its rows from there on."""
     dim, heads = block.query.in_features, block.heads
-    normed = _norm(graph, block.norm_attention, x)
+    normed = add_norm(graph, block.norm_attention, x)
     rows = normed
     if start is not None:
         end = graph.integers(np.iinfo(np.int64).max)
         rows, x = (graph.slice(each, start, end, axis=-2) for each in (normed, x))
-    scale = (dim // heads) ** -0.5
-    query = graph.dense(rows, block.query.weight * scale, block.query.bias * scale)
-    weight, bias = block.key_value.weight, block.key_value.bias
-    key, value = graph.dense(normed, weight[:dim], bias[:dim]), graph.dense(normed, weight[dim:], bias[dim:])
+    query, key, value = (
+        graph.dense(each, *weights)
+        for each, weights in zip((rows, normed, normed), attention_weights(block), strict=True)
+    )
     query, key, value = (
         graph.transpose(graph.reshape(part, -1, heads, dim // heads), perm)
         for part, perm in ((query, (1, 0, 2)), (key, (1, 2, 0)), (value, (1, 0, 2)))
@@ -150,35 +151,12 @@ def _block(graph: Builder, block: Block, x: str, mask: str, start: str | None) -
     weights = graph.add("Softmax", graph.add("Add", graph.add("MatMul", query, key), mask), axis=-1)
     mixed = graph.reshape(graph.transpose(graph.add("MatMul", weights, value), (1, 0, 2)), -1, dim)
     x = graph.add("Add", x, graph.dense(mixed, block.out.weight, block.out.bias))
-    hidden = graph.dense(_norm(graph, block.norm_mlp, x), block.up.weight, block.up.bias)
-    return graph.add("Add", x, graph.dense(graph.add("Gelu", hidden), block.down.weight, block.down.bias))
-
-
-def _norm(graph: Builder, norm: nn.LayerNorm, x: str) -> str:
-    return graph.add("LayerNormalization", x, graph.weight(norm.weight), graph.weight(norm.bias), epsilon=norm.eps)
-
-
-def _prior(graph: Builder, prior: Prior, features: str) -> str:
-    """(K, 1): the part of the score that comes from features (K, F)."""
-    linear = graph.add("MatMul", features, graph.weight(prior.linear.weight.T))
-    hidden = graph.add("Gelu", graph.dense(features, prior.up.weight, prior.up.bias))
-    return graph.add("Add", linear, graph.add("MatMul", hidden, graph.weight(prior.down.weight.T)))
+    return add_mlp(graph, block, x)
 
 
 def _head(graph: Builder, head: Head, past: str, own: str, history: History) -> str:
     """(K, 1): the head's scores; `past` (T,) and `own` (K,) are rows, of which the one past the last is no item's."""
-    memory = graph.weight(torch.cat([head.memory.weight, torch.zeros_like(head.memory.weight[:1])]))
     items, candidates = (
-        graph.add("Add", _code_sum(graph, head.codes, codes), graph.add("Gather", memory, rows))
-        for codes, rows in (("history", past), ("candidates", own))
+        add_items(graph, head, codes, rows) for codes, rows in (("history", past), ("candidates", own))
     )
-    recency = graph.weight(head.recency.exp())
-    weighted = graph.add("Mul", items, history.recent(graph, recency))
-    if graph.batched:
-        weighted = graph.add("Mul", weighted, graph.facing(history.present, -1))
-    pooled = graph.reduce("Sum", weighted, 0, keep=True)
-    pooled = _norm(graph, head.norm_pool, graph.add("Add", pooled, graph.weight(head.begin)))
-    hidden = graph.add("Gelu", graph.dense(pooled, head.up.weight, head.up.bias))
-    query = graph.add("Add", pooled, graph.dense(hidden, head.down.weight, head.down.bias))
-    query = graph.add("Add", _norm(graph, head.norm_query, query), graph.weight(head.bias.weight))
-    return graph.add("MatMul", candidates, graph.transpose(query, (1, 0)))
+    return graph.add("MatMul", candidates, graph.transpose(add_query(graph, head, items, history), (1, 0)))
