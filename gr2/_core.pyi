@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -211,6 +211,15 @@ class CandidateTrie:
     def parents(self) -> NDArray[np.int32]:
         """(n,) parent of each inner node, -1 for the root."""
 
+    def tokens(self) -> NDArray[np.int64]:
+        """(n - 1,) level_size * (depth - 1) + code of the inner nodes below the root."""
+
+    def counts(self) -> NDArray[np.int64]:
+        """(L - 1,) how many inner nodes each depth below the root has."""
+
+    def ancestors(self) -> NDArray[np.int64]:
+        """(n - 1, L - 1): the node's own number, its parent's and so on, counted without the root; -1 from there on."""
+
     def sample(
         self, scores: NDArray[np.float32], *, seed: int, temperature: float = 1.0
     ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
@@ -235,6 +244,30 @@ class CandidateTrie:
         over the node's children. Ties keep the incoming order; unknown candidates come last with -inf. Raises
         ValueError on a NaN or infinite value, naming its row and column.
         """
+
+@final
+class PrefixCache:
+    """Values by key in bounded memory; the least recently used go first. Thread-safe.
+
+    Keys are compared whole. An entry takes its value's bytes, its key's and 192 more.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        """Holds `capacity` bytes at most; with 0 it keeps nothing. Raises ValueError if it is negative."""
+
+    @property
+    def capacity(self) -> int: ...
+    def find(self, key: bytes) -> Any:
+        """The value of `key`, now the most recently used; None if there is none."""
+
+    def insert(self, key: bytes, value: object, size: int) -> None:
+        """Keep a value of `size` bytes, unless it alone is beyond the capacity; it replaces the key's older one."""
+
+    def clear(self) -> None:
+        """Drop every entry; the counts go on."""
+
+    def counts(self) -> dict[str, int]:
+        """`hits`, `misses`, `evicted`, `entries` and `bytes`."""
 
 @final
 class CatalogTrie:

@@ -1,7 +1,7 @@
 """The serving bundle: the folder that crosses from training to serving, and the checks that make it safe to load.
 
 A bundle holds `model.onnx`, `codebook.bin`, `items.parquet` and `manifest.json`, which names every file with its hash;
-`batch.onnx`, the model for batches of requests, is for GPUs, and may be absent.
+`gr2.graphs` says which graphs there may be beside the whole one.
 The manifest has no time stamps: the same training run gives the same bytes. Its `version` covers all that it says, so
 two bundles with one version answer alike, and an edited manifest is refused.
 """
@@ -25,8 +25,8 @@ from gr2.artifact import file_digest, write_json
 from gr2.catalog import Catalog
 from gr2.decoding import Codebook
 from gr2.errors import BundleError
+from gr2.graphs import ROLES, Graphs, GraphVariant, graph_file
 from gr2.manifest import (
-    BATCHED,
     FILES,
     MAX_REQUEST_BYTES,
     CodebookSpec,
@@ -36,6 +36,7 @@ from gr2.manifest import (
     ModelSpec,
     graph_inputs,
     graph_outputs,
+    scorer_inputs,
 )
 
 __all__ = [
@@ -48,11 +49,12 @@ __all__ = [
     "default_limits",
     "graph_inputs",
     "graph_outputs",
+    "scorer_inputs",
     "write_bundle",
 ]
 
 MANIFEST = "manifest.json"
-CODEBOOK, ITEMS, MODEL = FILES
+CODEBOOK, ITEMS = FILES
 MANIFEST_BYTES = 16 << 20
 
 
@@ -86,12 +88,12 @@ class Bundle:
             _check_file(folder / name, entry)
         return cls(folder, record["version"], manifest)
 
-    def read_graph(self, *, batched: bool = False) -> bytes:
-        """The ONNX graph, the very bytes that the manifest's hash covers. Raises BundleError."""
-        path = self.batch_graph if batched else self.graph
+    def read_graph(self, path: Path) -> bytes:
+        """The ONNX graph at `path`, the very bytes that the manifest's hash covers. Raises BundleError."""
         entry = self.manifest.files.get(path.name)
         if entry is None:
-            raise BundleError(f"{self.path}: holds no {BATCHED}; export it again with `export.batched = true`")
+            hint = "; export it again with `export.batched = true`" if path == self.batch_graph else ""
+            raise BundleError(f"{self.path}: holds no {path.name}{hint}")
         try:
             with _open(path) as file:
                 _check_size(path, file, entry)
@@ -104,17 +106,30 @@ class Bundle:
     @property
     def takes_batches(self) -> bool:
         """Whether the bundle holds the model for batches of requests."""
-        return BATCHED in self.manifest.files
+        return self.batch_graph.name in self.manifest.files
 
     @property
     def batch_graph(self) -> Path:
         """The path of the ONNX graph for batches of requests."""
-        return self.path / BATCHED
+        return self.path / graph_file("batch", self.manifest.graphs.batch)
 
     @property
     def graph(self) -> Path:
-        """The path of the ONNX graph."""
-        return self.path / MODEL
+        """The path of the whole ONNX graph in fp32."""
+        return self.path / graph_file("whole")
+
+    def graph_pair(self, variant: str = "") -> tuple[Path, Path] | None:
+        """The paths of encoder and scorer of a variant, by default the one that a CPU serves; None if it has none.
+
+        Raises BundleError if the bundle does not hold the variant.
+        """
+        graphs = self.manifest.graphs
+        name = variant or graphs.default
+        if name not in graphs.variants or not graphs.variants[name].roles:
+            raise BundleError(f"{self.path}: holds no graphs in {name}, only in {', '.join(graphs.variants)}")
+        if not graphs.variants[name].split:
+            return None
+        return self.path / graph_file("encoder", name), self.path / graph_file("scorer", name)
 
     def codebook(self) -> Codebook:
         """The item codes, mapped into memory. Raises BundleError if the file is not the one the manifest describes."""
@@ -196,15 +211,17 @@ def write_bundle(
     model: ModelSpec,
     features: FeatureSpec,
     limits: Limits | None = None,
-    batch_graph: Path | None = None,
+    others: Mapping[str, Path] | None = None,
+    graphs: Graphs | None = None,
     parity: Mapping[str, Any] | None = None,
     quality: Mapping[str, Any] | None = None,
     created_by: Mapping[str, Any] | None = None,
 ) -> Bundle:
     """Write a bundle, check it as a server would, and move it to `folder`; an older bundle there is replaced.
 
-    Copies the graphs and `codebook`. Raises BundleError if the parts do not belong together, or if `folder` holds
-    anything but a bundle; `folder` is then as it was.
+    Copies `graph`, the whole one in fp32, `others` under the names they have in the bundle, and `codebook`. `graphs`
+    describes the graphs; by default those in fp32 are served. Raises BundleError if the parts do not belong together,
+    or if `folder` holds anything but a bundle; `folder` is then as it was.
     """
     out = Path(folder)
     if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
@@ -216,9 +233,9 @@ def write_bundle(
         shutil.rmtree(left, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        shutil.copyfile(graph, partial / MODEL)
-        if batch_graph is not None:
-            shutil.copyfile(batch_graph, partial / BATCHED)
+        sources = {graph_file("whole"): graph, **(others or {})}
+        for name, path in sources.items():
+            shutil.copyfile(path, partial / name)
         shutil.copyfile(codebook, partial / CODEBOOK)
         catalog.save(partial / ITEMS)
         spec = _describe(_open_codebook(codebook))
@@ -231,6 +248,7 @@ def write_bundle(
         manifest = Manifest(
             files,
             model,
+            graphs or Graphs({"fp32": GraphVariant(tuple(role for role in ROLES if graph_file(role) in sources))}),
             spec,
             features,
             limits or default_limits(catalog, features),

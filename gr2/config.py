@@ -119,6 +119,8 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{where} must be a list, got {value!r}")
         return tuple(_coerce(entry, arguments[0], where) for entry in value)
+    if origin is dict:
+        hint = dict
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = _finite(value, where)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):

@@ -14,9 +14,9 @@ from typing import Any, Literal, TypeVar
 from gr2 import config as configuration
 from gr2.errors import BundleError, ConfigError
 from gr2.features import SCORE_FEATURES
+from gr2.graphs import Graphs
 
 __all__ = [
-    "BATCHED",
     "FILES",
     "MAX_REQUEST_BYTES",
     "CodebookSpec",
@@ -26,11 +26,11 @@ __all__ = [
     "ModelSpec",
     "graph_inputs",
     "graph_outputs",
+    "scorer_inputs",
 ]
 
-SCHEMA = 1
-FILES = ("codebook.bin", "items.parquet", "model.onnx")
-BATCHED = "batch.onnx"  # a bundle may lack it
+SCHEMA = 2
+FILES = ("codebook.bin", "items.parquet")  # beside those that `Graphs` names
 PROSE = ("parity", "quality", "created_by")
 MAX_CANDIDATES = 1024
 # What a request may hold; far above any history that is of use to a model.
@@ -61,6 +61,17 @@ def graph_inputs(levels: int, *, candidates: bool = False, batched: bool = False
     sight = {"parents": ("int64", 2), "rows": ("int64", 2)} if batched else {"mask": ("float32", 2)}
     inputs = {"history": ("int64", rank + 1), **nodes, **sight, "features": ("float32", rank + 1)}
     return {**inputs, "candidates": ("int64", rank + 1)} if candidates else inputs
+
+
+def scorer_inputs() -> dict[str, tuple[str, int]]:
+    """Name to (element type, rank) of what a scorer may take of a request; it gets the encoder's outputs by name, too.
+
+    The trie's m inner nodes below the root come as `nodes` (m,), V * (depth - 1) + code, with how many there are a
+    depth, `counts` (L - 1,), and `ancestors` (m, L - 1): a node's own number among the m, its parent's and so on, -1
+    from the root on.
+    """
+    nodes = {"nodes": ("int64", 1), "counts": ("int64", 1), "ancestors": ("int64", 2)}
+    return {"history": ("int64", 2), **nodes, "features": ("float32", 2), "candidates": ("int64", 2)}
 
 
 def graph_outputs(*, batched: bool = False) -> dict[str, tuple[str, int]]:
@@ -159,6 +170,7 @@ class Manifest:
 
     files: dict[str, dict[str, Any]]
     model: ModelSpec
+    graphs: Graphs
     codebook: CodebookSpec
     features: FeatureSpec
     limits: Limits
@@ -181,9 +193,10 @@ class Manifest:
         names = {item.name for item in dataclasses.fields(cls)} | {"schema", "version"}
         if set(record) != names:
             raise BundleError(f"keys missing or unknown: {', '.join(sorted(set(record) ^ names))}")
-        files = record["files"]
-        if not isinstance(files, dict) or tuple(sorted(set(files) - {BATCHED})) != FILES:
-            raise BundleError(f"files must be {', '.join(FILES)}, and {BATCHED} if there is one")
+        files, graphs = record["files"], Graphs.parse(record["graphs"])
+        names = {*FILES, *graphs.files}
+        if not isinstance(files, dict) or set(files) != names:
+            raise BundleError(f"files must be {', '.join(sorted(names))}")
         for name, entry in files.items():
             if not isinstance(entry, dict) or set(entry) != {"sha256", "bytes"}:
                 raise BundleError(f"files: {name} needs sha256 and bytes")
@@ -193,6 +206,7 @@ class Manifest:
         manifest = cls(
             files,
             _section(ModelSpec, record, "model"),
+            graphs,
             _section(CodebookSpec, record, "codebook"),
             _section(FeatureSpec, record, "features"),
             _section(Limits, record, "limits"),

@@ -136,7 +136,15 @@ def test_manifest_that_is_no_object_is_refused(bundle: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("schema",), 2, "schema 1 expected, found 2"),
+        (("schema",), 1, "schema 2 expected, found 1"),
+        (("graphs",), [], "graphs must be an object"),
+        (("graphs", "default"), "int8", "default is int8, of which there is no graph"),
+        (("graphs", "batch"), "fp16", "batch is fp16, of which there is no graph"),
+        (("graphs", "variants"), {}, "the whole graph in fp32 is missing"),
+        (("graphs", "variants"), {"fp32": {"roles": ["whole"]}, "int4": {}}, "variants must be some of .*got int4"),
+        (("graphs", "variants", "fp32", "roles"), ["whole", "encoder"], "an encoder and a scorer go together"),
+        (("graphs", "variants", "fp32", "roles"), ["whole", "tail"], "roles must be some of"),
+        (("graphs", "variants", "fp32", "roles"), ["whole", "batch"], "files must be batch.onnx, codebook.bin"),
         (("surprise",), 1, "unknown: surprise"),
         (("quality",), [], "quality must be an object"),
         (("files", "../../etc/passwd"), {}, "files must be"),

@@ -52,6 +52,27 @@ py::array_t<std::int32_t> parents(const CandidateTrie& trie) {
   return py::array_t<std::int32_t>(static_cast<py::ssize_t>(values.size()), values.data());
 }
 
+py::array_t<std::int64_t> tokens(const CandidateTrie& trie) {
+  py::array_t<std::int64_t> result(static_cast<py::ssize_t>(trie.node_count() - 1));
+  trie.fill_tokens(mutable_view(result));
+  return result;
+}
+
+py::array_t<std::int64_t> ancestors(const CandidateTrie& trie) {
+  const auto rows = static_cast<py::ssize_t>(trie.node_count() - 1);
+  py::array_t<std::int64_t> result({rows, static_cast<py::ssize_t>(trie.levels() - 1)});
+  trie.fill_ancestors(mutable_view(result));
+  return result;
+}
+
+py::array_t<std::int64_t> counts(const CandidateTrie& trie) {
+  py::array_t<std::int64_t> result(static_cast<py::ssize_t>(trie.levels() - 1));
+  for (std::size_t depth = 1; depth < trie.levels(); ++depth) {
+    result.mutable_at(static_cast<py::ssize_t>(depth - 1)) = static_cast<std::int64_t>(trie.nodes(depth).size());
+  }
+  return result;
+}
+
 py::tuple score(const CandidateTrie& trie, const py::object& logits, const py::object& prior,
                 const std::string& normalization) {
   const Normalization kind = require_normalization(normalization);
@@ -104,6 +125,10 @@ void bind_candidate_trie(py::module_& module) {
       .def("nodes", &nodes, py::arg("depth"), "(n_d,) int64: the codes of the inner nodes at depth 1 to L - 1.")
       .def("mask", &mask, "(n, n) float32: 0 where the row's node sees the column's, else a large negative number.")
       .def("parents", &parents, "(n,) int32: the parent of each inner node, -1 for the root.")
+      .def("tokens", &tokens, "(n - 1,) int64: level_size * (depth - 1) + code of the inner nodes below the root.")
+      .def("counts", &counts, "(L - 1,) int64: how many inner nodes each depth below the root has.")
+      .def("ancestors", &ancestors,
+           "(n - 1, L - 1) int64: a node's own number, its parent's and so on, without the root; -1 from there on.")
       .def("score", &score, py::arg("logits"), py::arg("prior") = py::none(), py::kw_only(),
            py::arg("normalization") = "raw",
            "Order (K,) int32, best first, and scores (K,) float32 by candidate, from logits (n, V) at the nodes.")

@@ -150,6 +150,27 @@ void CandidateTrie::fill_mask(std::span<float> mask) const {
   }
 }
 
+void CandidateTrie::fill_tokens(std::span<std::int64_t> tokens) const {
+  assert(tokens.size() == node_count() - 1);
+  for (std::size_t depth = 1; depth < levels_; ++depth) {
+    const auto first = static_cast<std::int64_t>((depth - 1) * level_size_);
+    for (std::size_t node = level_begin_[depth]; node < level_begin_[depth + 1]; ++node) {
+      tokens[node - 1] = first + codes_[node];
+    }
+  }
+}
+
+void CandidateTrie::fill_ancestors(std::span<std::int64_t> ancestors) const {
+  assert(ancestors.size() == (node_count() - 1) * (levels_ - 1));
+  std::fill(ancestors.begin(), ancestors.end(), -1);
+  for (std::size_t node = 1; node < node_count(); ++node) {
+    std::size_t place = (node - 1) * (levels_ - 1);
+    for (auto at = static_cast<std::int32_t>(node); at > 0; at = parents_[static_cast<std::size_t>(at)]) {
+      ancestors[place++] = at - 1;
+    }
+  }
+}
+
 std::vector<double> CandidateTrie::path_scores(std::span<const float> logits, Normalization normalization) const {
   std::vector<double> scores(parents_.size(), 0.0);
   for (std::size_t node = 0; node < node_count(); ++node) {

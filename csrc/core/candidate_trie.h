@@ -49,6 +49,10 @@ class CandidateTrie {
   std::size_t bytes() const;
   // `mask` is (n, n) row-major: 0 where the row's node sees the column's, that is itself and its ancestors.
   void fill_mask(std::span<float> mask) const;
+  // The inner nodes below the root, m = n - 1 of them. `tokens` (m) is level_size * (depth - 1) + code. `ancestors`
+  // (m, L - 1) row-major is a node's own number, its parent's and so on, counted without the root; -1 from there on.
+  void fill_tokens(std::span<std::int64_t> tokens) const;
+  void fill_ancestors(std::span<std::int64_t> ancestors) const;
 
   // score(candidate) = sum over its path's nodes of log p(code | node) + prior(candidate).
   // `logits` is (n, level_size) row-major, `prior` (K) or empty. `order` (K) receives the candidates best first, ties

@@ -72,9 +72,10 @@ class Builder:
             return self.add("Add", self.add("MatMul", x, self.weight(weight.T)), self.weight(bias))
         return self.add("Gemm", x, self.weight(weight.T), self.weight(bias))
 
-    def transpose(self, x: str, perm: Sequence[int]) -> str:
+    def transpose(self, x: str, perm: Sequence[int], *, output: str = "") -> str:
         """`x` with its axes in the order of `perm`, which counts none for the batch."""
-        return self.add("Transpose", x, perm=(0, *(axis + 1 for axis in perm)) if self.batched else tuple(perm))
+        axes = (0, *(axis + 1 for axis in perm)) if self.batched else tuple(perm)
+        return self.add("Transpose", x, output=output, perm=axes)
 
     def reshape(self, x: str, *sizes: int) -> str:
         """`x` in another shape, which names no batch."""

@@ -19,8 +19,9 @@ from gr2.data.dataset import Dataset
 from gr2.decoding import Codebook
 from gr2.errors import ArtifactError, BundleError
 from gr2.export.builder import OPSET
-from gr2.export.onnx import export_graph, graph_names
+from gr2.export.onnx import graph_names
 from gr2.export.parity import Parity, measure_parity
+from gr2.export.split import export_graphs
 from gr2.features import SCORE_FEATURES
 from gr2.models.evidence import EVIDENCE
 from gr2.models.student import Student
@@ -69,26 +70,21 @@ def run(config: ExportConfig, inputs: Mapping[str, Artifact], out: Path, seed: i
         shutil.rmtree(work.checkpoints / "bundle", ignore_errors=True)  # a killed run may have moved some of its files
         student = load_student(inputs["distill"])
         dataset = Dataset.load(inputs["prepare"].path)
-        graph = work.checkpoints / "model.onnx"
         table = load_copurchases(inputs["distill"])
         codes = inputs["tokenize"].array("codes.npy")
         codebook, catalog = _served(config, inputs["tokenize"], dataset.catalog)
-        export_graph(student, table, codes, graph)
-        batch_graph = work.checkpoints / "batch.onnx" if config.batched else None
-        if batch_graph is not None:
-            export_graph(student, table, codes, batch_graph, batched=True)
+        graphs = export_graphs(student, table, codes, work.checkpoints, batched=config.batched)
         requests = _requests(
             CandidateLists.load(inputs["prerank"].file("test.parquet")), config.requests, seed & 0xFFFF_FFFF
         )
         parity = measure_parity(
             student,
-            graph,
+            graphs,
             dataset,
             served_codes(codebook, dataset.catalog, codes),
             requests,
             student_features(dataset, codes, requests, table, longest=student.config.max_history),
             tolerance=config.tolerance,
-            batch_graph=batch_graph,
         )
         _check(parity, config.tolerance)
         quality = {
@@ -98,12 +94,12 @@ def run(config: ExportConfig, inputs: Mapping[str, Artifact], out: Path, seed: i
         }
         bundle = write_bundle(
             work.checkpoints / "bundle",
-            graph=graph,
+            graph=graphs.pop("model.onnx"),
+            others=graphs,
             codebook=codebook,
             catalog=catalog,
             model=model_spec(student),
             features=feature_spec(student, inputs["prerank"].metrics.get("feature_names")),
-            batch_graph=batch_graph,
             parity=asdict(parity),
             quality={"validation": quality},
             created_by={"gr2": __version__, "parents": parents, "distill": inputs["distill"].config, "seed": seed},
@@ -180,7 +176,7 @@ def _requests(lists: CandidateLists, count: int, seed: int) -> CandidateLists:
 
 
 def _check(parity: Parity, tolerance: float) -> None:
-    differences = (parity.max_abs_difference, parity.batched_difference or 0.0)
+    differences = (parity.max_abs_difference, parity.split_difference, parity.batched_difference or 0.0)
     if not all(each <= tolerance for each in differences) or parity.broken_order:
         raise BundleError(
             f"the ONNX graph does not rank as the student: on {parity.requests} requests scores differ by up to "

@@ -13,7 +13,7 @@ from gr2.models.evidence import DECAY, CoPurchase
 __all__ = ["add_evidence", "item_rows"]
 
 
-def item_rows(graph: Builder, table: CodeTable, missing: int, codes: str) -> str:
+def item_rows(graph: Builder, table: CodeTable, missing: int, codes: str, *, output: str = "") -> str:
     """(N,) int64: `CodeTable.find` of codes (N, L)."""
     raised = graph.add("Add", codes, graph.integers(1))
     found = graph.integers(missing)
@@ -29,7 +29,8 @@ def item_rows(graph: Builder, table: CodeTable, missing: int, codes: str) -> str
         equal = graph.add("Equal", graph.add("Gather", graph.constant(table.codes), slot), codes)
         same = graph.reduce("Min", graph.add("Cast", equal, to=TensorProto.INT32), 1)
         same = graph.add("Cast", same, to=TensorProto.BOOL)
-        found = graph.add("Where", same, graph.add("Gather", graph.constant(table.rows), slot), found)
+        row = graph.add("Gather", graph.constant(table.rows), slot)
+        found = graph.add("Where", same, row, found, output="" if way else output)
     return found
 
 

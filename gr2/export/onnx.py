@@ -10,14 +10,11 @@ The batched form is a graph of its own: with a batch axis of 1 it takes about a 
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from gr2.artifact import write_atomic
 from gr2.export.builder import Builder, Shape
 from gr2.export.evidence import add_evidence, item_rows
 from gr2.export.layers import (
@@ -34,7 +31,7 @@ from gr2.export.visibility import History, add_history, masks, tree_mask
 from gr2.models.evidence import EVIDENCE, CoPurchase
 from gr2.models.student import Block, Head, Student
 
-__all__ = ["export_graph", "graph_names", "student_graph"]
+__all__ = ["graph_names", "student_graph"]
 
 
 def graph_names(levels: int, *, batched: bool = False) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -42,14 +39,6 @@ def graph_names(levels: int, *, batched: bool = False) -> tuple[tuple[str, ...],
     nodes = tuple(f"nodes_{depth}" for depth in range(1, levels))
     sight = ("parents", "rows") if batched else ("mask",)
     return ("history", *nodes, *sight, "features", "candidates"), ("logits", "prior")
-
-
-def export_graph(
-    student: Student, table: CoPurchase, codes: NDArray[np.integer], path: Path, *, batched: bool = False
-) -> None:
-    """Write the graph of `student_graph` to `path`, atomically."""
-    model = student_graph(student, table, codes, batched=batched)
-    write_atomic(path, model.SerializeToString(deterministic=True))
 
 
 def student_graph(

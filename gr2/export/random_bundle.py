@@ -12,7 +12,7 @@ from gr2.bundle import write_bundle
 from gr2.catalog import Catalog
 from gr2.decoding import write_codebook
 from gr2.export.bundle import feature_spec, model_spec
-from gr2.export.onnx import export_graph
+from gr2.export.split import export_graphs
 from gr2.features import SCORE_FEATURES
 from gr2.models.evidence import EVIDENCE, CoPurchase
 from gr2.models.student import Student, StudentConfig
@@ -56,15 +56,13 @@ def write_random_bundle(
     )
     student, table = _student(config, spread, seed), _copurchases(items, rng)
     with tempfile.TemporaryDirectory() as work:
-        graph, batch, codebook = (Path(work) / name for name in ("model.onnx", "batch.onnx", "codebook.bin"))
-        export_graph(student, table, codes, graph)
-        if batched:
-            export_graph(student, table, codes, batch, batched=True)
+        graphs = export_graphs(student, table, codes, Path(work), batched=batched)
+        codebook = Path(work) / "codebook.bin"
         write_codebook(codebook, np.arange(items), codes, level_size)
         write_bundle(
             folder,
-            graph=graph,
-            batch_graph=batch if batched else None,
+            graph=graphs.pop("model.onnx"),
+            others=graphs,
             codebook=codebook,
             catalog=_catalog(items),
             model=model_spec(student),

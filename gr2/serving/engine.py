@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from gr2.bundle import Bundle
 from gr2.catalog import ItemId
-from gr2.decoding import CandidateTrie
+from gr2.decoding import CandidateTrie, PrefixCache
 from gr2.errors import BundleError, ConfigError, Gr2Error, RequestError
 from gr2.features import candidate_features
 from gr2.serving.batcher import BatchLimits
@@ -24,8 +24,11 @@ from gr2.serving.memory import MOST_OF_REQUEST
 from gr2.serving.query import Query, UnrankableError
 from gr2.serving.ranking import CandidateStatus, RankedItem, Ranking, Timings
 from gr2.serving.request import RequestRules, Slate, float_array, split_ids, text, whole_number
+from gr2.serving.split_model import SplitModel
 
-__all__ = ["Answer", "Engine"]
+__all__ = ["CACHE_BYTES", "Answer", "Engine"]
+
+CACHE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,7 @@ class Engine:
 
     `threads` is how many threads one model run uses; a server that answers requests in parallel is best with 1.
     `device` is "cpu", "cuda", or "auto": a GPU if it can be used, else the CPU and one line in the log that says why.
+    On a CPU, `cache_bytes` bound the encoded histories that are kept for users who come again; 0 keeps none.
     On a GPU, requests of several threads are answered in batches within `batches`; on a CPU each is run by its caller,
     since batches never help there.
     """
@@ -58,6 +62,7 @@ class Engine:
         threads: int = 1,
         device: str = "cpu",
         batches: BatchLimits | None = None,
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
         """Load the bundle and warm the model up. Raises BundleError, and ConfigError if "cuda" cannot be had.
 
@@ -70,7 +75,8 @@ class Engine:
         self._codebook = self.bundle.codebook()
         self.most_bytes = MOST_OF_REQUEST
         self.device = choose_device(device, self.bundle)
-        self._model: HostModel | DeviceModel
+        self._cache_bytes = cache_bytes
+        self._model: HostModel | SplitModel | DeviceModel
         try:
             self._open(threads, batches or BatchLimits())
         except Gr2Error as error:
@@ -84,6 +90,11 @@ class Engine:
     def version(self) -> str:
         """The version of the bundle."""
         return self.bundle.version
+
+    @property
+    def cache(self) -> PrefixCache | None:
+        """The encoded histories; None if the bundle's graphs or the device allow none to be kept."""
+        return self._model.cache if isinstance(self._model, SplitModel) else None
 
     def close(self) -> None:
         """Answer what was asked and end the engine's threads; no request may follow."""
@@ -179,7 +190,12 @@ class Engine:
     def _open(self, threads: int, batches: BatchLimits) -> None:
         """The model on the engine's device, warm. Raises BundleError and ConfigError; nothing is left open then."""
         if self.device == "cpu":
-            self._model = HostModel(self.bundle, threads=threads)
+            split = self.bundle.graph_pair() is not None
+            self._model = (
+                SplitModel(self.bundle, threads=threads, cache_bytes=self._cache_bytes)
+                if split
+                else HostModel(self.bundle, threads=threads)
+            )
         else:
             try:
                 self._model = DeviceModel(self.bundle, self.device, limits=batches, threads=threads)

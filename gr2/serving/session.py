@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gr2.bundle import Bundle, Manifest, graph_inputs, graph_outputs
+from gr2.bundle import Bundle, Manifest, graph_inputs, graph_outputs, scorer_inputs
 from gr2.errors import BundleError
 
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-__all__ = ["CPU", "CUDA", "open_session"]
+__all__ = ["CPU", "CUDA", "open_pair", "open_session"]
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
@@ -29,15 +30,8 @@ def open_session(
     on a GPU. Raises BundleError if the graph cannot be loaded, is not what the manifest describes, or did not get the
     GPU.
     """
-    import onnxruntime as ort
-
     path = bundle.batch_graph if batched else bundle.graph
-    graph = bundle.read_graph(batched=batched)
-    providers: list[Any] = [CPU] if cuda is None else [(CUDA, dict(cuda)), CPU]
-    try:
-        session = ort.InferenceSession(graph, _options(threads), providers=providers)
-    except Exception as error:
-        raise BundleError(f"{path}: onnxruntime cannot load it: {error}") from error
+    session = _load(bundle, path, threads, [CPU] if cuda is None else [(CUDA, dict(cuda)), CPU])
     # onnxruntime falls back in silence when the provider's libraries are missing.
     if cuda is not None and CUDA not in session.get_providers():
         raise BundleError(
@@ -46,6 +40,36 @@ def open_session(
     if wrong := _differences(session, bundle.manifest, batched=batched):
         raise BundleError(f"{path}: not the graph that the manifest describes: {'; '.join(wrong)}")
     return session
+
+
+def open_pair(bundle: Bundle, pair: tuple[Path, Path], threads: int) -> tuple[ort.InferenceSession, ...]:
+    """Sessions on the CPU of the bundle's encoder and scorer. Raises BundleError as `open_session` does.
+
+    The scorer takes the encoder's outputs by name, and of a request what `scorer_inputs` lists.
+    """
+    sessions = tuple(_load(bundle, path, threads, [CPU]) for path in pair)
+    encoder, scorer = sessions
+    encoded = {item.name: (_type(item), len(item.shape)) for item in encoder.get_outputs()}
+    inputs = {**scorer_inputs(), **encoded}
+    wanted = {item.name: inputs[item.name] for item in scorer.get_inputs() if item.name in inputs}
+    faults = (
+        (pair[0], _mismatches(encoder.get_inputs(), {"history": inputs["history"]})),
+        (pair[1], _mismatches(scorer.get_inputs(), wanted) + _mismatches(scorer.get_outputs(), graph_outputs())),
+    )
+    for path, wrong in faults:
+        if wrong:
+            raise BundleError(f"{path}: not the graph that the manifest describes: {'; '.join(wrong)}")
+    return sessions
+
+
+def _load(bundle: Bundle, path: Path, threads: int, providers: list[Any]) -> ort.InferenceSession:
+    import onnxruntime as ort
+
+    graph = bundle.read_graph(path)
+    try:
+        return ort.InferenceSession(graph, _options(threads), providers=providers)
+    except Exception as error:
+        raise BundleError(f"{path}: onnxruntime cannot load it: {error}") from error
 
 
 def _options(threads: int) -> ort.SessionOptions:
@@ -85,13 +109,17 @@ def _differences(session: ort.InferenceSession, manifest: Manifest, *, batched: 
 
 def _mismatches(values: Sequence[Any], expected: dict[str, tuple[str, int]]) -> list[str]:
     """What differs between a graph's inputs or outputs and the contract."""
-    names = {"tensor(int64)": "int64", "tensor(float)": "float32"}
-    found = {value.name: (names.get(value.type, value.type), len(value.shape)) for value in values}
+    found = {value.name: (_type(value), len(value.shape)) for value in values}
     return [
         f"{name} is {_say(found.get(name))}, expected {_say(expected.get(name))}"
         for name in sorted({*found, *expected})
         if found.get(name) != expected.get(name)
     ]
+
+
+def _type(value: Any) -> str:
+    names = {"tensor(int64)": "int64", "tensor(float)": "float32"}
+    return names.get(value.type, str(value.type))
 
 
 def _say(kind: tuple[str, int] | None) -> str:

@@ -32,6 +32,13 @@ def assert_same_trie(trie, codes, known):
     assert np.array_equal(trie.mask(), reference.mask)
     for depth, expected in reference.nodes.items():
         assert np.array_equal(trie.nodes(depth), expected)
+    prefixes, levels = list(reference.prefixes), codes.shape[1]
+    below = prefixes[1:]
+    assert trie.tokens().tolist() == [trie.level_size * (len(path) - 1) + int(path[-1]) for path in below]
+    assert trie.counts().tolist() == [sum(len(path) == depth for path in below) for depth in range(1, levels)]
+    lines = [[prefixes.index(path[:end]) - 1 for end in range(len(path), 0, -1)] for path in below]
+    padded = [line + [-1] * (levels - 1 - len(line)) for line in lines]
+    assert np.array_equal(trie.ancestors(), np.array(padded, dtype=np.int64).reshape(len(below), levels - 1))
 
 
 def assert_same_scores(codes, known, level_size, logits, prior, normalization):

@@ -13,8 +13,9 @@ import torch
 from gr2.data.candidates import CandidateLists
 from gr2.data.dataset import Dataset
 from gr2.decoding import CandidateTrie
-from gr2.export.onnx import export_graph, graph_names, student_graph
+from gr2.export.onnx import graph_names, student_graph
 from gr2.export.parity import measure_parity
+from gr2.export.split import export_graphs
 from gr2.models.evidence import EVIDENCE, CoPurchase, count_copurchases
 from gr2.models.student import Student, StudentConfig
 from gr2.training.distill import student_features
@@ -51,15 +52,14 @@ def make_student(items: int, layers: int = 2) -> Student:
 def test_graph_scores_as_the_student(layers: int, shop: tuple, tmp_path: Path) -> None:
     dataset, codes, lists, table = shop
     student = make_student(len(codes), layers)
-    graph, batch_graph = tmp_path / "model.onnx", tmp_path / "batch.onnx"
-    export_graph(student, table, codes, graph)
-    export_graph(student, table, codes, batch_graph, batched=True)
+    graphs = export_graphs(student, table, codes, tmp_path, batched=True)
     features = student_features(dataset, codes, lists, table, longest=LONGEST)
-    parity = measure_parity(student, graph, dataset, codes, lists, features, tolerance=1e-4, batch_graph=batch_graph)
+    parity = measure_parity(student, graphs, dataset, codes, lists, features, tolerance=1e-4)
     assert parity.requests == len(lists)
     assert parity.max_abs_difference < 1e-4
     assert parity.identical_order > 0.99
     assert parity.broken_order == 0
+    assert 0 < parity.split_difference < 1e-4
     assert parity.batched_difference is not None
     assert 0 < parity.batched_difference < 1e-4
 

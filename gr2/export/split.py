@@ -1,0 +1,208 @@
+"""The student as two graphs: an encoder of the history, whose outputs may be kept, and a scorer of candidates.
+
+The trie's root sees the history alone and belongs to the encoder. Below it a node sees the encoded history, the nodes
+above it and itself: the scorer gathers these few rows instead of masking a square of nodes, so that its time grows with
+the number of nodes and not with the square of it. A node's input has few values: the first block's queries, keys and
+values of nodes are tables.
+
+Both together compute what the whole graph of `gr2.export.onnx` does.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto
+from torch import Tensor
+from torch.nn import functional as F
+
+from gr2.artifact import write_atomic
+from gr2.export.builder import Builder, Shape
+from gr2.export.evidence import add_evidence, item_rows
+from gr2.export.layers import add_code_sum, add_items, add_mlp, add_norm, add_prior, add_query, attention_weights
+from gr2.export.lookup import build_code_table
+from gr2.export.onnx import student_graph
+from gr2.export.visibility import add_history
+from gr2.graphs import graph_file
+from gr2.models.evidence import EVIDENCE, CoPurchase
+from gr2.models.student import MASKED, Block, Student
+
+__all__ = ["encoder_graph", "export_graphs", "scorer_graph"]
+
+END = np.iinfo(np.int64).max
+
+
+def export_graphs(
+    student: Student, table: CoPurchase, codes: NDArray[np.integer], folder: Path, *, batched: bool
+) -> dict[str, Path]:
+    """Write the whole graph, encoder, scorer and, if `batched`, the graph for batches; their paths by name."""
+    models = {
+        "whole": student_graph(student, table, codes),
+        "encoder": encoder_graph(student, codes),
+        "scorer": scorer_graph(student, table, codes),
+    }
+    if batched:
+        models["batch"] = student_graph(student, table, codes, batched=True)
+    paths = {graph_file(role): folder / graph_file(role) for role in models}
+    for path, model in zip(paths.values(), models.values(), strict=True):
+        write_atomic(path, model.SerializeToString(deterministic=True))
+    return paths
+
+
+def encoded_shapes(student: Student) -> dict[str, Shape]:
+    """The encoder's outputs, which are inputs of the scorer, C = T + 2 columns: begin token, history, root.
+
+    Keys and values of each block, the root's logits, the head's query and the history's rows of the catalogue.
+    """
+    config, real = student.config, TensorProto.FLOAT
+    heads, width = config.heads, config.dim // config.heads
+    shapes: dict[str, Shape] = {}
+    for layer in range(config.layers):
+        shapes[f"keys_{layer}"] = (real, (heads, width, "C"))
+        shapes[f"values_{layer}"] = (real, (heads, "C", width))
+    shapes["root"] = (real, (1, config.level_size))
+    shapes["query"] = (real, (config.dim, 1))
+    shapes["past"] = (TensorProto.INT64, ("T",))
+    return shapes
+
+
+def encoder_graph(student: Student, codes: NDArray[np.integer]) -> onnx.ModelProto:
+    """The graph: history (T, L) -> `encoded_shapes`."""
+    config = student.config
+    graph = Builder()
+    history = add_history(graph, config.max_history)
+    past = item_rows(graph, build_code_table(codes), len(codes), "history", output="past")
+    query = add_query(graph, student.head, add_items(graph, student.head, "history", past), history)
+    graph.add("Transpose", query, perm=(1, 0), output="query")
+
+    recency = history.recent(graph, graph.weight(student.position))
+    items = graph.add("Add", add_code_sum(graph, student.item, "history"), recency)
+    begin, root = graph.weight(student.begin), graph.weight(student.root + student.depth[0])
+    x = graph.add("Concat", begin, items, root, axis=0)  # (C, d)
+    width = graph.add("Add", history.width, graph.integers(2))
+    causal = np.triu(np.full((config.max_history + 2,) * 2, MASKED, dtype=np.float32), 1)
+    both = graph.add("Concat", width, width, axis=0)
+    mask = graph.add("Slice", graph.constant(causal), graph.integers(0, 0), both, graph.integers(0, 1))
+    for layer, block in enumerate(student.blocks):
+        assert isinstance(block, Block)
+        x = _encode(graph, block, x, layer, mask if layer < config.layers - 1 else None)
+    graph.add("MatMul", add_norm(graph, student.norm, x), graph.weight(student.logits[0].T), output="root")
+    inputs = {"history": (TensorProto.INT64, ("T", config.levels))}
+    return graph.model("encoder", inputs, encoded_shapes(student))
+
+
+def _encode(graph: Builder, block: Block, x: str, layer: int, mask: str | None) -> str:
+    """A block over (C, d) that names its keys and values; without a mask, the last row alone, which sees all."""
+    normed = add_norm(graph, block.norm_attention, x)
+    rows = normed
+    if mask is None:
+        rows, x = (graph.slice(each, graph.integers(-1), graph.integers(END)) for each in (normed, x))
+    query, key, value = (
+        graph.dense(each, *weights)
+        for each, weights in zip((rows, normed, normed), attention_weights(block), strict=True)
+    )
+    query = _heads(graph, block, query)
+    key = graph.transpose(graph.reshape(key, *_width(block)), (1, 2, 0), output=f"keys_{layer}")
+    value = graph.transpose(graph.reshape(value, *_width(block)), (1, 0, 2), output=f"values_{layer}")
+    scores = graph.add("MatMul", query, key)
+    weights = graph.add("Softmax", scores if mask is None else graph.add("Add", scores, mask), axis=-1)
+    return _finish(graph, block, x, graph.add("MatMul", weights, value))
+
+
+def scorer_graph(student: Student, table: CoPurchase, codes: NDArray[np.integer]) -> onnx.ModelProto:
+    """The graph: `encoded_shapes`, history (T, L), nodes (m,), counts (L - 1,), ancestors (m, L - 1), features and
+    candidates -> logits (1 + m, V), prior (K,).
+
+    `nodes` are the trie's inner nodes below the root, V * (depth - 1) + code, and `counts` how many each depth has.
+    `ancestors` has for each of them its own number, its parent's and so on, counted without the root; -1 from there on.
+    """
+    config = student.config
+    graph = Builder()
+    graph.add("Concat", *["root", *_node_logits(graph, student)], axis=0, output="logits")
+    rows, code_table = len(codes), build_code_table(codes)
+    own = item_rows(graph, code_table, rows, "candidates")
+    evidence = add_evidence(graph, table, "past", own, add_history(graph, config.max_history))
+    features = graph.add("Concat", "features", evidence, axis=-1)
+    weights = [graph.constant(np.array([value], dtype=np.float32)) for value in student.weights.tolist()]
+    prior = graph.add("Mul", add_prior(graph, student.prior, features), weights[0])
+    head = graph.add("MatMul", add_items(graph, student.head, "candidates", own), "query")
+    graph.add(
+        "Squeeze", graph.add("Add", prior, graph.add("Mul", head, weights[1])), graph.integers(-1), output="prior"
+    )
+    integer, real, levels = TensorProto.INT64, TensorProto.FLOAT, config.levels
+    inputs: dict[str, Shape] = {
+        **encoded_shapes(student),
+        "history": (integer, ("T", levels)),
+        "nodes": (integer, ("m",)),
+        "counts": (integer, (levels - 1,)),
+        "ancestors": (integer, ("m", levels - 1)),
+        "features": (real, ("K", config.features - len(EVIDENCE))),
+        "candidates": (integer, ("K", levels)),
+    }
+    return graph.model("scorer", inputs, {"logits": (real, ("n", config.level_size)), "prior": (real, ("K",))})
+
+
+def _node_logits(graph: Builder, student: Student) -> list[str]:
+    """The logits of each depth's nodes."""
+    config = student.config
+    if config.levels == 1:
+        return []
+    unseen = graph.add("Less", "ancestors", graph.integers(0))
+    values = [graph.constant(np.array([value], dtype=np.float32)) for value in (MASKED, 0)]
+    mask = graph.add("Where", unseen, *values)  # (m, L - 1)
+    inputs = [
+        student.node.weight[at * config.level_size : (at + 1) * config.level_size] + student.depth[at + 1]
+        for at in range(config.levels - 1)
+    ]
+    table = torch.cat(inputs).detach()
+    x = graph.add("Gather", graph.weight(table), "nodes", axis=0)
+    for layer, block in enumerate(student.blocks):
+        assert isinstance(block, Block)
+        x = _score(graph, block, x, mask, layer, table if layer == 0 else None, config.levels - 1)
+    states = add_norm(graph, student.norm, x)
+    parts = graph.add_many("Split", config.levels - 1, states, "counts", axis=0)
+    return [graph.add("MatMul", part, graph.weight(student.logits[at].T)) for at, part in enumerate(parts, 1)]
+
+
+def _score(graph: Builder, block: Block, x: str, mask: str, layer: int, table: Tensor | None, above: int) -> str:
+    """A block over the nodes (m, d), each of which sees `above` nodes; `table` (N, d): what rows of `x` may be."""
+    if table is None:
+        rows, chosen = add_norm(graph, block.norm_attention, x), "ancestors"
+        query, key, value = (_heads(graph, block, graph.dense(rows, *each)) for each in attention_weights(block))
+    else:
+        rows, chosen = block.norm_attention(table), graph.add("Gather", "nodes", "ancestors", axis=0)
+        query, key, value = (graph.weight(_by_head(block, F.linear(rows, *each))) for each in attention_weights(block))
+        query = graph.add("Gather", query, "nodes", axis=1)
+    key, value = (graph.add("Gather", each, chosen, axis=1) for each in (key, value))  # (h, m, L - 1, d / h)
+    near = graph.reduce("Sum", graph.add("Mul", graph.add("Unsqueeze", query, graph.integers(2)), key), 3)
+    far = graph.add("MatMul", query, f"keys_{layer}")
+    weights = graph.add("Softmax", graph.add("Concat", far, graph.add("Add", near, mask), axis=-1), axis=-1)
+    far = graph.slice(weights, graph.integers(0), graph.integers(-above), axis=-1)
+    near = graph.slice(weights, graph.integers(-above), graph.integers(END), axis=-1)
+    near = graph.reduce("Sum", graph.add("Mul", graph.add("Unsqueeze", near, graph.integers(-1)), value), 2)
+    return _finish(graph, block, x, graph.add("Add", graph.add("MatMul", far, f"values_{layer}"), near))
+
+
+def _heads(graph: Builder, block: Block, x: str) -> str:
+    """(h, N, d / h) of rows `x` (N, d)."""
+    return graph.transpose(graph.reshape(x, *_width(block)), (1, 0, 2))
+
+
+def _width(block: Block) -> tuple[int, int, int]:
+    """The shape of rows by head."""
+    return -1, block.heads, block.query.in_features // block.heads
+
+
+def _by_head(block: Block, x: Tensor) -> Tensor:
+    """(h, N, d / h) of a table (N, d)."""
+    return x.view(len(x), block.heads, -1).transpose(0, 1)
+
+
+def _finish(graph: Builder, block: Block, x: str, mixed: str) -> str:
+    """Rows `x` (N, d) after a block whose attention gave `mixed` (h, N, d / h)."""
+    joined = graph.reshape(graph.transpose(mixed, (1, 0, 2)), -1, block.query.in_features)
+    return add_mlp(graph, block, graph.add("Add", x, graph.dense(joined, block.out.weight, block.out.bias)))
