@@ -65,6 +65,9 @@ def serve(
     traces: Annotated[
         bool, typer.Option("--traces", help="Export OpenTelemetry spans as the OTEL_* variables say (extra trace).")
     ] = DEFAULTS.traces,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Processes, on this port and those after it; one that dies is started again.")
+    ] = 1,
 ) -> None:
     """Serve a bundle over gRPC until SIGTERM or Ctrl-C. Needs the base install only, no torch.
 
@@ -74,8 +77,6 @@ def serve(
 
         gr2 serve --bundle runs/shop/export --port 50051
     """
-    from gr2.serving.server import serve as run_server
-
     config = ServeConfig(
         host=host,
         port=port,
@@ -99,4 +100,11 @@ def serve(
         log_level=log_level,
         traces=traces,
     )
+    if processes > 1:
+        from gr2.serving.processes import serve_processes
+
+        serve_processes(bundle, config, processes)
+        return
+    from gr2.serving.server import serve as run_server
+
     run_server(bundle, config)

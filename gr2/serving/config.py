@@ -22,8 +22,9 @@ class ServeConfig:
     `batch_delay` are the engine's; `default` and `poll` the repository's. `cert` and `key` are PEM files for TLS; with
     `client_ca` callers need a certificate too. `tokens` is a file of `gr2.serving.tokens`. Without TLS the server
     listens on loopback only, unless `insecure` asks for more. `gzip` accepts compressed requests, which
-    older versions of grpcio inflate, a thousandfold, before they look at the size. `/metrics` and `/healthz` are at `metrics_host` and `metrics_port`, if
-    it is given; 0 takes a free one. `log_format` is text or json; `traces` exports spans as the OTEL_* variables say.
+    older versions of grpcio inflate, a thousandfold, before they look at the size. `/metrics` and `/healthz` are at
+    `metrics_host` and `metrics_port`, if it is given; 0 takes a free one. `log_format` is text or json; `traces`
+    exports spans as the OTEL_* variables say.
     """
 
     host: str = "127.0.0.1"
