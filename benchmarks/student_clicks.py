@@ -1,6 +1,6 @@
 """Clicks weighed by propensities against plain clicks, judged by the truth: `python -m benchmarks.student_clicks`.
 
-The synthetic shop shows slates, and only the simulator knows what was wanted. For each seed and bias, students are
+The synthetic shop shows slates, and only the simulator knows what was wanted. For each seed and log, students are
 trained on the same log without weights and with each way to get them, and every bundle re-ranks the same test slates,
 those without a click included. Their gain is the probability that a candidate was wanted. Needs the folder runs/.
 """
@@ -31,10 +31,25 @@ __all__ = ["main"]
 
 FOLDER, CONFIG = Path("runs/student-clicks"), ROOT / "configs" / "clicks.toml"
 USERS, ITEMS, SLATE = 4000, 400, 10
-BIASES = (1.0, 0.0)
 METHODS = ("off", "swaps", "em", "given")
+
+
+@dataclass(frozen=True)
+class Log:
+    """How a log is simulated, and what is tried on it; swaps need slates that were shuffled."""
+
+    name: str
+    clicks: Clicks
+    methods: tuple[str, ...] = METHODS
+
+
+LOGS = (
+    Log("position bias", Clicks(slate=SLATE)),
+    Log("no bias", Clicks(slate=SLATE, bias=0.0)),
+    Log("position bias, no slate shuffled", Clicks(slate=SLATE, shuffled=0.0), ("off", "em", "given")),
+)
 METRICS = ("N@1", "N@5", "N@10")
-# A seed's students differ by training alone about so much; more is a loss.
+# What weighing may cost at most where no bias calls for it.
 HARM = 0.005
 
 
@@ -47,20 +62,25 @@ class Judged:
     propensities: dict[str, list[float]]
 
 
+def looked(log: Log) -> list[float]:
+    """How often each place is looked at."""
+    return [float(place**-log.clicks.bias) for place in range(1, SLATE + 1)]
+
+
 def say(line: str) -> None:
     """Progress to stderr."""
     print(line, file=sys.stderr, flush=True)
 
 
-def judge(bias: float, seed: int) -> Judged:
+def judge(log: Log, seed: int) -> Judged:
     """Make one log, train a student a method, and measure all on its test slates."""
-    folder = ROOT / FOLDER / f"bias{bias:g}-seed{seed}"
+    folder = ROOT / FOLDER / f"{log.name.replace(',', '').replace(' ', '-')}-{seed}"
     data = folder / "data"
-    write_synthetic(data, users=USERS, items=ITEMS, seed=seed, clicks=Clicks(slate=SLATE, bias=bias))
+    write_synthetic(data, users=USERS, items=ITEMS, seed=seed, clicks=log.clicks)
     values: dict[str, dict[str, np.ndarray]] = {}
     propensities: dict[str, list[float]] = {}
     users = np.empty(0)
-    for method in METHODS:
+    for method in log.methods:
         settings = {"run.out": folder, "run.seed": seed, "distill.propensity": method}
         settings |= {
             key: data / f"{name}.parquet"
@@ -71,7 +91,7 @@ def judge(bias: float, seed: int) -> Judged:
             )
         }
         if method == "given":
-            settings["distill.propensities"] = [place**-bias for place in range(1, SLATE + 1)]
+            settings["distill.propensities"] = looked(log)
         made = execute(load_plan(CONFIG, overrides=[f"{key}={value}" for key, value in settings.items()]), say=say)
         (distill,) = (outcome.artifact for outcome in made if outcome.stage == "distill")
         propensities[method] = distill.metrics.get("propensities", [])
@@ -122,48 +142,53 @@ def interval(change: Difference) -> str:
 
 def measure(seeds: int) -> Record:
     """The record of all seeds and biases."""
-    runs = {bias: [judge(bias, seed) for seed in range(seeds)] for bias in BIASES}
-    figures: list[Figure] = []
-    for method in METHODS[1:]:
-        change = difference(runs[1.0], method)["N@5"]
-        what = f"clicks with position bias 1: true N@5 with propensities by {method!r}, minus without"
-        figures.append(Figure(what, interval(change), "interval above 0", "ok" if change.low > 0 else "short"))
-    for method in METHODS[1:]:
-        change = difference(runs[0.0], method)["N@5"]
-        what = f"clicks without bias: true N@5 with propensities by {method!r}, minus without"
-        status = "ok" if change.low > -HARM else "short"
-        figures.append(Figure(what, interval(change), f"interval above -{HARM}", status))
-    tables = [quality_table(bias, judged) for bias, judged in runs.items()]
-    tables += [place_table(bias, judged[0]) for bias, judged in runs.items()]
-    slates = sum(len(each.users) for each in runs[1.0])
+    runs = {log.name: [judge(log, seed) for seed in range(seeds)] for log in LOGS}
+    figures = [
+        figure(log, method, difference(runs[log.name], method)["N@5"]) for log in LOGS for method in log.methods[1:]
+    ]
+    tables = [quality_table(log, runs[log.name]) for log in LOGS]
+    tables += [place_table(log, runs[log.name][0]) for log in LOGS]
+    slates = sum(len(each.users) for each in runs[LOGS[0].name])
     notes = [
-        f"{USERS:,} users, {ITEMS} items, seeds 0..{seeds - 1}; {slates:,} test slates a bias, intervals over users",
+        f"{USERS:,} users, {ITEMS} items, seeds 0..{seeds - 1}; {slates:,} test slates a log, intervals over users",
         "gains are the probabilities that candidates were wanted, which only the simulator knows",
-        "a tenth of the slates were shown in random order, which 'swaps' learns from; 'given' is the simulator's bias",
+        "bias: place k is examined with probability 1/k; a tenth of the slates is shown in random order, unless said",
+        "'given' are the simulator's own propensities; 'em' without shuffled slates takes some relevance for a bias",
     ]
     title = "Clicks weighed by propensities, judged by the truth"
     return Record("student.clicks", title, "make student-clicks", figures, tables, notes)
 
 
-def quality_table(bias: float, judged: Sequence[Judged]) -> dict[str, Any]:
+def figure(log: Log, method: str, change: Difference) -> Figure:
+    """Weighing must help where there is a bias, and do no harm where there is none."""
+    what = f"clicks, {log.name}: true N@5 with propensities by {method!r}, minus without"
+    least = 0.0 if log.clicks.bias else -HARM
+    return Figure(what, interval(change), f"interval above {least:g}", "ok" if change.low > least else "short")
+
+
+def quality_table(log: Log, judged: Sequence[Judged]) -> dict[str, Any]:
     """The incoming order and every student under the truth."""
     rows = []
-    for name in ("incoming", *METHODS):
+    for name in ("incoming", *log.methods):
         means = [np.mean([each.values[name][metric].mean() for each in judged]) for metric in METRICS]
         seeds = [each.values[name]["N@5"].mean() - each.values["off"]["N@5"].mean() for each in judged]
         better = "" if name in ("incoming", "off") else f"{sum(value > 0 for value in seeds)} of {len(seeds)}"
         cells = "" if name == "off" else interval(difference(judged, name)["N@5"])
         rows.append([name, *(f"{mean:.4f}" for mean in means), cells, better])
     columns = ["propensities", *METRICS, "N@5 minus without", "seeds better"]
-    return {"title": f"true NDCG, place k examined with probability k^-{bias:g}", "columns": columns, "rows": rows}
+    return {"title": f"true NDCG: {log.name}", "columns": columns, "rows": rows}
 
 
-def place_table(bias: float, judged: Judged) -> dict[str, Any]:
+def place_table(log: Log, judged: Judged) -> dict[str, Any]:
     """The propensities of each place by each method, of the first seed."""
-    places = range(1, SLATE + 1)
-    rows = [["truth", *(f"{place**-bias:.3f}" for place in places)]]
-    rows += [[name, *(f"{value:.3f}" for value in judged.propensities[name])] for name in ("swaps", "em")]
-    return {"title": f"propensities by place, bias {bias:g}, seed 0", "columns": ["", *map(str, places)], "rows": rows}
+    rows = [["truth", *(f"{value:.3f}" for value in looked(log))]]
+    rows += [
+        [name, *(f"{value:.3f}" for value in judged.propensities[name])]
+        for name in log.methods
+        if name not in ("off", "given")
+    ]
+    columns = ["", *(str(place) for place in range(1, SLATE + 1))]
+    return {"title": f"propensities by place, seed 0: {log.name}", "columns": columns, "rows": rows}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -9,8 +9,9 @@ The propensities p, p_1 = 1, are given, or estimated from the clicks:
     swaps  from slates whose places differ from the order of their scores by chance. C[r, k] clicks of N[r, k]
            candidates of rank r at place k are taken as Poisson with mean N[r, k] p_k q_r, and p is the likeliest
            (Agarwal et al., WSDM 2019, harvest such interventions pair by pair)
-    em     without such slates, by regression-EM (Wang et al., WSDM 2018): relevance is a logistic function of what is
-           known of a candidate but for its rank. What that leaves out of relevance is taken for a bias
+    em     by regression-EM (Wang et al., WSDM 2018): relevance is a logistic function of what is known of a candidate,
+           its rank by score included where enough places differ from it. Without such slates, relevance that only the
+           rank tells is taken for a bias
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def place_propensities(
     """(P,) float64: the propensity of each place, from 1, as `method` has it; None if that is off.
 
     `lists` are impressions, `features` (R, K, F) what is known of their candidates but for their rank. Raises DataError
-    if the lists have no places, or too few candidates that were moved.
+    if the lists have no places, or if swaps are asked for and too few candidates were moved.
     """
     if method == "off":
         return None
@@ -49,10 +50,13 @@ def place_propensities(
         return np.asarray(given, dtype=np.float64)
     shown = lists.candidates != PADDING
     clicked, places = (lists.grades > 0)[shown], lists.places[shown]
-    if method == "em":
-        return estimate_em(clicked, places, features[shown])
     ranks = np.broadcast_to(1 + np.arange(lists.width), shown.shape)[shown]
-    return estimate_swaps(clicked, places, ranks)
+    if method == "swaps":
+        return estimate_swaps(clicked, places, ranks)
+    told = features[shown]
+    if _moved(places, ranks).min() >= LEAST_MOVED:
+        told = np.column_stack([told, np.log2(ranks), 1.0 / ranks]).astype(np.float32)
+    return estimate_em(clicked, places, told)
 
 
 def click_weights(lists: CandidateLists, propensities: NDArray[np.float64] | None, least: float) -> NDArray[np.float64]:
@@ -80,7 +84,7 @@ def estimate_swaps(
     cell = (ranks - 1) * shape[1] + places - 1
     shown = np.bincount(cell, minlength=shape[0] * shape[1]).reshape(shape).astype(np.float64)
     clicks = np.bincount(cell, weights=clicked, minlength=shape[0] * shape[1]).reshape(shape)
-    moved = np.bincount(places[ranks != places] - 1, minlength=shape[1])
+    moved = _moved(places, ranks)
     if moved.min() < LEAST_MOVED:
         raise DataError(
             f"[distill] propensity = 'swaps' needs slates whose places differ from the order of their scores: at place "
@@ -113,6 +117,11 @@ def estimate_em(
         looked = np.where(clicked, 1.0, looked * (1.0 - wanted) / unclicked)
         seen = np.clip(np.bincount(place, weights=looked) / count, TINY, 1.0 - TINY)
     return _scaled(seen)
+
+
+def _moved(places: NDArray[np.integer], ranks: NDArray[np.integer]) -> NDArray[np.int64]:
+    """(P,) how many candidates of other ranks each place held."""
+    return np.bincount(places[ranks != places] - 1, minlength=int(places.max()))
 
 
 def _logistic(

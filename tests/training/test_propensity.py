@@ -51,6 +51,16 @@ def test_em_finds_it_without_swaps_where_features_tell_the_relevance() -> None:
     np.testing.assert_allclose(found, LOOKED, rtol=0.25)
 
 
+def test_em_reads_the_rank_where_slates_were_moved() -> None:
+    lists, _, features = impressions(20_000, 8)
+    blind = np.zeros_like(features)
+    np.testing.assert_allclose(place_propensities("em", lists, blind), LOOKED, rtol=0.25)
+    alone, _, _ = impressions(20_000, 8, shuffled=0.0)
+    mistaken = place_propensities("em", alone, blind)
+    assert mistaken is not None
+    assert mistaken[-1] < 0.5 * LOOKED[-1]  # relevance that only the rank tells is taken for a bias
+
+
 def test_swaps_need_slates_that_were_moved() -> None:
     lists, _, features = impressions(500, 2, shuffled=0.0)
     with pytest.raises(DataError, match="at place 1 only 0 candidates of other ranks were shown, 100 are needed"):
