@@ -45,6 +45,12 @@ def serve(
     poll: Annotated[
         float, typer.Option(min=0, help="Seconds between two looks for a new version of a bundle; 0 for none.")
     ] = DEFAULTS.poll,
+    shadow: Annotated[
+        str, typer.Option(help="A bundle of the repository to compare the default one's answers with.")
+    ] = DEFAULTS.shadow,
+    shadow_share: Annotated[
+        float, typer.Option(min=0, max=1, help="The share of answers that is compared.")
+    ] = DEFAULTS.shadow_share,
     cert: Annotated[str, typer.Option(help="TLS: the certificate chain, a PEM file.")] = DEFAULTS.cert,
     key: Annotated[str, typer.Option(help="TLS: the certificate's key, a PEM file.")] = DEFAULTS.key,
     client_ca: Annotated[
@@ -88,6 +94,8 @@ def serve(
         batch_delay=batch_delay,
         default=default,
         poll=poll,
+        shadow=shadow,
+        shadow_share=shadow_share,
         cert=cert,
         key=key,
         client_ca=client_ca,

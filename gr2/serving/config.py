@@ -19,7 +19,8 @@ class ServeConfig:
 
     `threads` requests are at work at once, by default one more than there are cores; `queue` more may wait. Port 0
     takes a free port. `grace` is the seconds that accepted requests have when the server stops. `device`, `batch` and
-    `batch_delay` are the engine's; `default` and `poll` the repository's. `cert` and `key` are PEM files for TLS; with
+    `batch_delay` are the engine's; `default` and `poll` the repository's; of what it answers, `shadow_share`
+    is compared with the bundle named `shadow`. `cert` and `key` are PEM files for TLS; with
     `client_ca` callers need a certificate too. `tokens` is a file of `gr2.serving.tokens`. Without TLS the server
     listens on loopback only, unless `insecure` asks for more. `gzip` accepts compressed requests, which
     older versions of grpcio inflate, a thousandfold, before they look at the size. `/metrics` and `/healthz` are at
@@ -37,6 +38,8 @@ class ServeConfig:
     batch_delay: float = 500.0
     default: str = ""
     poll: float = 2.0
+    shadow: str = ""
+    shadow_share: float = 0.1
     cert: str = ""
     key: str = ""
     client_ca: str = ""
@@ -59,6 +62,8 @@ class ServeConfig:
             raise ConfigError(f"metrics_port must be in 0..65535, got {self.metrics_port}")
         if min(self.grace, self.poll) < 0:
             raise ConfigError(f"grace and poll are seconds, 0 or more, got {self.grace:g} and {self.poll:g}")
+        if not 0 < self.shadow_share <= 1:
+            raise ConfigError(f"shadow_share must be above 0 and at most 1, got {self.shadow_share:g}")
         if bool(self.cert) != bool(self.key):
             raise ConfigError("cert and key belong together: give both PEM files, or neither")
         if self.client_ca and not self.cert:

@@ -28,6 +28,7 @@ from gr2.serving.observation import http_face, start_watching
 from gr2.serving.observer import Observer
 from gr2.serving.repository import Repository
 from gr2.serving.servicer import METHOD, SERVICE, Servicer
+from gr2.serving.shadow import Shadow
 from gr2.serving.standard import HealthService, ReflectionService
 from gr2.serving.tokens import TokenFile, TokenInterceptor
 from gr2.serving.transport import listen, options
@@ -80,12 +81,15 @@ class Server:
         self._patience = Patience()
         self._admission = Admission(threads, config.queue)
         self._threads, self._stopping = threads, False
-        self._servicer = Servicer(self.repository, self._admission, self._patience, LoadReport(threads))
+        self._shadow = Shadow(self.repository, config.shadow, config.shadow_share) if config.shadow else None
+        self._servicer = Servicer(self.repository, self._admission, self._patience, LoadReport(threads), self._shadow)
         self.serving = False
         self._observer = Observer(METHOD, tracing)
         self.metrics = ServerMetrics(
             self._observer, self._admission, self.repository, self._servicer.phases.read, lambda: self.serving
         )
+        if self._shadow is not None:
+            self.metrics.sources.append(self._shadow.families)
         self._health = HealthService(SERVED, self._patience)
         self._management = ManagementService(self.repository, config, self._patience, self._describe)
         names = (SERVICE, MANAGEMENT, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -143,6 +147,8 @@ class Server:
         for part in (self._admission, *self._parts):
             part.shutdown()
         self._patience.close()
+        if self._shadow is not None:
+            self._shadow.close()
         self.repository.close()
 
     def _await_pause(self, limit: float) -> None:
@@ -166,6 +172,20 @@ class Server:
 
     def _describe(self, info: management_pb2.ServerInfo) -> None:
         info.threads, info.max_message_bytes, info.stopping = self._threads, self._largest, self._stopping
+        if self._shadow is not None:
+            counts = self._shadow.counts()
+            of = max(1, counts.compared)
+            info.shadow.CopyFrom(
+                management_pb2.ShadowInfo(
+                    bundle=self._shadow.bundle,
+                    share=self._shadow.share,
+                    compared=counts.compared,
+                    dropped=counts.dropped,
+                    failed=counts.failed,
+                    top1_disagreement=counts.disagreed / of,
+                    kendall_tau=counts.tau / of,
+                )
+            )
 
     def _largest_request(self) -> int:
         """Bytes of the largest message that one of the bundles takes."""

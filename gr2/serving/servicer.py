@@ -23,6 +23,7 @@ from gr2.serving.phases import PhaseRecorder
 from gr2.serving.ranking import Timings
 from gr2.serving.repository import Repository
 from gr2.serving.request import Ids, Slate
+from gr2.serving.shadow import Shadow
 from gr2.v1 import reranker_pb2
 
 __all__ = ["METHOD", "SERVICE", "STATUS", "Servicer"]
@@ -49,11 +50,18 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
     UNAVAILABLE; those that arrived before are answered.
     """
 
-    def __init__(self, repository: Repository, admission: Admission, patience: Patience, load: LoadReport) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        admission: Admission,
+        patience: Patience,
+        load: LoadReport,
+        shadow: Shadow | None = None,
+    ) -> None:
         self.repository = repository
         self.admission = admission
         self.patience = patience
-        self.load = load
+        self.load, self.shadow = load, shadow
         self.active = 0
         self.refusing = False
         self.phases = PhaseRecorder()
@@ -90,6 +98,8 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
         try:
             reply = self.answer(data, context.is_active)
             failed = False
+            if self.shadow is not None:
+                self.shadow.offer(data, reply)
             return reply
         except CancelledError:
             code, details = grpc.StatusCode.DEADLINE_EXCEEDED, "the call ended while the request waited"
