@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -197,6 +198,14 @@ class Server:
         return self._admission.pending == 0 and self._servicer.active == 0
 
 
+def _announce(record: dict[str, str]) -> None:
+    """Print a line of JSON, if there is somewhere to print to: a full disk or a closed pipe stops no server."""
+    if sys.stdout is not None:  # it is None where standard output is closed
+        # Not by its buffer, which would be tried again, and fail, when the process ends.
+        with contextlib.suppress(OSError):
+            os.write(sys.stdout.fileno(), f"{json.dumps(record)}\n".encode())
+
+
 def serve(bundle: str | os.PathLike[str], config: ServeConfig | None = None, **changes: Any) -> None:
     """Serve one bundle or several until SIGTERM or SIGINT, then stop as `Server.stop` says. In the main thread only.
 
@@ -225,9 +234,7 @@ def serve(bundle: str | os.PathLike[str], config: ServeConfig | None = None, **c
         if face is not None:
             ready["metrics"] = face.address
         logger.info("ready", extra={"address": server.address, "bundle": engine.version})
-        if sys.stdout is not None:  # it is None where standard output is closed
-            sys.stdout.write(json.dumps(ready) + "\n")
-            sys.stdout.flush()
+        _announce(ready)
         # The system may hand a signal to another thread; its handler runs once this one, the main thread, wakes.
         while not stop.wait(WAKE):
             pass

@@ -202,6 +202,22 @@ def test_serving_without_standard_output(make_bundle: MakeBundle) -> None:
     assert (process.returncode, errors) == (0, "")
 
 
+def test_full_disk_under_standard_output_and_error_stops_nothing(make_bundle: MakeBundle) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    command = [sys.executable, "-c", SERVE.replace("port=0", f"port={port}"), str(make_bundle())]
+    with open("/dev/full", "wb") as full:
+        process = subprocess.Popen(command, stdout=full, stderr=full)
+    try:
+        with Client(f"127.0.0.1:{port}") as client:
+            client.wait_ready(60)
+            assert len(client.rerank([], KNOWN[:4], timeout=10).items) == 4
+    finally:
+        process.terminate()
+    assert process.wait(30) == 0
+
+
 def test_work_beyond_the_queue_is_refused(make_bundle: MakeBundle) -> None:
     server = Server(make_bundle(items=3000, level_size=256), port=0, threads=1, queue=1)
     server.start()
