@@ -207,7 +207,7 @@ def test_full_disk_under_standard_output_and_error_stops_nothing(make_bundle: Ma
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     command = [sys.executable, "-c", SERVE.replace("port=0", f"port={port}"), str(make_bundle())]
-    with open("/dev/full", "wb") as full:
+    with Path("/dev/full").open("wb") as full:
         process = subprocess.Popen(command, stdout=full, stderr=full)
     try:
         with Client(f"127.0.0.1:{port}") as client:
