@@ -74,7 +74,7 @@ def rerank(
         return
     from rich.console import Console
 
-    from gr2.report import ranking_table
+    from gr2.report.tables import ranking_table
 
     Console().print(ranking_table(ranking, titles))
 
