@@ -50,7 +50,8 @@ def student_graph(
     `graph` is an empty builder, by default one of float32. With a batched one all have a batch axis before these, and T
     is at least 1. Histories are right-aligned, their padding's first code is -1. Each depth's nodes are padded to N_d;
     instead of the mask come, for the N = 1 + sum N_d nodes, the `parents` (B, N), the root's 0, and `rows` (B, n):
-    which of the B * N nodes each row of the logits (B, n, V) is of. Padding nodes and candidates may hold any codes from -1 on; what is computed for them has no meaning.
+    which of the B * N nodes each row of the logits (B, n, V) is of. Padding nodes and candidates may hold any codes
+    from -1 on; what is computed for them has no meaning.
 
     `codes` (N, L) are the catalogue's; `table` the co-purchases that the graph's evidence is computed from. Codes of no
     item are allowed: they have no co-purchases, and the head knows their codes only.
