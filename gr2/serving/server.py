@@ -81,6 +81,7 @@ class Server:
             threads = cores + 1 if self.engine.device == "cpu" else min(2 * config.batch, MOST_THREADS)
         self._patience = Patience()
         self._admission = Admission(threads, config.queue)
+        self._patience.pressed = lambda: self._admission.full
         self._threads, self._stopping = threads, False
         self._shadow = Shadow(self.repository, config.shadow, config.shadow_share) if config.shadow else None
         self._servicer = Servicer(self.repository, self._admission, self._patience, LoadReport(threads), self._shadow)
