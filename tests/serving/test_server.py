@@ -106,7 +106,7 @@ def test_reflection_lists_and_describes_the_service(channel: grpc.Channel) -> No
     ]
     listing, description = stub.ServerReflectionInfo(iter(requests), timeout=10)
     names = {service.name for service in listing.list_services_response.service}
-    assert {"gr2.v1.Reranker", "grpc.health.v1.Health"} <= names
+    assert {"gr2.v1.Reranker", "gr2.v1.Management", "grpc.health.v1.Health"} <= names
     assert description.file_descriptor_response.file_descriptor_proto == [reranker_pb2.DESCRIPTOR.serialized_pb]
 
 
