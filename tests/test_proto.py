@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("service", ["management", "reranker"])
+@pytest.mark.parametrize("service", ["management", "open_inference", "reranker"])
 @pytest.mark.parametrize("kind", ["pb2.py", "pb2.pyi", "pb2_grpc.py"])
 @pytest.mark.filterwarnings("ignore")
 def test_committed_code_equals_freshly_generated_code(service: str, kind: str, tmp_path: Path) -> None:

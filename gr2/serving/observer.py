@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -19,14 +19,16 @@ __all__ = ["Observer"]
 
 
 class Observer(grpc.ServerInterceptor):  # type: ignore[misc]
-    """Sees the calls of `method`: `codes` counts their statuses, `durations` the time of those answered.
+    """Sees the calls of `methods`, the first of which answers with a `RerankResponse`.
+
+    `codes` counts their statuses, `durations` the time of those answered.
 
     A call lasts from when it has a thread, which is at its arrival, until its answer is handed to grpc. Costs about a
     microsecond a call; spans are made only for callers whose trace is sampled.
     """
 
-    def __init__(self, method: str, tracing: Tracing | None = None) -> None:
-        self.method = method
+    def __init__(self, methods: Sequence[str], tracing: Tracing | None = None) -> None:
+        self.methods = methods
         self.codes: Counter[str] = Counter()
         self.durations = Recorder()
         self._tracing = tracing
@@ -41,14 +43,14 @@ class Observer(grpc.ServerInterceptor):  # type: ignore[misc]
     ) -> grpc.RpcMethodHandler | None:
         """The handler that the server has, watched."""
         handler = continuation(handler_call_details)
-        if handler is None or handler_call_details.method != self.method:
+        if handler is None or handler_call_details.method not in self.methods:
             return handler
         known = self._watched.get(id(handler))
         if known is None:
-            known = self._watched[id(handler)] = (handler, self._watch(handler))
+            known = self._watched[id(handler)] = (handler, self._watch(handler, handler_call_details.method))
         return known[1]
 
-    def _watch(self, handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
+    def _watch(self, handler: grpc.RpcMethodHandler, method: str) -> grpc.RpcMethodHandler:
         inner = handler.stream_unary or handler.unary_unary
         make = grpc.stream_unary_rpc_method_handler if handler.stream_unary else grpc.unary_unary_rpc_method_handler
 
@@ -58,14 +60,14 @@ class Observer(grpc.ServerInterceptor):  # type: ignore[misc]
             try:
                 reply = inner(messages, context)
             finally:
-                self._ended(context, start, reply)
+                self._ended(method, context, start, reply)
             return reply
 
         if (pool := getattr(inner, "experimental_thread_pool", None)) is not None:
             watched.experimental_thread_pool = pool  # type: ignore[attr-defined]
         return make(watched, handler.request_deserializer, handler.response_serializer)
 
-    def _ended(self, context: grpc.ServicerContext, start: int, reply: bytes | None) -> None:
+    def _ended(self, method: str, context: grpc.ServicerContext, start: int, reply: bytes | None) -> None:
         duration = time.perf_counter_ns() - start
         code = "OK"
         if reply is None:
@@ -75,4 +77,5 @@ class Observer(grpc.ServerInterceptor):  # type: ignore[misc]
         with self._lock:
             self.codes[code] += 1
         if self._tracing is not None:
-            self._tracing.record(context.invocation_metadata(), code, duration, reply)
+            phases = reply if method == self.methods[0] else None
+            self._tracing.record(method, context.invocation_metadata(), code, duration, phases)

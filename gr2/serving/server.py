@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import logging
@@ -22,6 +21,7 @@ from gr2.bundle import Bundle
 from gr2.serving.calls import Admission, Patience
 from gr2.serving.config import MOST_THREADS, ServeConfig
 from gr2.serving.engine import Engine
+from gr2.serving.inference import INFER, INFERENCE, InferenceService
 from gr2.serving.load import LoadReport
 from gr2.serving.management import MANAGEMENT, ManagementService
 from gr2.serving.metrics import ServerMetrics
@@ -81,12 +81,11 @@ class Server:
             threads = cores + 1 if self.engine.device == "cpu" else min(2 * config.batch, MOST_THREADS)
         self._patience = Patience()
         self._admission = Admission(threads, config.queue)
-        self._patience.pressed = lambda: self._admission.full
         self._threads, self._stopping = threads, False
         self._shadow = Shadow(self.repository, config.shadow, config.shadow_share) if config.shadow else None
         self._servicer = Servicer(self.repository, self._admission, self._patience, LoadReport(threads), self._shadow)
         self.serving = False
-        self._observer = Observer(METHOD, tracing)
+        self._observer = Observer((METHOD, INFER), tracing)
         self.metrics = ServerMetrics(
             self._observer, self._admission, self.repository, self._servicer.phases.read, lambda: self.serving
         )
@@ -94,9 +93,10 @@ class Server:
             self.metrics.sources.append(self._shadow.families)
         self._health = HealthService(SERVED, self._patience)
         self._management = ManagementService(self.repository, config, self._patience, self._describe)
-        names = (SERVICE, MANAGEMENT, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        self._inference = InferenceService(self._servicer, self.repository, self._patience, lambda: self.serving)
+        names = (SERVICE, MANAGEMENT, INFERENCE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         self._reflection = ReflectionService(names, self._patience)
-        self._parts = (self._health, self._management, self._reflection)
+        self._parts = (self._health, self._management, self._inference, self._reflection)
         self._largest = self._largest_request()
         self._server = grpc.server(
             self._admission.pool,
@@ -199,14 +199,6 @@ class Server:
         return self._admission.pending == 0 and self._servicer.active == 0
 
 
-def _announce(record: dict[str, str]) -> None:
-    """Print a line of JSON, if there is somewhere to print to: a full disk or a closed pipe stops no server."""
-    if sys.stdout is not None:  # it is None where standard output is closed
-        # Not by its buffer, which would be tried again, and fail, when the process ends.
-        with contextlib.suppress(OSError):
-            os.write(sys.stdout.fileno(), f"{json.dumps(record)}\n".encode())
-
-
 def serve(bundle: str | os.PathLike[str], config: ServeConfig | None = None, **changes: Any) -> None:
     """Serve one bundle or several until SIGTERM or SIGINT, then stop as `Server.stop` says. In the main thread only.
 
@@ -235,7 +227,9 @@ def serve(bundle: str | os.PathLike[str], config: ServeConfig | None = None, **c
         if face is not None:
             ready["metrics"] = face.address
         logger.info("ready", extra={"address": server.address, "bundle": engine.version})
-        _announce(ready)
+        if sys.stdout is not None:  # it is None where standard output is closed
+            sys.stdout.write(json.dumps(ready) + "\n")
+            sys.stdout.flush()
         # The system may hand a signal to another thread; its handler runs once this one, the main thread, wakes.
         while not stop.wait(WAKE):
             pass

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Tracing", "exporting_provider", "parent_of"]
 
-SERVICE: str = reranker_pb2.DESCRIPTOR.services_by_name["Reranker"].full_name
 LONGEST = 256
 SERVER_FAULTS = ("UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS")
 
@@ -70,20 +69,29 @@ class Tracing:
         self._tracer: Any = provider.get_tracer("gr2", __version__)
 
     def record(
-        self, metadata: Iterable[tuple[str, str | bytes]], code: str, duration: int, reply: bytes | None
+        self,
+        method: str,
+        metadata: Iterable[tuple[str, str | bytes]],
+        code: str,
+        duration: int,
+        reply: bytes | None,
     ) -> None:
-        """The spans of a call that has just ended after `duration` nanoseconds with the status `code`."""
+        """The spans of a call that has just ended after `duration` nanoseconds with the status `code`.
+
+        `reply` are the bytes of a `RerankResponse`, whose phases get spans; None if there is none.
+        """
         from opentelemetry import trace
 
         parent = parent_of(metadata or ())
         if parent is None:
             return
         end = time.time_ns()
+        service, _, name = method.lstrip("/").partition("/")
         span = self._tracer.start_span(
-            f"{SERVICE}/Rerank",
+            method.lstrip("/"),
             context=trace.set_span_in_context(trace.NonRecordingSpan(parent)),
             kind=trace.SpanKind.SERVER,
-            attributes={"rpc.system": "grpc", "rpc.service": SERVICE, "rpc.method": "Rerank", "gr2.status": code},
+            attributes={"rpc.system": "grpc", "rpc.service": service, "rpc.method": name, "gr2.status": code},
             start_time=end - duration,
         )
         if code in SERVER_FAULTS:
