@@ -12,9 +12,8 @@ from gr2.bundle import write_bundle
 from gr2.catalog import Catalog
 from gr2.decoding import write_codebook
 from gr2.export.bundle import feature_spec, model_spec
-from gr2.export.variants import export_variant
+from gr2.export.split import export_graphs
 from gr2.features import SCORE_FEATURES
-from gr2.graphs import graph_file
 from gr2.models.evidence import EVIDENCE, CoPurchase
 from gr2.models.student import Student, StudentConfig
 
@@ -34,12 +33,14 @@ def write_random_bundle(
     max_history: int = 50,
     width: int = 0,
     batched: bool = True,
+    pruned: bool = True,
     spread: float = 0.1,
     seed: int = 0,
 ) -> Path:
     """`folder`, with a bundle of items 0..`items` - 1 that have distinct random codes and no titles.
 
-    The weights are normal with the standard deviation `spread`. Raises ValueError if there are too few codes.
+    The weights are normal with the standard deviation `spread`; `pruned` is as for `student_graph`. Raises ValueError
+    if there are too few codes.
     """
     rng = np.random.default_rng(seed)
     codes = np.unique(rng.integers(0, level_size, (2 * items, levels)).astype(np.uint16), axis=0)
@@ -57,13 +58,12 @@ def write_random_bundle(
     )
     student, table = _student(config, spread, seed), _copurchases(items, rng)
     with tempfile.TemporaryDirectory() as work:
-        paths = export_variant("fp32", student, table, codes, Path(work), batched=batched)
-        graphs = {path.name: path for path in paths.values()}
+        graphs = export_graphs(student, table, codes, Path(work), batched=batched, pruned=pruned)
         codebook = Path(work) / "codebook.bin"
         write_codebook(codebook, np.arange(items), codes, level_size)
         write_bundle(
             folder,
-            graph=graphs.pop(graph_file("whole")),
+            graph=graphs.pop("model.onnx"),
             others=graphs,
             codebook=codebook,
             catalog=_catalog(items),

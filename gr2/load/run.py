@@ -34,10 +34,12 @@ def run_step(
     generator: Generator | None = None,
     seed: int = 0,
     worker: str = "gr2.load.worker",
+    server: Sequence[int] | None = None,
 ) -> Summary:
     """What the server at `target` made of one step of serialised `requests`.
 
-    `worker` is the module that sends; its `main` is as `gr2.load.worker.main`. Raises Gr2Error if it fails.
+    `worker` is the module that sends; its `main` is as `gr2.load.worker.main`. `server` are the server's process IDs,
+    by default those that listen on the target's ports. Raises Gr2Error if the sender fails.
     """
     generator = generator or Generator()
     with tempfile.TemporaryDirectory(prefix="gr2-load-") as name:
@@ -50,7 +52,7 @@ def run_step(
             for job, stem in zip(jobs, stems, strict=True):
                 job.save(stem.with_suffix(".json"))
                 processes.append(_start(worker, stem.with_suffix(".json")))
-            spent = _drive(processes, step, listeners(target))
+            spent = _drive(processes, step, listeners(target) if server is None else list(server))
         finally:
             for process in processes:
                 process.kill()
