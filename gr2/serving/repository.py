@@ -91,6 +91,8 @@ class Repository:
             names = ", ".join(self._shelves)
             raise ConfigError(f"{self.root}: which bundle is the default one? {self.default!r} is none of {names}")
         if self._shelves[self.default].handle is None:
+            if not self._several:
+                Bundle.load(self.root)  # says what is wrong with the folder
             raise BundleError(self._shelves[self.default].reason)
         self._thread = threading.Thread(target=self._watch, name="gr2-bundles", daemon=True)
 
@@ -120,11 +122,12 @@ class Repository:
         with self._lock:
             try:
                 folders = bundle_folders(self.root) if self._several else {ONLY: self.root}
-                for name, folder in folders.items():
-                    self._shelves.setdefault(name, _Shelf(folder))
+                new = {name: _Shelf(folder) for name, folder in folders.items() if name not in self._shelves}
+                # Requests look at the old one meanwhile.
+                self._shelves = {**self._shelves, **new}
             except (OSError, BundleError) as error:
                 logger.warning("%s: cannot be looked at: %s", self.root, error)
-            for name, shelf in list(self._shelves.items()):
+            for name, shelf in self._shelves.items():
                 before = shelf.swaps, shelf.reason
                 self._update(name, shelf)
                 if (shelf.swaps, shelf.reason) != before:
@@ -160,7 +163,7 @@ class Repository:
         try:
             versions = versions_of(shelf.folder, only=not self._several)
         except (OSError, BundleError) as error:
-            self._refuse(name, shelf, str(error))
+            self._say(name, shelf, str(error))
             return
         for version in versions:
             if shelf.handle is not None and shelf.handle.version == version:
@@ -173,7 +176,8 @@ class Repository:
                 engine = self._load(Bundle.load(version.path))
             except Exception as error:
                 shelf.refused[version.label] = version.stamp, time.monotonic()
-                self._refuse(name, shelf, str(error))
+                shelf.refusals += 1
+                self._say(name, shelf, str(error))
                 reason = reason or str(error)
                 continue
             self._swap(name, shelf, Handle(engine, version))
@@ -182,11 +186,11 @@ class Repository:
         shelf.refused = {label: entry for label, entry in shelf.refused.items() if label in labels}
         shelf.reason = reason
 
-    def _refuse(self, name: str, shelf: _Shelf, reason: str) -> None:
+    def _say(self, name: str, shelf: _Shelf, reason: str) -> None:
+        """Note, and log once, why the wanted version is not served."""
         if reason != shelf.reason:
             served = shelf.handle.version.label if shelf.handle else "nothing"
-            logger.error("bundle %s: refused, %s is served: %s", name, served, reason)
-        shelf.refusals += 1
+            logger.error("bundle %s: %s is served: %s", name, served, reason)
         shelf.reason = reason
 
     def _swap(self, name: str, shelf: _Shelf, handle: Handle) -> None:

@@ -169,6 +169,24 @@ def test_vanished_repository_changes_nothing(root: Path, bundles: list[Path], tm
     assert [status.name for status in repository.status()] == ["shop"]
 
 
+def test_folder_that_vanishes_for_a_moment_is_no_refusal(tmp_path: Path, bundles: list[Path]) -> None:
+    shutil.copytree(bundles[0], tmp_path / "export")
+    repository = Repository(tmp_path / "export")
+    (tmp_path / "export").rename(tmp_path / "old")
+    for _ in range(3):
+        repository.refresh()
+    assert repository.status()[0].refusals == 0
+    assert "No such file" in repository.status()[0].reason
+    (tmp_path / "old").rename(tmp_path / "export")
+    repository.refresh()
+    assert (repository.status()[0].swaps, repository.status()[0].reason) == (0, "")
+
+
+def test_folder_that_is_not_there_is_an_error_at_the_start(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"not a bundle: no manifest\.json"):
+        Repository(tmp_path / "nowhere")
+
+
 def test_several_bundles_by_name(root: Path, bundles: list[Path]) -> None:
     (root / "games").mkdir()
     put(bundles[1], root / "games" / "1")
