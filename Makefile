@@ -3,7 +3,7 @@ PYTHON ?= python
 DATA ?= ../shared/data
 FUZZ_SECONDS ?= 600
 
-.PHONY: help dev lint format sanitize fuzz test bench proto constraints results show-spine show-decoding decoding-fuzz decoding-processors show-tokenizer tokenizer-ablation tokenizer-scale beauty games18 sasrec reasoner reasoner-teachers rl-compressor show-reasoner kernels-gpu kernels-serving show-kernels rl show-rl server-comparison student-clicks
+.PHONY: help dev lint format sanitize fuzz test bench proto constraints results show-spine show-decoding decoding-fuzz decoding-processors show-tokenizer tokenizer-ablation tokenizer-scale beauty games18 sasrec reasoner reasoner-teachers rl-compressor show-reasoner kernels-gpu kernels-serving show-kernels rl show-rl student-clicks server-faults server-comparison
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -107,3 +107,6 @@ server-comparison: ## our server beside mosec, LitServe, BentoML and Ray Serve, 
 
 show-kernels: ## every figure of the kernels, one line each; exit code 1 if one is short
 	$(PYTHON) -m benchmarks.show_kernels
+
+server-faults: ## the server under load while things break; stores what callers saw
+	$(PYTHON) -m benchmarks.server_faults

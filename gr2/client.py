@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from gr2.errors import Gr2Error, OverloadError, RequestError
 from gr2.serving.ranking import CandidateStatus, RankedItem, Ranking, Timings
 from gr2.serving.request import float_array, split_ids, text, whole_number
-from gr2.v1 import reranker_pb2
+from gr2.v1 import management_pb2, reranker_pb2
 
 if TYPE_CHECKING:
     from gr2.catalog import ItemId
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Client", "service_config"]
 
 SERVICE: str = reranker_pb2.DESCRIPTOR.services_by_name["Reranker"].full_name
+MANAGEMENT: str = management_pb2.DESCRIPTOR.services_by_name["Management"].full_name
 # grpc.health.v1: HealthCheckRequest{service} and HealthCheckResponse{SERVING}, spelled out to need no further package.
 HEALTH_REQUEST = b"\x0a" + bytes([len(SERVICE)]) + SERVICE.encode()
 HEALTH_SERVING = b"\x08\x01"
@@ -153,6 +154,23 @@ class Client:
         except ValueError as error:
             raise Gr2Error(f"{self.address}: {error}") from error
         return _ranking(response)
+
+    def server_info(self, *, reload: bool = False, timeout: float = 10.0) -> management_pb2.ServerInfo:
+        """What the server serves and how it is; with `reload` after it has looked for new versions of its bundles.
+
+        Raises OverloadError if it cannot be reached, and Gr2Error for a missed deadline or a refusal.
+        """
+        kind = management_pb2.ReloadRequest if reload else management_pb2.ServerInfoRequest
+        call = self._channel.unary_unary(
+            f"/{MANAGEMENT}/{'Reload' if reload else 'GetServerInfo'}",
+            request_serializer=kind.SerializeToString,
+            response_deserializer=management_pb2.ServerInfo.FromString,
+        )
+        try:
+            found: management_pb2.ServerInfo = call(kind(), timeout=timeout, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise self._translate(error, timeout) from error
+        return found
 
     def _translate(self, error: grpc.RpcError, timeout: float) -> Gr2Error:
         code, details = error.code(), _details(error)

@@ -25,7 +25,7 @@ from gr2.data.dataset import Dataset
 from gr2.data.synthetic import write_synthetic
 from gr2.errors import Gr2Error
 from gr2.pipeline import execute, load_plan, show, summarize
-from gr2.report import slate_table
+from gr2.report.tables import slate_table
 
 __all__ = ["Example", "pick_example", "run_demo", "served"]
 

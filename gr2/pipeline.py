@@ -189,7 +189,7 @@ def show(outcomes: Sequence[Outcome], console: Console | None = None) -> None:
     """Print what became of each stage and, if there is an evaluation, its table."""
     from rich.console import Console
 
-    from gr2.report import evaluation_table, stages_table
+    from gr2.report.tables import evaluation_table, stages_table
 
     console = console or Console()
     rows = [

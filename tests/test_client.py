@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gr2.client import Client
+from gr2.client import Client, service_config
 from gr2.errors import Gr2Error, OverloadError, RequestError
 from gr2.serving.ranking import CandidateStatus
 from gr2.serving.server import Server
@@ -197,3 +197,8 @@ def test_client_needs_only_grpc_protobuf_and_numpy() -> None:
         "Client('127.0.0.1:1').close()\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_published_service_config_is_what_the_guide_shows() -> None:
+    guide = Path(__file__).parents[1] / "docs" / "guide.md"
+    assert service_config() in guide.read_text(encoding="utf-8")

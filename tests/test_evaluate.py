@@ -15,7 +15,7 @@ from gr2.data.dataset import Dataset
 from gr2.errors import DataError
 from gr2.evaluate import INPUTS, EvaluateConfig, engine_ranks, run
 from gr2.metrics import METRICS, ranking_metrics
-from gr2.report import evaluation_table
+from gr2.report.tables import evaluation_table
 from gr2.serving.engine import Engine
 
 

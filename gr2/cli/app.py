@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from gr2.cli import bench, data, demo, encode, kernels, report, rerank, serve, stages, token, top
+from gr2.cli import bench, data, demo, encode, info, kernels, report, rerank, serve, stages, token, top
 from gr2.errors import Gr2Error
 from gr2.version import __version__
 
@@ -19,6 +19,7 @@ stages.register(app)
 encode.register(app)
 serve.register(app)
 token.register(app)
+info.register(app)
 rerank.register(app)
 top.register(app)
 app.add_typer(data.app, name="data")

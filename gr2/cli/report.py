@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from gr2 import config as configuration
 from gr2.cli.stages import Config, Set
 from gr2.errors import ConfigError
 from gr2.interrupts import interrupts_wait
-from gr2.pipeline import Plan, load_plan
+from gr2.pipeline import STAGES, Plan, load_plan
 
 if TYPE_CHECKING:
     from gr2.artifact import Artifact
@@ -21,7 +22,60 @@ __all__ = ["app"]
 
 TRYING = ("rl", "opd", "bypass")
 
-app = typer.Typer(no_args_is_help=True, help="Report on what a run has made.")
+
+class Parts(TyperGroup):
+    """A group in which what names no part of a run is the run itself: `gr2 report RUN` is `gr2 report run RUN`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command of the first argument, or `run`."""
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            args = ["run", *args]
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(
+    cls=Parts, no_args_is_help=True, help="Report on what a run has made: `gr2 report RUN`, or one part in depth."
+)
+
+
+@app.command()
+def run(
+    target: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or its CONFIG.toml.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where to write.", show_default="report in the run")
+    ] = None,
+    requests: Annotated[int, typer.Option(min=1, help="Requests to measure the latency with.")] = 300,
+    resamples: Annotated[int, typer.Option(min=100, help="Of the bootstrap of each interval.")] = 2000,
+    seed: Annotated[int, typer.Option(min=0, help="Draws examples, requests and resamples.")] = 0,
+    overrides: Set = None,
+) -> None:
+    """Write one page about a whole run: quality against baselines, slices, examples, latency, training, data.
+
+    Whatever the run has not made is left out and said. Writes report.html, which needs nothing else, and report.json.
+
+        gr2 report runs/beauty
+        gr2 report configs/beauty.toml --out reports/beauty
+    """
+    if target.suffix == ".toml":
+        target = load_plan(target, overrides=overrides or (), only=["prepare"]).out
+    elif overrides:
+        raise ConfigError("--set changes keys of a CONFIG.toml; give one in the place of the run's folder")
+    with interrupts_wait():
+        from rich.console import Console
+
+        from gr2.report.page import write_run_report
+        from gr2.report.run import Run
+        from gr2.report.tables import report_table
+
+    folder = target / "report" if out is None else out
+    report = write_run_report(
+        Run.load(target, tuple(STAGES)), folder, seed=seed, resamples=resamples, requests=requests
+    )
+    if report["quality"]:
+        Console().print(report_table(report))
+    for part, why in report["left_out"].items():
+        _say(f"{part} left out: {why}")
+    _say(str(folder / "report.html"))
 
 
 @app.command()
@@ -48,7 +102,7 @@ def tokenizer(
     with interrupts_wait():
         from rich.console import Console
 
-        from gr2.report import tokenizer_tables
+        from gr2.report.tables import tokenizer_tables
         from gr2.tokenizer.report_page import write_report
 
     folder = plan.out / "report-tokenizer" if out is None else out
@@ -85,7 +139,7 @@ def rl(
         from rich.console import Console
 
         from gr2.artifact import Artifact, write_atomic
-        from gr2.report import steps_table
+        from gr2.report.tables import steps_table
         from gr2.training.monitor_picture import monitor_picture, read_steps
 
     steps = read_steps(Artifact.load(plan.out / stage, stage, verify=True))

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gr2.cli.connection import CaFile, CertFile, KeyFile, Token, connect
 from gr2.cli.request import Request, parse_request
 from gr2.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from gr2.bundle import Bundle
     from gr2.catalog import ItemId
+    from gr2.client import Client
     from gr2.serving.ranking import Ranking
 
 __all__ = ["register"]
@@ -39,6 +41,10 @@ def rerank(
     items: Annotated[Path | None, typer.Option(help="An items.parquet that gives the titles.")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the server.")] = 5.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON.")] = False,
+    ca: CaFile = "",
+    cert: CertFile = "",
+    key: KeyFile = "",
+    token: Token = "",
 ) -> None:
     """Re-rank one slate.
 
@@ -68,13 +74,14 @@ def rerank(
     asked = parse_request(text, source)
     loaded = _load(bundle)
     titles = _titles(items or (loaded.path / "items.parquet" if loaded else None))
-    ranking = _ask(asked, address, loaded, timeout)
+    client = connect(address, ca, cert, key, token) if address is not None else None
+    ranking = _ask(asked, client, loaded, timeout)
     if as_json:
         print(json.dumps(_to_json(ranking, titles), ensure_ascii=False, indent=2))
         return
     from rich.console import Console
 
-    from gr2.report import ranking_table
+    from gr2.report.tables import ranking_table
 
     Console().print(ranking_table(ranking, titles))
 
@@ -87,12 +94,10 @@ def _load(path: Path | None) -> Bundle | None:
     return Bundle.load(path)
 
 
-def _ask(request: Request, address: str | None, bundle: Bundle | None, timeout: float) -> Ranking:
+def _ask(request: Request, client: Client | None, bundle: Bundle | None, timeout: float) -> Ranking:
     options: dict[str, Any] = {"scores": request.scores, "features": request.features, "top_n": request.top_n}
-    if address is not None:
-        from gr2.client import Client
-
-        with Client(address) as client:
+    if client is not None:
+        with client:
             return client.rerank(request.history, request.candidates, timeout=timeout, **options)
     assert bundle is not None
     from gr2.serving.engine import Engine

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from gr2.version import __version__
 
-__all__ = ["OPSET", "Builder", "Shape"]
+__all__ = ["OPSET", "ORT", "Builder", "Shape"]
 
 OPSET = 20
+ORT = "com.microsoft"  # onnxruntime's own operators
 IR_VERSION = 9
 
 Shape = tuple[int, Sequence[int | str]]  # an element type of onnx.TensorProto, and sizes or names of dimensions
@@ -72,6 +73,17 @@ class Builder:
             return self.add("Add", self.add("MatMul", x, self.weight(weight.T)), self.weight(bias))
         return self.add("Gemm", x, self.weight(weight.T), self.weight(bias))
 
+    def project(self, x: str, weight: Tensor, bias: Tensor | None) -> str:
+        """As `dense`, for the large products with weights, which another arithmetic may compute in fewer bits."""
+        if bias is None:
+            return self.add("MatMul", x, self.weight(weight.T))
+        return self.dense(x, weight, bias)
+
+    def project_parts(self, x: str, sizes: str, weights: Sequence[Tensor]) -> list[str]:
+        """The products of parts of `x`, split by `sizes` along the rows, each with its own weight."""
+        parts = self.add_many("Split", len(weights), x, sizes, axis=-2)
+        return [self.project(part, weight, None) for part, weight in zip(parts, weights, strict=True)]
+
     def transpose(self, x: str, perm: Sequence[int], *, output: str = "") -> str:
         """`x` with its axes in the order of `perm`, which counts none for the batch."""
         axes = (0, *(axis + 1 for axis in perm)) if self.batched else tuple(perm)
@@ -98,6 +110,8 @@ class Builder:
         )
         graph = helper.make_graph(self.nodes, name, first, last, list(self.constants.values()))
         opsets = [helper.make_opsetid("", OPSET)]
+        if any(node.domain == ORT for node in self.nodes):
+            opsets.append(helper.make_opsetid(ORT, 1))
         model = helper.make_model(
             graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="gr2", producer_version=__version__
         )

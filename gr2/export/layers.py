@@ -37,8 +37,8 @@ def add_code_sum(graph: Builder, codes: CodeSum, name: str) -> str:
 
 def add_mlp(graph: Builder, block: Block, x: str) -> str:
     """Rows `x` after the second half of a block."""
-    hidden = graph.dense(add_norm(graph, block.norm_mlp, x), block.up.weight, block.up.bias)
-    return graph.add("Add", x, graph.dense(graph.add("Gelu", hidden), block.down.weight, block.down.bias))
+    hidden = graph.project(add_norm(graph, block.norm_mlp, x), block.up.weight, block.up.bias)
+    return graph.add("Add", x, graph.project(graph.add("Gelu", hidden), block.down.weight, block.down.bias))
 
 
 def add_prior(graph: Builder, prior: Prior, features: str) -> str:

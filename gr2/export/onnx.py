@@ -42,22 +42,29 @@ def graph_names(levels: int, *, batched: bool = False) -> tuple[tuple[str, ...],
 
 
 def student_graph(
-    student: Student, table: CoPurchase, codes: NDArray[np.integer], *, batched: bool = False, pruned: bool = True
+    student: Student,
+    table: CoPurchase,
+    codes: NDArray[np.integer],
+    *,
+    graph: Builder | None = None,
+    pruned: bool = True,
 ) -> onnx.ModelProto:
     """The graph: history (T, L), nodes_1..nodes_{L-1} (n_d,), mask (n, n), features (K, 3 + F) and candidates (K, L)
     -> logits (n, V), prior (K,).
 
-    With `batched` all have a batch axis before these, and T is at least 1. Histories are right-aligned, their padding's
-    first code is -1. Each depth's nodes are padded to N_d; instead of the mask come, for the N = 1 + sum N_d nodes, the
-    `parents` (B, N), the root's 0, and `rows` (B, n): which of the B * N nodes each row of the logits (B, n, V) is of.
-    Padding nodes and candidates may hold any codes from -1 on; what is computed for them has no meaning.
+    `graph` is an empty builder, by default one of float32. With a batched one all have a batch axis before these, and T
+    is at least 1. Histories are right-aligned, their padding's first code is -1. Each depth's nodes are padded to N_d;
+    instead of the mask come, for the N = 1 + sum N_d nodes, the `parents` (B, N), the root's 0, and `rows` (B, n):
+    which of the B * N nodes each row of the logits (B, n, V) is of. Padding nodes and candidates may hold any codes
+    from -1 on; what is computed for them has no meaning.
 
     `codes` (N, L) are the catalogue's; `table` the co-purchases that the graph's evidence is computed from. Codes of no
     item are allowed: they have no co-purchases, and the head knows their codes only. Without `pruned` the last block
     computes its rows of the history too, of which nothing is used: the baseline of benchmarks.
     """
     config = student.config
-    graph = Builder(batched=batched)
+    graph = graph or Builder()
+    batched = graph.batched
     history = add_history(graph, config.max_history)
     logits = _path_logits(graph, student, history, pruned=pruned)
     if batched:
@@ -119,9 +126,7 @@ def _path_logits(graph: Builder, student: Student, history: History, *, pruned: 
         x = graph.slice(x, context, graph.integers(np.iinfo(np.int64).max), axis=-2)
     states = add_norm(graph, student.norm, x)
     sizes = graph.add("Concat", graph.integers(1), *(graph.add("Shape", name, start=-1) for name in names), axis=0)
-    split = graph.add_many("Split", config.levels, states, sizes, axis=-2)
-    weights = [graph.weight(student.logits[depth].T) for depth in range(config.levels)]
-    return [graph.add("MatMul", part, weight) for part, weight in zip(split, weights, strict=True)]
+    return graph.project_parts(states, sizes, list(student.logits))
 
 
 def _block(graph: Builder, block: Block, x: str, mask: str, start: str | None) -> str:
@@ -133,7 +138,7 @@ def _block(graph: Builder, block: Block, x: str, mask: str, start: str | None) -
         end = graph.integers(np.iinfo(np.int64).max)
         rows, x = (graph.slice(each, start, end, axis=-2) for each in (normed, x))
     query, key, value = (
-        graph.dense(each, *weights)
+        graph.project(each, *weights)
         for each, weights in zip((rows, normed, normed), attention_weights(block), strict=True)
     )
     query, key, value = (
@@ -142,7 +147,7 @@ def _block(graph: Builder, block: Block, x: str, mask: str, start: str | None) -
     )
     weights = graph.add("Softmax", graph.add("Add", graph.add("MatMul", query, key), mask), axis=-1)
     mixed = graph.reshape(graph.transpose(graph.add("MatMul", weights, value), (1, 0, 2)), -1, dim)
-    x = graph.add("Add", x, graph.dense(mixed, block.out.weight, block.out.bias))
+    x = graph.add("Add", x, graph.project(mixed, block.out.weight, block.out.bias))
     return add_mlp(graph, block, x)
 
 

@@ -1,136 +1,121 @@
-"""How far the exported graph is from the trained student, measured on real requests through the serving path."""
+"""The exported graphs against the trained student: thousands of requests, real and random, through the serving path."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from gr2.data.candidates import PADDING, CandidateLists
 from gr2.data.dataset import Dataset
 from gr2.decoding import CandidateTrie
-from gr2.graphs import graph_file
-from gr2.models.evidence import EVIDENCE
+from gr2.export.agreement import Comparison
+from gr2.export.served import Scorer
+from gr2.features import SCORE_FEATURES
+from gr2.models.evidence import CoPurchase
 from gr2.models.scoring import slate_scores
 from gr2.models.slate import build_slates, pad_histories
 from gr2.models.student import Student
 from gr2.progress import track
-from gr2.serving.padding import pad
 from gr2.serving.query import Query
+from gr2.training.distill import student_features
 
-__all__ = ["Parity", "measure_parity"]
+__all__ = ["Asked", "measure_parity", "queries_of", "random_lists"]
 
-BATCH = 32
+BATCH, FEATURES_BATCH = 32, 512
 
 
 @dataclass(frozen=True)
-class Parity:
-    """`max_abs_difference` of the scores; the share of `identical_order`; the share of `broken_order`: requests whose
-    order puts a candidate above one that the student scores higher by more than the tolerance.
+class Asked:
+    """What requests are made of: `codes` (N, L) are the items' codes, `table` the co-purchases of the evidence."""
 
-    `split_difference` is that of the scores by encoder and scorer, `batched_difference` that by the graph for batches,
-    None without one.
+    student: Student
+    dataset: Dataset
+    codes: NDArray[np.uint16]
+    table: CoPurchase
+
+    def features(self, lists: CandidateLists) -> NDArray[np.float32]:
+        """(R, K, 3 + F + E) float32: the student's features."""
+        return student_features(self.dataset, self.codes, lists, self.table, longest=self.student.config.max_history)
+
+
+def random_lists(dataset: Dataset, count: int, like: CandidateLists, seed: int) -> CandidateLists:
+    """Lists of random candidates, as many as the longest of `like` has, after random parts of users' histories.
+
+    Every fourth list has fewer. The targets are random, too; dense features are normal.
     """
+    rng = np.random.default_rng(seed)
+    items, width = len(dataset.catalog), min(like.width, len(dataset.catalog))
+    user = rng.integers(0, dataset.users, count)
+    position = rng.integers(0, dataset.lengths[user] + 1)
+    candidates = np.stack([rng.permutation(items)[:width] for _ in range(count)]).astype(np.int32)
+    sizes = np.where(rng.random(count) < 0.25, rng.integers(1, width + 1, count), width)
+    padded = np.arange(width) >= sizes[:, None]
+    scores = np.sort(rng.normal(size=(count, width)).astype(np.float32), axis=1)[:, ::-1]
+    dense = rng.normal(size=(count, width, like.feature_width)).astype(np.float32) if like.feature_width else None
+    return CandidateLists(
+        user.astype(np.int32),
+        position.astype(np.int32),
+        rng.integers(0, items, count).astype(np.int32),
+        np.where(padded, PADDING, candidates).astype(np.int32),
+        np.where(padded, -np.inf, scores).astype(np.float32),
+        dense,
+    )
 
-    requests: int
-    max_abs_difference: float
-    identical_order: float
-    broken_order: float
-    split_difference: float
-    batched_difference: float | None = None
+
+def queries_of(asked: Asked, lists: CandidateLists, features: NDArray[np.float32]) -> list[Query]:
+    """What the engine would ask the model for each list; `features` are `Asked.features`.
+
+    A graph gets those that are not the evidence's, which it must find itself.
+    """
+    width = len(SCORE_FEATURES) + lists.feature_width
+    config = asked.student.config
+    queries = []
+    for row in range(len(lists)):
+        count = int((lists.candidates[row] != PADDING).sum())
+        user, position = lists.user[row, None], lists.position[row, None]
+        past, _ = pad_histories(asked.dataset, user, position, config.max_history)
+        own, known = asked.codes[lists.candidates[row, :count]], np.ones(count, dtype=np.bool_)
+        trie = CandidateTrie(own, known, config.level_size)
+        queries.append(Query(asked.codes[past[0]], own, known, features[row, :count, :width], trie))
+    return queries
 
 
 def measure_parity(
-    student: Student,
-    graphs: Mapping[str, Path],
-    dataset: Dataset,
-    codes: NDArray[np.uint16],
-    lists: CandidateLists,
-    features: NDArray[np.float32],
-    *,
-    tolerance: float,
-) -> Parity:
-    """Score every row of `lists` by torch, in padded batches, and by each of `graphs` through the C++ trie.
+    asked: Asked, lists: CandidateLists, scorers: Mapping[str, Scorer], *, tolerance: float, labelled: bool
+) -> dict[str, Comparison]:
+    """Every row of `lists` scored by torch, in padded batches, and by each of `scorers`, by their names.
 
-    `graphs` are the paths of `export_graphs`. `codes` (N, L) are the items' codes; each row needs one candidate at
-    least. `features` (R, K, 3 + F + E) are the student's; a graph gets the first 3 + F columns and must find the
-    evidence itself.
+    Each row needs one candidate at least. `labelled` says that the targets mean something.
     """
-    whole, encoder, scorer = (_open(graphs[graph_file(role)]) for role in ("whole", "encoder", "scorer"))
-    batch_graph = graphs.get(graph_file("batch"))
-    batches = None if batch_graph is None else _open(batch_graph)
-    width = student.config.features - len(EVIDENCE)
-    size, longest = student.config.level_size, student.config.max_history
-    difference, split, batched, identical, broken = 0.0, 0.0, 0.0, 0, 0
-    student.eval()
-    with track(len(lists), "parity of the graph", unit="requests") as bar:
-        for rows in np.array_split(np.arange(len(lists)), max(1, len(lists) // BATCH)):
-            part = lists.take(rows)
-            slates = build_slates(dataset, codes, part, features[rows], level_size=size, longest=longest)
-            expected = slate_scores(student, slates)
-            queries: list[Query] = []
-            for place in range(len(rows)):
-                count = int((part.candidates[place] != PADDING).sum())
-                past, _ = pad_histories(dataset, part.user[place, None], part.position[place, None], longest)
-                own, known = codes[part.candidates[place, :count]], np.ones(count, dtype=np.bool_)
-                trie = CandidateTrie(own, known, size)
-                queries.append(Query(codes[past[0]], own, known, features[rows[place], :count, :width], trie))
-                order, scores = _serve(whole, queries[-1])
-                wanted = expected[place, :count]
-                difference = max(difference, float(np.abs(scores - wanted).max()))
-                apart = _serve_split(encoder, scorer, queries[-1])
-                split = max(split, float(np.abs(apart - wanted).max()))
-                identical += bool(np.array_equal(order, np.argsort(-wanted, kind="stable")))
-                broken += bool((np.diff(wanted[order]) > tolerance).any())
-            if batches is not None:
-                found = _serve_batch(batches, queries, longest)
-                gaps = [np.abs(each - wanted[: len(each)]).max() for each, wanted in zip(found, expected, strict=True)]
-                batched = max(batched, float(max(gaps)))
-            bar.advance(len(rows), difference=max(difference, split, batched))
-    total = max(1, len(lists))
-    last = None if batches is None else batched
-    return Parity(len(lists), difference, identical / total, broken / total, split, last)
+    asked.student.eval()
+    comparisons = {name: Comparison(tolerance) for name in scorers}
+    with track(len(lists), "parity of the graphs", unit="requests") as bar:
+        for part, features in _parts(asked, lists):
+            expected = _student_scores(asked, part, features)
+            queries = queries_of(asked, part, features)
+            label = part.label() if labelled else np.full(len(part), -1)
+            for name, score in scorers.items():
+                for place, found in enumerate(score(queries)):
+                    comparisons[name].add(expected[place, : len(found)], found, int(label[place]))
+            bar.advance(len(part))
+    return comparisons
 
 
-def _open(graph: Path) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+def _parts(asked: Asked, lists: CandidateLists) -> Iterator[tuple[CandidateLists, NDArray[np.float32]]]:
+    """The rows in batches, with their features."""
+    for first in range(0, len(lists), FEATURES_BATCH):
+        rows = np.arange(first, min(first + FEATURES_BATCH, len(lists)))
+        features = asked.features(lists.take(rows))
+        for start in range(0, len(rows), BATCH):
+            yield lists.take(rows[start : start + BATCH]), features[start : start + BATCH]
 
 
-def _serve(session: ort.InferenceSession, query: Query) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """The order and the scores of one request, computed as the serving engine does."""
-    feed = {
-        "history": query.past.astype(np.int64),
-        "mask": query.trie.mask(),
-        "features": query.features,
-        "candidates": query.codes.astype(np.int64),
-    }
-    feed |= {f"nodes_{depth}": query.trie.nodes(depth) for depth in range(1, query.trie.levels)}
-    logits, prior = session.run(["logits", "prior"], feed)
-    return query.trie.score(logits, prior, normalization="raw")
-
-
-def _serve_split(encoder: ort.InferenceSession, scorer: ort.InferenceSession, query: Query) -> NDArray[np.float32]:
-    """The scores of one request by encoder and scorer."""
-    history, trie = query.past.astype(np.int64), query.trie
-    names = [item.name for item in encoder.get_outputs()]
-    feed = dict(zip(names, encoder.run(names, {"history": history}), strict=True))
-    feed |= {"history": history, "features": query.features, "candidates": query.codes.astype(np.int64)}
-    feed |= {"nodes": trie.tokens(), "counts": trie.counts(), "ancestors": trie.ancestors()}
-    logits, prior = scorer.run(["logits", "prior"], feed)
-    return trie.score(logits, prior, normalization="raw")[1]
-
-
-def _serve_batch(session: ort.InferenceSession, queries: Sequence[Query], longest: int) -> list[NDArray[np.float32]]:
-    """The scores of each request of a batch, computed as the serving engine does on a GPU."""
-    batch = pad(queries, lambda size: np.empty(size, dtype=np.uint8), max_history=longest, candidates=True)
-    logits, prior = session.run(["logits", "prior"], batch.arrays)
-    return [
-        query.trie.score(logits[place, : query.trie.node_count], prior[place, : len(query.codes)])[1]
-        for place, query in enumerate(queries)
-    ]
+def _student_scores(asked: Asked, lists: CandidateLists, features: NDArray[np.float32]) -> NDArray[np.float32]:
+    config = asked.student.config
+    slates = build_slates(
+        asked.dataset, asked.codes, lists, features, level_size=config.level_size, longest=config.max_history
+    )
+    return slate_scores(asked.student, slates)

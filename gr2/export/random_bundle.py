@@ -12,8 +12,10 @@ from gr2.bundle import write_bundle
 from gr2.catalog import Catalog
 from gr2.decoding import write_codebook
 from gr2.export.bundle import feature_spec, model_spec
-from gr2.export.split import export_graphs
+from gr2.export.onnx import student_graph
+from gr2.export.variants import export_variant
 from gr2.features import SCORE_FEATURES
+from gr2.graphs import graph_file
 from gr2.models.evidence import EVIDENCE, CoPurchase
 from gr2.models.student import Student, StudentConfig
 
@@ -58,12 +60,15 @@ def write_random_bundle(
     )
     student, table = _student(config, spread, seed), _copurchases(items, rng)
     with tempfile.TemporaryDirectory() as work:
-        graphs = export_graphs(student, table, codes, Path(work), batched=batched, pruned=pruned)
+        paths = export_variant("fp32", student, table, codes, Path(work), batched=batched)
+        if not pruned:
+            paths["whole"].write_bytes(student_graph(student, table, codes, pruned=False).SerializeToString())
+        graphs = {path.name: path for path in paths.values()}
         codebook = Path(work) / "codebook.bin"
         write_codebook(codebook, np.arange(items), codes, level_size)
         write_bundle(
             folder,
-            graph=graphs.pop("model.onnx"),
+            graph=graphs.pop(graph_file("whole")),
             others=graphs,
             codebook=codebook,
             catalog=_catalog(items),

@@ -10,8 +10,6 @@ Both together compute what the whole graph of `gr2.export.onnx` does.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import onnx
 import torch
@@ -20,37 +18,17 @@ from onnx import TensorProto
 from torch import Tensor
 from torch.nn import functional as F
 
-from gr2.artifact import write_atomic
 from gr2.export.builder import Builder, Shape
 from gr2.export.evidence import add_evidence, item_rows
 from gr2.export.layers import add_code_sum, add_items, add_mlp, add_norm, add_prior, add_query, attention_weights
 from gr2.export.lookup import build_code_table
-from gr2.export.onnx import student_graph
 from gr2.export.visibility import add_history
-from gr2.graphs import graph_file
 from gr2.models.evidence import EVIDENCE, CoPurchase
 from gr2.models.student import MASKED, Block, Student
 
-__all__ = ["encoder_graph", "export_graphs", "scorer_graph"]
+__all__ = ["encoder_graph", "scorer_graph"]
 
 END = np.iinfo(np.int64).max
-
-
-def export_graphs(
-    student: Student, table: CoPurchase, codes: NDArray[np.integer], folder: Path, *, batched: bool, pruned: bool = True
-) -> dict[str, Path]:
-    """Write the whole graph, encoder, scorer and, if `batched`, the graph for batches; their paths by name."""
-    models = {
-        "whole": student_graph(student, table, codes, pruned=pruned),
-        "encoder": encoder_graph(student, codes),
-        "scorer": scorer_graph(student, table, codes),
-    }
-    if batched:
-        models["batch"] = student_graph(student, table, codes, batched=True)
-    paths = {graph_file(role): folder / graph_file(role) for role in models}
-    for path, model in zip(paths.values(), models.values(), strict=True):
-        write_atomic(path, model.SerializeToString(deterministic=True))
-    return paths
 
 
 def encoded_shapes(student: Student) -> dict[str, Shape]:
@@ -70,10 +48,9 @@ def encoded_shapes(student: Student) -> dict[str, Shape]:
     return shapes
 
 
-def encoder_graph(student: Student, codes: NDArray[np.integer]) -> onnx.ModelProto:
-    """The graph: history (T, L) -> `encoded_shapes`."""
-    config = student.config
-    graph = Builder()
+def encoder_graph(student: Student, codes: NDArray[np.integer], *, graph: Builder | None = None) -> onnx.ModelProto:
+    """The graph, written to an empty builder: history (T, L) -> `encoded_shapes`."""
+    config, graph = student.config, graph or Builder()
     history = add_history(graph, config.max_history)
     past = item_rows(graph, build_code_table(codes), len(codes), "history", output="past")
     query = add_query(graph, student.head, add_items(graph, student.head, "history", past), history)
@@ -102,7 +79,7 @@ def _encode(graph: Builder, block: Block, x: str, layer: int, mask: str | None) 
     if mask is None:
         rows, x = (graph.slice(each, graph.integers(-1), graph.integers(END)) for each in (normed, x))
     query, key, value = (
-        graph.dense(each, *weights)
+        graph.project(each, *weights)
         for each, weights in zip((rows, normed, normed), attention_weights(block), strict=True)
     )
     query = _heads(graph, block, query)
@@ -113,15 +90,16 @@ def _encode(graph: Builder, block: Block, x: str, layer: int, mask: str | None) 
     return _finish(graph, block, x, graph.add("MatMul", weights, value))
 
 
-def scorer_graph(student: Student, table: CoPurchase, codes: NDArray[np.integer]) -> onnx.ModelProto:
-    """The graph: `encoded_shapes`, history (T, L), nodes (m,), counts (L - 1,), ancestors (m, L - 1), features and
-    candidates -> logits (1 + m, V), prior (K,).
+def scorer_graph(
+    student: Student, table: CoPurchase, codes: NDArray[np.integer], *, graph: Builder | None = None
+) -> onnx.ModelProto:
+    """The graph, written to an empty builder: `encoded_shapes`, history (T, L), nodes (m,), counts (L - 1,), ancestors
+    (m, L - 1), features and candidates -> logits (1 + m, V), prior (K,).
 
     `nodes` are the trie's inner nodes below the root, V * (depth - 1) + code, and `counts` how many each depth has.
     `ancestors` has for each of them its own number, its parent's and so on, counted without the root; -1 from there on.
     """
-    config = student.config
-    graph = Builder()
+    config, graph = student.config, graph or Builder()
     graph.add("Concat", *["root", *_node_logits(graph, student)], axis=0, output="logits")
     rows, code_table = len(codes), build_code_table(codes)
     own = item_rows(graph, code_table, rows, "candidates")
@@ -164,15 +142,14 @@ def _node_logits(graph: Builder, student: Student) -> list[str]:
         assert isinstance(block, Block)
         x = _score(graph, block, x, mask, layer, table if layer == 0 else None, config.levels - 1)
     states = add_norm(graph, student.norm, x)
-    parts = graph.add_many("Split", config.levels - 1, states, "counts", axis=0)
-    return [graph.add("MatMul", part, graph.weight(student.logits[at].T)) for at, part in enumerate(parts, 1)]
+    return graph.project_parts(states, "counts", list(student.logits[1:]))
 
 
 def _score(graph: Builder, block: Block, x: str, mask: str, layer: int, table: Tensor | None, above: int) -> str:
     """A block over the nodes (m, d), each of which sees `above` nodes; `table` (N, d): what rows of `x` may be."""
     if table is None:
         rows, chosen = add_norm(graph, block.norm_attention, x), "ancestors"
-        query, key, value = (_heads(graph, block, graph.dense(rows, *each)) for each in attention_weights(block))
+        query, key, value = (_heads(graph, block, graph.project(rows, *each)) for each in attention_weights(block))
     else:
         rows, chosen = block.norm_attention(table), graph.add("Gather", "nodes", "ancestors", axis=0)
         query, key, value = (graph.weight(_by_head(block, F.linear(rows, *each))) for each in attention_weights(block))
@@ -205,4 +182,4 @@ def _by_head(block: Block, x: Tensor) -> Tensor:
 def _finish(graph: Builder, block: Block, x: str, mixed: str) -> str:
     """Rows `x` (N, d) after a block whose attention gave `mixed` (h, N, d / h)."""
     joined = graph.reshape(graph.transpose(mixed, (1, 0, 2)), -1, block.query.in_features)
-    return add_mlp(graph, block, graph.add("Add", x, graph.dense(joined, block.out.weight, block.out.bias)))
+    return add_mlp(graph, block, graph.add("Add", x, graph.project(joined, block.out.weight, block.out.bias)))

@@ -15,6 +15,7 @@ __all__ = ["Admission", "CallPool", "Patience", "in_pool", "messages_of", "only_
 
 REFUSAL_THREADS = 2
 POLL = 0.05  # seconds between two looks at whether a waiting call is still wanted
+PRESSED = 0.5  # seconds
 SWEEP = 0.25  # seconds between two looks at silent calls
 
 T = TypeVar("T")
@@ -98,9 +99,13 @@ class Admission:
 
 
 class Patience:
-    """Cancels calls that keep a thread waiting for a message. grpc waits without an end, inside the thread."""
+    """Cancels calls that keep a thread waiting for a message. grpc waits without an end, inside the thread.
 
-    def __init__(self) -> None:
+    While `pressed()` says that others are refused for want of a thread, silent calls lose theirs after PRESSED seconds.
+    """
+
+    def __init__(self, pressed: Callable[[], bool] = lambda: False) -> None:
+        self.pressed = pressed
         self._waiting: dict[grpc.ServicerContext, tuple[float, float]] = {}
         self._cap = float("inf")
         self._closed = threading.Event()
@@ -132,8 +137,9 @@ class Patience:
     def _sweep(self) -> None:
         while not self._closed.wait(SWEEP):
             now = time.monotonic()
+            cap = min(self._cap, PRESSED) if self.pressed() else self._cap
             for context, (since, seconds) in list(self._waiting.items()):
-                if now - since > min(seconds, self._cap):
+                if now - since > min(seconds, cap):
                     context.cancel()
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import grpc
 
+from gr2.bundle import Bundle
 from gr2.serving.calls import CallPool, Patience, in_pool, only_message
 from gr2.serving.config import ServeConfig
 from gr2.serving.repository import BundleStatus, Repository, yield_to_requests
@@ -80,6 +82,13 @@ class ManagementService:
         )
 
 
+def _graphs(bundle: Bundle, device: str) -> Sequence[Path]:
+    """The files that rank: one graph, or the encoder and the scorer."""
+    if device != "cpu":
+        return [bundle.batch_graph]
+    return bundle.graph_pair() or [bundle.graph]
+
+
 def _bundle(status: BundleStatus, default: str) -> management_pb2.BundleInfo:
     info = management_pb2.BundleInfo(
         name=status.name,
@@ -94,8 +103,9 @@ def _bundle(status: BundleStatus, default: str) -> management_pb2.BundleInfo:
     manifest = status.bundle.manifest
     limits = manifest.limits
     info.serving, info.label, info.version, info.device = True, status.label, status.bundle.version, status.device
-    info.graph = status.bundle.graph.name if status.device == "cpu" else status.bundle.batch_graph.name
-    info.model_sha256 = manifest.files[info.graph]["sha256"]
+    graphs = [path.name for path in _graphs(status.bundle, status.device)]
+    info.graph = " ".join(graphs)
+    info.model_sha256 = " ".join(manifest.files[name]["sha256"] for name in graphs)
     info.codebook_fingerprint = manifest.codebook.fingerprint
     info.items, info.id_type = manifest.codebook.items, manifest.codebook.id_type
     info.served_seconds = status.served_seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -81,6 +82,7 @@ class Server:
             threads = cores + 1 if self.engine.device == "cpu" else min(2 * config.batch, MOST_THREADS)
         self._patience = Patience()
         self._admission = Admission(threads, config.queue)
+        self._patience.pressed = lambda: self._admission.full
         self._threads, self._stopping = threads, False
         self._shadow = Shadow(self.repository, config.shadow, config.shadow_share) if config.shadow else None
         self._servicer = Servicer(self.repository, self._admission, self._patience, LoadReport(threads), self._shadow)
@@ -199,6 +201,14 @@ class Server:
         return self._admission.pending == 0 and self._servicer.active == 0
 
 
+def _announce(record: dict[str, str]) -> None:
+    """Print a line of JSON, if there is somewhere to print to: a full disk or a closed pipe stops no server."""
+    if sys.stdout is not None:  # it is None where standard output is closed
+        # Not by its buffer, which would be tried again, and fail, when the process ends.
+        with contextlib.suppress(OSError):
+            os.write(sys.stdout.fileno(), f"{json.dumps(record)}\n".encode())
+
+
 def serve(bundle: str | os.PathLike[str], config: ServeConfig | None = None, **changes: Any) -> None:
     """Serve one bundle or several until SIGTERM or SIGINT, then stop as `Server.stop` says. In the main thread only.
 
@@ -227,9 +237,7 @@ def serve(bundle: str | os.PathLike[str], config: ServeConfig | None = None, **c
         if face is not None:
             ready["metrics"] = face.address
         logger.info("ready", extra={"address": server.address, "bundle": engine.version})
-        if sys.stdout is not None:  # it is None where standard output is closed
-            sys.stdout.write(json.dumps(ready) + "\n")
-            sys.stdout.flush()
+        _announce(ready)
         # The system may hand a signal to another thread; its handler runs once this one, the main thread, wakes.
         while not stop.wait(WAKE):
             pass

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -39,8 +40,15 @@ def test_bundle_loads_and_ranks_as_the_student(inputs: dict[str, Artifact], tmp_
     artifact = run(ExportConfig(requests=40), inputs, tmp_path / "export", 0)
     bundle = Bundle.load(artifact.path)
     assert bundle.manifest.model.takes_candidates
-    assert bundle.manifest.parity["requests"] == 40
-    assert bundle.manifest.parity["max_abs_difference"] < 1e-3
+    parity = bundle.manifest.graphs.variants["fp32"].parity
+    assert {way: parts["real"]["requests"] + parts["random"]["requests"] for way, parts in parity.items()} == {
+        "whole": 40,
+        "split": 40,
+        "batch": 40,
+    }
+    assert max(part["max_abs_difference"] for parts in parity.values() for part in parts.values()) < 1e-3
+    assert bundle.manifest.graphs.default == "fp32"
+    assert bundle.manifest.graphs.why == "fp32: int8 is no faster at dim 16, it is from 128 on"
     assert artifact.metrics["version"] == bundle.version
 
     dataset = Dataset.load(inputs["prepare"].path)
@@ -60,9 +68,14 @@ def test_bundle_loads_and_ranks_as_the_student(inputs: dict[str, Artifact], tmp_
 
 
 def test_two_exports_are_the_same_bundle(inputs: dict[str, Artifact], tmp_path: Path) -> None:
-    first, second = (run(ExportConfig(requests=10), inputs, tmp_path / name, 0) for name in ("a", "b"))
+    config = ExportConfig(requests=10, calibration=5, variants=("int8", "int8-static", "fp16"), min_top1=0, min_tau=0)
+    first, second = (run(config, inputs, tmp_path / name, 0) for name in ("a", "b"))
     assert first.digest == second.digest
     assert Bundle.load(first.path).version == Bundle.load(second.path).version
+    names = sorted(path.name for path in first.path.iterdir())
+    assert {"encoder.int8.onnx", "scorer.int8-static.onnx", "batch.fp16.onnx"} < set(names)
+    for name in names:
+        assert (first.path / name).read_bytes() == (second.path / name).read_bytes()
 
 
 def test_a_graph_beyond_the_tolerance_is_refused(inputs: dict[str, Artifact], tmp_path: Path) -> None:
@@ -150,10 +163,45 @@ def test_items_added_to_other_ids_are_refused(inputs: dict[str, Artifact], tmp_p
         run(ExportConfig(added=str(added)), other, tmp_path / "export", 0)
 
 
-@pytest.mark.parametrize("bad", [{"requests": 0}, {"tolerance": 0.0}])
-def test_impossible_settings_are_refused(bad: dict[str, float]) -> None:
+def test_what_is_asked_for_is_served_if_it_is_within_the_gate(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+    config = ExportConfig(requests=60, arithmetic="int8", min_top1=0.5, min_tau=0.5, max_lost=0.5, batched=False)
+    bundle = Bundle.load(run(config, inputs, tmp_path / "open", 0).path)
+    assert bundle.manifest.graphs.default == "int8"
+    assert "first candidate is first on" in bundle.manifest.graphs.why
+    assert bundle.graph_pair() == (bundle.path / "encoder.int8.onnx", bundle.path / "scorer.int8.onnx")
+    ids = Dataset.load(inputs["prepare"].path).catalog.ids
+    rounded, exact = Engine(bundle), run(ExportConfig(requests=2, variants=()), inputs, tmp_path / "exact", 0)
+    scores = [
+        {item.item_id: item.score for item in engine.rerank(ids[:4], ids[4:20]).items}
+        for engine in (rounded, Engine(exact.path))
+    ]
+    differences = [abs(scores[0][item] - scores[1][item]) for item in ids[4:20]]
+    assert 0 < max(differences) < 0.5
+
+    refused = run(replace(config, min_tau=1.0, min_top1=1.0, max_lost=0.0), inputs, tmp_path / "shut", 0)
+    graphs = Bundle.load(refused.path).manifest.graphs
+    assert graphs.default == "fp32"
+    assert graphs.variants["int8"].roles == ()
+    assert "refused: split: " in graphs.variants["int8"].verdict
+    assert graphs.why.startswith("fp32: int8 was refused")
+    assert not list(refused.path.glob("*int8*"))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"requests": 0},
+        {"tolerance": 0.0},
+        {"calibration": 0},
+        {"variants": ("int4",)},
+        {"arithmetic": "fp16"},
+        {"arithmetic": "int8", "variants": ()},
+        {"min_tau": 1.5},
+    ],
+)
+def test_impossible_settings_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
-        ExportConfig(**bad)  # type: ignore[arg-type]
+        ExportConfig(**bad)
 
 
 def wanted(inputs: dict[str, Artifact], vectors: Path) -> TokenizeConfig:

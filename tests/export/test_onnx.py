@@ -13,12 +13,13 @@ import torch
 from gr2.data.candidates import CandidateLists
 from gr2.data.dataset import Dataset
 from gr2.decoding import CandidateTrie
+from gr2.export.builder import Builder
 from gr2.export.onnx import graph_names, student_graph
-from gr2.export.parity import measure_parity
-from gr2.export.split import export_graphs
+from gr2.export.parity import Asked, measure_parity, random_lists
+from gr2.export.served import batch_scorer, pair_scorer, whole_scorer
+from gr2.export.variants import export_variant
 from gr2.models.evidence import EVIDENCE, CoPurchase, count_copurchases
 from gr2.models.student import Student, StudentConfig
-from gr2.training.distill import student_features
 
 SIZE, LEVELS, LONGEST = 8, 3, 6
 
@@ -49,19 +50,25 @@ def make_student(items: int, layers: int = 2) -> Student:
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
-def test_graph_scores_as_the_student(layers: int, shop: tuple, tmp_path: Path) -> None:
+def test_graphs_score_as_the_student(layers: int, shop: tuple, tmp_path: Path) -> None:
     dataset, codes, lists, table = shop
     student = make_student(len(codes), layers)
-    graphs = export_graphs(student, table, codes, tmp_path, batched=True)
-    features = student_features(dataset, codes, lists, table, longest=LONGEST)
-    parity = measure_parity(student, graphs, dataset, codes, lists, features, tolerance=1e-4)
-    assert parity.requests == len(lists)
-    assert parity.max_abs_difference < 1e-4
-    assert parity.identical_order > 0.99
-    assert parity.broken_order == 0
-    assert 0 < parity.split_difference < 1e-4
-    assert parity.batched_difference is not None
-    assert 0 < parity.batched_difference < 1e-4
+    paths = export_variant("fp32", student, table, codes, tmp_path, batched=True)
+    scorers = {
+        "whole": whole_scorer(paths["whole"]),
+        "split": pair_scorer(paths["encoder"], paths["scorer"]),
+        "batch": batch_scorer(paths["batch"], longest=LONGEST),
+    }
+    asked = Asked(student, dataset, codes, table)
+    for part, labelled in ((lists, True), (random_lists(dataset, 40, lists, seed=0), False)):
+        for comparison in measure_parity(asked, part, scorers, tolerance=1e-4, labelled=labelled).values():
+            figures = comparison.result()
+            assert figures.requests == len(part)
+            assert 0 < figures.max_abs_difference < 1e-4
+            assert figures.identical_order > 0.97
+            assert figures.tau > 0.999
+            assert figures.broken_order == 0
+            assert (figures.labelled > 0) == labelled
 
 
 @pytest.mark.parametrize(("events", "count"), [(0, 0), (0, 3), (1, 0), (1, 1), (LONGEST, 40)])
@@ -98,8 +105,9 @@ def test_codes_of_no_item_have_a_finite_prior(shop: tuple) -> None:
 @pytest.mark.parametrize("batched", [False, True])
 def test_graph_is_reproducible_and_holds_no_training(batched: bool, shop: tuple) -> None:
     _, codes, _, table = shop
-    model = student_graph(make_student(len(codes)), table, codes, batched=batched)
-    again = student_graph(make_student(len(codes)), table, codes, batched=batched)
+    model, again = (
+        student_graph(make_student(len(codes)), table, codes, graph=Builder(batched=batched)) for _ in range(2)
+    )
     assert model.SerializeToString(deterministic=True) == again.SerializeToString(deterministic=True)
     assert tuple(value.name for value in model.graph.input) == graph_names(LEVELS, batched=batched)[0]
     assert tuple(value.name for value in model.graph.output) == graph_names(LEVELS, batched=batched)[1]

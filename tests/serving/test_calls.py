@@ -121,6 +121,22 @@ def silent_calls(channel: grpc.Channel, method: str, silence: Silence, count: in
     return [call.future(messages(silence), timeout=60) for _ in range(count)]
 
 
+def test_silent_calls_that_fill_the_server_give_way_to_others(start: Callable[..., Server], silence: Silence) -> None:
+    server = start(threads=1, queue=4)
+    with grpc.insecure_channel(server.address) as channel, Client(server.address) as client:
+        calls = silent_calls(channel, "/gr2.v1.Reranker/Rerank", silence, 80)
+        client.wait_ready(5)
+        begin, answered = time.monotonic(), False
+        while not answered and time.monotonic() - begin < 8:
+            try:
+                answered = len(client.rerank([], KNOWN[:3], timeout=5).items) == 3
+            except OverloadError:
+                time.sleep(0.02)
+        assert answered
+        assert time.monotonic() - begin < 5
+        assert sum(call.done() for call in calls) > 70
+
+
 def test_calls_without_a_message_hold_up_nobody(start: Callable[..., Server], silence: Silence) -> None:
     server = start(threads=1, queue=8)
     with grpc.insecure_channel(server.address) as channel:

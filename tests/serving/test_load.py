@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-from gr2.client import Client, service_config
+from gr2.client import Client
 from gr2.serving import load as load_module
 from gr2.serving.load import TRAILER, LoadReport, encode_report
 from gr2.serving.server import Server
@@ -81,8 +81,3 @@ def test_weighted_round_robin_asks_the_less_loaded_server_more(
         assert asked[1] >= 3 * asked[0]
     for server in servers:
         server.stop(5)
-
-
-def test_published_config_is_what_the_guide_shows() -> None:
-    guide = Path(__file__).parents[2] / "docs" / "guide.md"
-    assert service_config() in guide.read_text(encoding="utf-8")

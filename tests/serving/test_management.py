@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,11 +10,14 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from typer.testing import CliRunner
 
 from gr2.bundle import Bundle
+from gr2.cli.app import app
 from gr2.client import Client
 from gr2.errors import RequestError
 from gr2.serving.server import Server
+from gr2.serving.tokens import make_token
 from gr2.v1 import management_pb2, management_pb2_grpc
 
 MakeBundle = Callable[..., Path]
@@ -67,6 +71,31 @@ def test_reload_serves_a_new_version_and_tells_why_a_broken_one_is_refused(
     shop = stub.Reload(management_pb2.ReloadRequest(), timeout=30).bundles[1]
     assert (shop.label, shop.swaps, shop.refusals, shop.serving) == ("2", 1, 1, True)
     assert shop.reason.endswith("copy or export the bundle again")
+
+
+def test_command_prints_what_the_server_says(server: Server, root: Path, make_bundle: MakeBundle) -> None:
+    shutil.copytree(make_bundle(scale=2.0), root / "shop" / "2")
+    labels = []
+    for arguments in ([], ["--reload"]):
+        result = CliRunner().invoke(app, ["info", server.address, *arguments])
+        assert result.exit_code == 0
+        labels.append(json.loads(result.stdout)["bundles"][1]["label"])
+    assert labels == ["1", "2"]
+
+
+def test_info_needs_the_token_too(make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    token, line = make_token("operator")
+    (tmp_path / "tokens").write_text(line)
+    server = Server(make_bundle(), port=0, tokens=str(tmp_path / "tokens"))
+    server.start()
+    assert "UNAUTHENTICATED" in str(CliRunner().invoke(app, ["info", server.address]).exception)
+    monkeypatch.setenv("GR2_TOKEN", token)
+    result = CliRunner().invoke(app, ["info", server.address])
+    assert json.loads(result.stdout)["tokens"] is True
+    (tmp_path / "request.json").write_text(json.dumps({"candidates": KNOWN[:3]}))
+    result = CliRunner().invoke(app, ["rerank", str(tmp_path / "request.json"), "--address", server.address, "--json"])
+    assert len(json.loads(result.stdout)["ranking"]) == 3
+    server.stop(5)
 
 
 def test_requests_and_health_know_bundles_by_name(server: Server, root: Path) -> None:

@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -87,6 +89,24 @@ def test_killed_process_is_started_again_on_its_port_and_sigterm_ends_all(
     assert parent.process.returncode == 0
     assert f"process {children[0]} of port" in errors
     assert "ended with -9; started again in 0.1 s" in errors
+
+
+def test_callers_notice_nothing_of_a_process_that_is_killed(parent: Parent) -> None:
+    over = threading.Event()
+
+    def ask(client: Client) -> int:
+        answers = 0
+        while not over.is_set():
+            answers += len(client.rerank(KNOWN[:5], KNOWN[5:15], timeout=20).items) == 10
+        return answers
+
+    with Client(f"ipv4:{','.join(parent.addresses)}", balancing="round_robin") as client, ThreadPoolExecutor(4) as pool:
+        asking = [pool.submit(ask, client) for _ in range(4)]
+        for number in (signal.SIGKILL, signal.SIGTERM):
+            os.kill(parent.children()[0], number)
+            parent.ready()
+        over.set()
+        assert all(each.result() > 0 for each in asking)
 
 
 def test_children_end_when_their_parent_is_killed(parent: Parent) -> None:

@@ -106,7 +106,7 @@ def test_reflection_lists_and_describes_the_service(channel: grpc.Channel) -> No
     ]
     listing, description = stub.ServerReflectionInfo(iter(requests), timeout=10)
     names = {service.name for service in listing.list_services_response.service}
-    assert {"gr2.v1.Reranker", "grpc.health.v1.Health"} <= names
+    assert {"gr2.v1.Reranker", "gr2.v1.Management", "grpc.health.v1.Health"} <= names
     assert description.file_descriptor_response.file_descriptor_proto == [reranker_pb2.DESCRIPTOR.serialized_pb]
 
 
@@ -200,6 +200,22 @@ def test_serving_without_standard_output(make_bundle: MakeBundle) -> None:
         process.terminate()
         errors = process.communicate(timeout=30)[1]
     assert (process.returncode, errors) == (0, "")
+
+
+def test_full_disk_under_standard_output_and_error_stops_nothing(make_bundle: MakeBundle) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    command = [sys.executable, "-c", SERVE.replace("port=0", f"port={port}"), str(make_bundle())]
+    with Path("/dev/full").open("wb") as full:
+        process = subprocess.Popen(command, stdout=full, stderr=full)
+    try:
+        with Client(f"127.0.0.1:{port}") as client:
+            client.wait_ready(60)
+            assert len(client.rerank([], KNOWN[:4], timeout=10).items) == 4
+    finally:
+        process.terminate()
+    assert process.wait(30) == 0
 
 
 def test_work_beyond_the_queue_is_refused(make_bundle: MakeBundle) -> None:

@@ -17,7 +17,7 @@ from gr2.data.synthetic import write_synthetic
 from gr2.data.synthetic_clicks import Clicks
 from gr2.metrics import graded_values
 from gr2.pipeline import execute, load_plan
-from gr2.report import evaluation_table
+from gr2.report.tables import evaluation_table
 from gr2.serving.engine import Engine
 from gr2.training.prerank import PrerankConfig
 

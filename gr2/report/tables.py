@@ -15,7 +15,15 @@ if TYPE_CHECKING:
     from gr2.catalog import ItemId
     from gr2.serving.ranking import Ranking
 
-__all__ = ["evaluation_table", "ranking_table", "slate_table", "stages_table", "steps_table", "tokenizer_tables"]
+__all__ = [
+    "evaluation_table",
+    "ranking_table",
+    "report_table",
+    "slate_table",
+    "stages_table",
+    "steps_table",
+    "tokenizer_tables",
+]
 
 UNSHOWN = ("Cc", "Cs", "Zl", "Zp")  # control characters, lone surrogates, line and paragraph separators
 TITLE_WIDTH = 60
@@ -60,6 +68,20 @@ def evaluation_table(metrics: Mapping[str, Any]) -> Table:
             values = (f"{figures['incoming'][name]:.4f}", f"{figures['student'][name]:.4f}", f"{change['mean']:+.4f}")
             interval = f"{change['low']:+.4f} to {change['high']:+.4f}"
             table.add_row(label, name, *values, interval, end_section=name == names[-1])
+    return table
+
+
+def report_table(report: Mapping[str, Any]) -> Table:
+    """Each ranker's headline metric, and the student minus it with its interval."""
+    quality, metric = report["quality"], report["headline"]
+    table = _table(
+        f"{metric} on {quality['slates']:,} slates", ("ranker",), (metric, "student minus it", "95 % interval")
+    )
+    for ranker in quality["rankers"]:
+        change = ranker["difference"][metric]
+        interval = f"{change['low']:+.4f} to {change['high']:+.4f}"
+        table.add_row(escape(ranker["name"]), f"{ranker['means'][metric]:.4f}", f"{change['mean']:+.4f}", interval)
+    table.add_row("student", f"{quality['student'][metric]:.4f}", "", "")
     return table
 
 
