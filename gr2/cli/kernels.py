@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gr2.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from gr2.bundle import Bundle
+    from gr2.decoding import CatalogTrie
 
 __all__ = ["app"]
 
@@ -41,6 +45,10 @@ def compile_(
         Path | None, typer.Option(metavar="FOLDER", help="Where to write.", show_default="Triton's own cache")
     ] = None,
     dtype: Annotated[Dtype, typer.Option(help="What the model writes its logits in.")] = Dtype.FLOAT32,
+    beams: Annotated[
+        list[int] | None,
+        typer.Option(help="Also searches of the bundle's catalogue with so many beams. May be given several times."),
+    ] = None,
 ) -> None:
     """Compile every kernel that a bundle needs, so that the first requests do not wait for the compiler.
 
@@ -55,10 +63,11 @@ def compile_(
 
     loaded = Bundle.load(bundle)
     try:
-        from gr2.kernels.ahead import compile_kernels
+        from gr2.kernels.ahead import compile_kernels, compile_searches
     except ImportError as error:
         raise MissingExtraError("gr2 kernels compile", "gpu", error) from error
     model, limits = loaded.manifest.model, loaded.manifest.limits
+    trie = _trie(loaded) if beams else None
     for each in target:
         done = compile_kernels(
             each,
@@ -71,3 +80,19 @@ def compile_(
         )
         kernels = len({one.result.hash for one in done})
         typer.echo(f"{each}: {kernels} kernels for up to {limits.max_candidates} candidates of {model.levels} codes")
+        if beams and trie is not None:
+            done = compile_searches(
+                each, trie, beams=beams, normalization=model.normalization, dtype=dtype.value, folder=out
+            )
+            kernels = len({one.result.hash for one in done})
+            typer.echo(f"{each}: {kernels} kernels for {trie.size} items and {', '.join(map(str, beams))} beams")
+
+
+def _trie(bundle: Bundle) -> CatalogTrie:
+    import numpy as np
+
+    from gr2.decoding import CatalogTrie
+
+    ids: list[Any] = list(bundle.catalog().ids)
+    codes, _ = bundle.codebook().lookup(ids if isinstance(ids[0], str) else np.array(ids, dtype=np.int64))
+    return CatalogTrie(np.ascontiguousarray(codes[np.lexsort(codes.T[::-1])]), bundle.manifest.model.level_size)

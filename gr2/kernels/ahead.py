@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,13 +15,17 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
+from gr2.decoding import CatalogTrie
 from gr2.errors import ConfigError
 from gr2.kernels.candidates import CandidateTables
 from gr2.kernels.device_decoder import DeviceDecoder
 from gr2.kernels.tensors import Launch
 
-__all__ = ["Compiled", "compile_kernels", "compile_only"]
+__all__ = ["Compiled", "compile_kernels", "compile_only", "compile_searches"]
 
+# Triton makes kernels of their own for strides that are multiples of 16: numbers of nodes, at least the levels, whose
+# rows are such a multiple whatever the number of codes, and whose rows are one only if the codes are.
+NODES = (16, 9)
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -90,22 +95,55 @@ def compile_kernels(
     Into `folder`, or Triton's own cache. A kernel that is there is not compiled again. Raises ConfigError on another
     target than sm_80 or newer, and on a dtype that the kernels do not read.
     """
+    with _compiling(target, dtype, folder) as (decoder, done):
+        for size, nodes in product(_sizes(candidates), (levels, *NODES)):
+            codes, known = np.zeros((2, size, levels), np.uint16), np.ones((2, size), np.bool_)
+            tables = CandidateTables.build(codes, known, level_size, nodes=nodes)
+            batch = decoder.candidates(tables)
+            logits = torch.zeros((2, nodes, level_size), dtype=DTYPES[dtype])
+            for prior in (None, torch.zeros((2, size))):
+                batch.score(logits, prior, normalization=normalization)
+            for mode in ("greedy", "sample"):
+                generation = batch.generate(mode=mode)
+                for rows in (*logits[:, :2].unbind(1), logits[:, 0].contiguous()):
+                    generation.push(rows)
+    return done
+
+
+def compile_searches(
+    target: str,
+    trie: CatalogTrie,
+    *,
+    beams: Sequence[int],
+    normalization: Literal["raw", "local"] = "raw",
+    dtype: str = "float32",
+    folder: Path | None = None,
+) -> list[Compiled]:
+    """Compile what searches a catalogue with each number of `beams`, with filters and without.
+
+    A kernel is for the next power of two of the most children of a level's nodes, and of the most items of a leaf:
+    small changes of the catalogue need no other. Arguments and errors as those of `compile_kernels`.
+    """
+    with _compiling(target, dtype, folder) as (decoder, done):
+        catalog = decoder.catalog(trie)
+        for each, filtered in product(beams, (False, True)):
+            retriever = decoder.retriever(each, normalization=normalization)
+            retriever.start(catalog, 2, filters=decoder.item_filter(catalog) if filtered else None)
+            for level in range(trie.levels):
+                retriever.step(torch.zeros((2, each if level else 1, trie.level_size), dtype=DTYPES[dtype]))
+            retriever.finish()
+    return done
+
+
+@contextmanager
+def _compiling(target: str, dtype: str, folder: Path | None) -> Iterator[tuple[DeviceDecoder, list[Compiled]]]:
+    """A decoder that only compiles for `target`, into `folder`, and the list of what it has compiled."""
     if dtype not in DTYPES:
         raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     with triton.knobs.cache.scope(), compile_only(target) as (launch, done):
         if folder is not None:
             triton.knobs.cache.dir = str(folder)
-        decoder = DeviceDecoder("cpu", launch=launch)
-        for size in _sizes(candidates):
-            known = np.ones((2, size), np.bool_)
-            tables = CandidateTables.build(np.zeros((2, size, levels), np.uint16), known, level_size)
-            batch = decoder.candidates(tables)
-            logits = torch.zeros((2, tables.nodes, level_size), dtype=DTYPES[dtype])
-            for prior in (None, torch.zeros((2, size))):
-                batch.score(logits, prior, normalization=normalization)
-            for mode in ("greedy", "sample"):
-                batch.generate(mode=mode).push(logits[:, 0])
-    return done
+        yield DeviceDecoder("cpu", launch=launch), done
 
 
 def _sizes(candidates: int) -> Sequence[int]:

@@ -1,5 +1,6 @@
 """Every kernel compiled for three generations of GPU; test_ahead.py runs this in a process of its own."""
 
+import itertools
 import re
 import subprocess
 from pathlib import Path
@@ -14,7 +15,7 @@ from triton.compiler import ASTSource
 from gr2.decoding import CatalogTrie
 from gr2.errors import ConfigError
 from gr2.kernels import CandidateTables
-from gr2.kernels.ahead import compile_kernels, compile_only
+from gr2.kernels.ahead import compile_kernels, compile_only, compile_searches
 from gr2.kernels.device_decoder import DeviceDecoder
 from gr2.kernels.leaf_items import leaf_items_kernel
 
@@ -117,6 +118,43 @@ def test_a_kernel_that_is_in_the_folder_is_not_compiled_again(cache, tmp_path):
     assert compiled == looked_up == hits > 0
     assert before < compiled
     assert not cache.exists()
+
+
+@pytest.mark.parametrize("level_size", [10, 16])
+def test_batches_of_any_shape_find_their_kernels_compiled_ahead(level_size):
+    """Rows of 10 codes begin at 16 bytes or do not, and are strides that are multiples of 16 or are not."""
+    ahead = compile_kernels("sm_90", levels=2, level_size=level_size, candidates=16)
+    with compile_only("sm_90") as (launch, done):
+        decoder = DeviceDecoder("cpu", launch=launch)
+        for requests, candidates, nodes in itertools.product((1, 2, 3), (1, 16), (2, 3, 4, 5, 8, 11, 12, 15, 32)):
+            codes, known = np.zeros((requests, candidates, 2), np.uint16), np.ones((requests, candidates), np.bool_)
+            batch = decoder.candidates(CandidateTables.build(codes, known, level_size, nodes=nodes))
+            logits = torch.zeros(requests, nodes, level_size)
+            batch.score(logits)
+            batch.score(logits, torch.zeros(requests, candidates))
+            for mode in ("greedy", "sample"):
+                generation = batch.generate(mode=mode)
+                generation.push(logits[:, 0])
+                generation.push(logits[:, 1])
+                generation.push(torch.zeros(requests, level_size))
+    assert {each.result.hash for each in done} == {each.result.hash for each in ahead}
+
+
+@pytest.mark.parametrize("level_size", [12, 16])
+def test_searches_of_any_batch_find_their_kernels_compiled_ahead(level_size):
+    trie = CatalogTrie(np.array([[0, 1], [0, 3], [3, 4], [3, 4]], np.uint16), level_size)
+    ahead = compile_searches("sm_90", trie, beams=[3])
+    with compile_only("sm_90") as (launch, done):
+        decoder = DeviceDecoder("cpu", launch=launch)
+        catalog = decoder.catalog(trie)
+        deny, allow = (decoder.item_filter(catalog, **{name: np.arange(2)}) for name in ("deny", "allow"))
+        for batch, filters in ((1, None), (1, deny), (2, [deny, None]), (32, None), (3, [deny, allow, None])):
+            retriever = decoder.retriever(3)
+            retriever.start(catalog, batch, filters=filters)
+            for level in range(2):
+                retriever.step(torch.zeros((batch, 3 if level else 1, level_size)))
+            retriever.finish()
+    assert {each.result.hash for each in done} == {each.result.hash for each in ahead}
 
 
 def test_what_is_compiled_ahead_is_what_triton_compiles_for_the_same_signature():
