@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ def training_curves(run: Run) -> list[dict[str, Any]]:
             for figure in STEP_FIGURES:
                 if figure in steps:
                     values = smoothed(steps[figure]).tolist()
-                    points = [(step, y) for step, y in zip(steps["step"], values, strict=True) if y == y]
+                    points = [(step, y) for step, y in zip(steps["step"], values, strict=True) if math.isfinite(y)]
                     if len(points) >= LEAST:
                         x, y = map(list, zip(*points, strict=True))
                         curves.append({"stage": name, "name": figure, "axis": "step", "x": x, "values": y})

@@ -93,22 +93,21 @@ def quality_picture(quality: Mapping[str, Any], metric: str) -> str:
         means.set_yticks(list(rows), names)
         means.set(title=f"{metric} on {quality['slates']:,} slates", xlim=(0, 1.15 * max(values)))
         _forest(gains, [ranker["difference"][metric] for ranker in rankers], [ranker["name"] for ranker in rankers])
-        gains.set_title(f"student minus each, {metric}, 95 % interval")
+        gains.set_title("student minus each")
         return _svg(means, "quality")
 
 
 def slices_picture(groups: Sequence[Mapping[str, Any]]) -> str:
     """The student minus the incoming order on each slice, with its interval."""
-    rows = max(len(group["rows"]) for group in groups)
     columns = 2
-    deep = -(-len(groups) // columns)
-    with _figure("slices", 11.0, (1.0 + 0.3 * rows) * deep, columns, deep) as parts:
+    deep = [
+        max(len(group["rows"]) for group in groups[first : first + columns]) for first in range(0, len(groups), columns)
+    ]
+    heights = [1.1 + 0.26 * rows for rows in deep]
+    with _figure("slices", 11.0, sum(heights), columns, heights) as parts:
         for axes, group in zip(parts, groups, strict=False):
-            _forest(
-                axes,
-                group["rows"][::-1],
-                [f"{_short(row['label'], 26)} ({row['slates']:,})" for row in group["rows"]][::-1],
-            )
+            names = [f"{_short(row['label'], 26)} ({row['slates']:,})" for row in group["rows"]]
+            _forest(axes, group["rows"][::-1], names[::-1])
             axes.set_title(group["title"])
         for axes in parts[len(groups) :]:
             axes.set_visible(False)
@@ -149,7 +148,9 @@ def _forest(axes: Axes, changes: Sequence[Mapping[str, float]], names: Sequence[
 
 
 @contextmanager
-def _figure(name: str, width: float, height: float, columns: int, rows: int = 1) -> Iterator[list[Axes]]:
+def _figure(
+    name: str, width: float, height: float, columns: int, heights: Sequence[float] = (1.0,)
+) -> Iterator[list[Axes]]:
     try:
         with interrupts_wait():
             from matplotlib import rc_context, style
@@ -160,7 +161,7 @@ def _figure(name: str, width: float, height: float, columns: int, rows: int = 1)
     own: Any = {**STYLE, "svg.hashsalt": name}
     with style.context("default"), rc_context(own):
         figure = Figure(figsize=(width, height), layout="constrained")
-        yield list(figure.subplots(rows, columns, squeeze=False).flat)
+        yield list(figure.subplots(len(heights), columns, squeeze=False, height_ratios=list(heights)).flat)
 
 
 def _svg(axes: Axes, name: str) -> str:
