@@ -44,11 +44,13 @@ def data_picture(data: Mapping[str, Any]) -> str:
     with _figure("data", 11.0, 3.2, 3) as parts:
         lengths, popularity, categories = parts
         lengths.bar(range(len(data["lengths"])), data["lengths"], color=PLAIN, width=0.9)
-        last = len(data["lengths"]) - 1
-        lengths.set(title="Events of a user", xlabel=f"events ({last}: {last} or more)", ylabel="users")
+        lengths.set(title="Events of a user", xlabel="events (longer ones in the last bar)", ylabel="users")
         popularity.plot(data["popularity_ranks"], [max(each, 0.5) for each in data["popularity"]], color=PLAIN, lw=2)
         popularity.set(xscale="log", yscale="log", title="Popularity", xlabel="items, most popular first")
         popularity.set_ylabel("training events (0 drawn at 0.5)")
+        for axis in (popularity.xaxis, popularity.yaxis):
+            axis.set_major_formatter("{x:,.4g}")
+            axis.set_minor_formatter("")
         names = [_short(name, 24) for name, _ in data["categories"]][::-1]
         categories.barh(range(len(names)), [count for _, count in data["categories"]][::-1], color=PLAIN)
         categories.set_yticks(range(len(names)), names)
