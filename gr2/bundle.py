@@ -1,7 +1,7 @@
 """The serving bundle: the folder that crosses from training to serving, and the checks that make it safe to load.
 
 A bundle holds `model.onnx`, `codebook.bin`, `items.parquet` and `manifest.json`, which names every file with its hash;
-`gr2.graphs` says which graphs there may be beside the whole one.
+`gr2.graphs` says which graphs there may be beside the whole one. `README.md` is its model card, if it has one.
 The manifest has no time stamps: the same training run gives the same bytes. Its `version` covers all that it says, so
 two bundles with one version answer alike, and an edited manifest is refused.
 """
@@ -27,6 +27,7 @@ from gr2.decoding import Codebook
 from gr2.errors import BundleError
 from gr2.graphs import ROLES, Graphs, GraphVariant, graph_file
 from gr2.manifest import (
+    CARD,
     FILES,
     MAX_REQUEST_BYTES,
     CodebookSpec,
@@ -213,6 +214,7 @@ def write_bundle(
     limits: Limits | None = None,
     others: Mapping[str, Path] | None = None,
     graphs: Graphs | None = None,
+    card: str | None = None,
     parity: Mapping[str, Any] | None = None,
     quality: Mapping[str, Any] | None = None,
     created_by: Mapping[str, Any] | None = None,
@@ -220,8 +222,8 @@ def write_bundle(
     """Write a bundle, check it as a server would, and move it to `folder`; an older bundle there is replaced.
 
     Copies `graph`, the whole one in fp32, `others` under the names they have in the bundle, and `codebook`. `graphs`
-    describes the graphs; by default those in fp32 are served. Raises BundleError if the parts do not belong together,
-    or if `folder` holds anything but a bundle; `folder` is then as it was.
+    describes the graphs; by default those in fp32 are served. `card` is written as README.md. Raises BundleError if the
+    parts do not belong together, or if `folder` holds anything but a bundle; `folder` is then as it was.
     """
     out = Path(folder)
     if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
@@ -237,6 +239,8 @@ def write_bundle(
         for name, path in sources.items():
             shutil.copyfile(path, partial / name)
         shutil.copyfile(codebook, partial / CODEBOOK)
+        if card is not None:
+            (partial / CARD).write_text(card, encoding="utf-8")
         catalog.save(partial / ITEMS)
         spec = _describe(_open_codebook(codebook))
         if (spec.items, spec.id_type) != (len(catalog), catalog.id_type):

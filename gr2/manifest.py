@@ -17,6 +17,7 @@ from gr2.features import SCORE_FEATURES
 from gr2.graphs import Graphs
 
 __all__ = [
+    "CARD",
     "FILES",
     "MAX_REQUEST_BYTES",
     "CodebookSpec",
@@ -31,6 +32,7 @@ __all__ = [
 
 SCHEMA = 2
 FILES = ("codebook.bin", "items.parquet")  # beside those that `Graphs` names
+CARD = "README.md"  # a bundle may lack it
 PROSE = ("parity", "quality", "created_by")
 MAX_CANDIDATES = 1024
 # What a request may hold; far above any history that is of use to a model.
@@ -195,8 +197,8 @@ class Manifest:
             raise BundleError(f"keys missing or unknown: {', '.join(sorted(set(record) ^ names))}")
         files, graphs = record["files"], Graphs.parse(record["graphs"])
         names = {*FILES, *graphs.files}
-        if not isinstance(files, dict) or set(files) != names:
-            raise BundleError(f"files must be {', '.join(sorted(names))}")
+        if not isinstance(files, dict) or set(files) - {CARD} != names:
+            raise BundleError(f"files must be {', '.join(sorted(names))}, and {CARD} if there is one")
         for name, entry in files.items():
             if not isinstance(entry, dict) or set(entry) != {"sha256", "bytes"}:
                 raise BundleError(f"files: {name} needs sha256 and bytes")

@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gr2.artifact import Artifact, file_digest, open_stage
-from gr2.bundle import FeatureSpec, ModelSpec, write_bundle
+from gr2.bundle import FeatureSpec, ModelSpec, default_limits, write_bundle
 from gr2.catalog import Catalog
 from gr2.data.candidates import CandidateLists
 from gr2.data.dataset import Dataset
 from gr2.decoding import Codebook
 from gr2.errors import ArtifactError
 from gr2.export.builder import OPSET
+from gr2.export.card import Card, model_card
 from gr2.export.gate import Gate
 from gr2.export.onnx import graph_names
 from gr2.export.parity import Asked
@@ -54,6 +55,9 @@ class ExportConfig:
         added: the folder that `gr2 tokenize --add` wrote: its new items are served, too. The student has not seen them;
             their semantic IDs say what it knows of them.
         batched: write the model for batches of requests, too, which a GPU serves; the bundle is about twice as large.
+        title: what the model card calls the model.
+        license: the licence that the model card names, such as "apache-2.0"; without it the card says that none was
+            given.
     """
 
     requests: int = 10_000
@@ -66,6 +70,8 @@ class ExportConfig:
     calibration: int = 512
     added: str | None = None
     batched: bool = True
+    title: str = ""
+    license: str = ""
 
     def __post_init__(self) -> None:
         for name in ("requests", "calibration"):
@@ -130,6 +136,18 @@ def run(config: ExportConfig, inputs: Mapping[str, Artifact], out: Path, seed: i
             for name in ("incoming", "student")
             if name in inputs["distill"].metrics
         }
+        model = model_spec(student)
+        features = feature_spec(student, inputs["prerank"].metrics.get("feature_names"))
+        card = Card(
+            title=config.title,
+            license=config.license,
+            model=model,
+            features=features,
+            limits=default_limits(catalog, features),
+            graphs=graphs,
+            fingerprint=Codebook(str(codebook)).fingerprint,
+            seed=seed,
+        )
         bundle = write_bundle(
             work.checkpoints / "bundle",
             graph=held.pop(graph_file("whole")),
@@ -137,8 +155,9 @@ def run(config: ExportConfig, inputs: Mapping[str, Artifact], out: Path, seed: i
             graphs=graphs,
             codebook=codebook,
             catalog=catalog,
-            model=model_spec(student),
-            features=feature_spec(student, inputs["prerank"].metrics.get("feature_names")),
+            model=model,
+            features=features,
+            card=model_card(card, inputs),
             parity=graphs.variants["fp32"].parity["whole"]["real"],
             quality={"validation": quality},
             created_by={"gr2": __version__, "parents": parents, "distill": inputs["distill"].config, "seed": seed},
