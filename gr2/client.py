@@ -30,6 +30,13 @@ HEALTH_REQUEST = b"\x0a" + bytes([len(SERVICE)]) + SERVICE.encode()
 HEALTH_SERVING = b"\x08\x01"
 
 
+# A server that hangs, or whose machine is gone without a word, is found by asking: in milliseconds, as its server allows.
+ALIVE = (
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+
 Balancing = Literal["round_robin", "weighted_round_robin"]
 
 
@@ -77,7 +84,7 @@ class Client:
         self.address = address
         options: list[tuple[str, int | str]] = [("grpc.max_receive_message_length", -1)]
         if balancing is not None:
-            options += [("grpc.service_config", service_config(balancing)), ("grpc.enable_retries", 1)]
+            options += [("grpc.service_config", service_config(balancing)), *ALIVE]
         if ca:
             pair = (Path(key).read_bytes(), Path(cert).read_bytes()) if cert else (None, None)
             credentials = grpc.ssl_channel_credentials(Path(ca).read_bytes(), *pair)

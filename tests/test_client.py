@@ -199,6 +199,7 @@ def test_client_needs_only_grpc_protobuf_and_numpy() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-def test_published_service_config_is_what_the_guide_shows() -> None:
+def test_published_service_config_is_what_guide_and_file_show() -> None:
     guide = Path(__file__).parents[1] / "docs" / "guide.md"
     assert service_config() in guide.read_text(encoding="utf-8")
+    assert service_config() + "\n" == (guide.parents[1] / "deploy" / "service_config.json").read_text(encoding="utf-8")
