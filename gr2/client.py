@@ -30,7 +30,7 @@ HEALTH_REQUEST = b"\x0a" + bytes([len(SERVICE)]) + SERVICE.encode()
 HEALTH_SERVING = b"\x08\x01"
 
 
-# A server that hangs, or whose machine is gone without a word, is found by asking: in milliseconds, as its server allows.
+# A server that hangs, or whose machine is gone without a word, is found by asking. In milliseconds.
 ALIVE = (
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 5_000),
