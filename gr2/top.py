@@ -88,30 +88,36 @@ class Screen:
         seconds = max(1e-9, new.at - old.at)
         codes = {code: _grown(old, new, "gr2_requests_total", status=code) for code in _codes(new)}
         self.rates.append(sum(codes.values()) / seconds)
-        return Group(self._head(new), self._requests(old, new, codes, seconds), self._phases(old, new), _bundles(new))
+        return Group(
+            self._head(old, new, seconds),
+            self._requests(old, new, codes, seconds),
+            self._phases(old, new),
+            _bundles(new),
+        )
 
-    def _head(self, new: Reading) -> Table:
+    def _head(self, old: Reading, new: Reading, seconds: float) -> Table:
         table = _plain()
         served = "SERVING" if new.value("gr2_serving") else "NOT_SERVING"
         version = next(iter(new.values("gr2_build_info", "version")), "")
         up = time.time() - new.value("process_start_time_seconds")
-        table.add_row(f"[bold]gr2 {version}[/] {self.url}", served, f"up {up:,.0f} s", _bars(self.rates))
+        cores = _grown(old, new, "process_cpu_seconds_total") / seconds
+        memory = new.value("process_resident_memory_bytes") / 1e6
+        table.add_row(f"[bold]gr2 {version}[/] {self.url}", served, f"up {up:,.0f} s")
+        table.add_row(_bars(self.rates), f"{cores:.2f} cores", f"{memory:,.0f} MB")
         return table
 
     def _requests(self, old: Reading, new: Reading, codes: dict[str, float], seconds: float) -> Table:
         table = Table(box=None, padding=(0, 2, 0, 0))
-        for name in ("requests/s", "errors", "p50 ms", "p95 ms", "p99 ms", "waiting", "cores", "memory MB"):
-            table.add_column(name, justify="right")
+        for name in ("requests/s", "errors", "p50 ms", "p95 ms", "p99 ms", "waiting", "cache hits"):
+            table.add_column(name, justify="right", no_wrap=True)
         buckets = _buckets(old, new)
         failed = ", ".join(f"{count:.0f} {code}" for code, count in codes.items() if code != "OK" and count)
-        cores = _grown(old, new, "process_cpu_seconds_total") / seconds
         table.add_row(
             f"{self.rates[-1]:.1f}",
             failed or "none",
             *(_ms(quantile(buckets, share)) for share in (0.5, 0.95, 0.99)),
             f"{new.value('gr2_requests_pending'):.0f}/{new.value('gr2_requests_capacity'):.0f}",
-            f"{cores:.2f}",
-            f"{new.value('process_resident_memory_bytes') / 1e6:.0f}",
+            _share(*(_grown(old, new, f"gr2_cache_{name}_total") for name in ("hits", "misses"))),
         )
         return table
 
@@ -122,7 +128,7 @@ class Screen:
         for phase in new.values(f"{PHASES}_count", "phase"):
             count = _grown(old, new, f"{PHASES}_count", phase=phase)
             mean = _grown(old, new, f"{PHASES}_sum", phase=phase) / count if count else math.nan
-            table.add_column(f"{phase} us", justify="right")
+            table.add_column(f"{phase} us", justify="right", no_wrap=True)
             means.append("-" if math.isnan(mean) else f"{1e6 * mean:.0f}")
         table.add_row(*means)
         return table
@@ -175,6 +181,10 @@ def _bundles(reading: Reading) -> Table:
             cells = [each.labels.get(key, "") for key in ("label", "version", "device")]
             table.add_row(name, *cells, f"{ages.get(name, math.nan):,.0f} s{note}")
     return table
+
+
+def _share(hits: float, misses: float) -> str:
+    return f"{100 * hits / (hits + misses):.0f} %" if hits + misses > 0 else "-"
 
 
 def _plain() -> Table:

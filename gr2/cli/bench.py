@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from gr2.cli.connection import CaFile, CertFile, KeyFile
 from gr2.errors import ConfigError, DataError, Gr2Error
 from gr2.interrupts import interrupts_wait
 
@@ -45,6 +46,9 @@ def serve(
     processes: Annotated[int, typer.Option(help="Processes that send.")] = 1,
     connections: Annotated[int, typer.Option(help="Connections of each.")] = 1,
     pin: Annotated[str, typer.Option(metavar="CPUS", help="CPUs to send from, such as 1 or 2,3.")] = "",
+    ca: CaFile = "",
+    cert: CertFile = "",
+    key: KeyFile = "",
     seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same requests and arrivals.")] = 0,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where bench.json and bench.png go.")] = Path("bench"),
 ) -> None:
@@ -53,7 +57,7 @@ def serve(
     In an open loop latency counts from when a request was due, whether or not it could be sent then: waiting behind a
     slow answer is not left out. Without --rate and --concurrency, one and eight callers show the capacity, and open
     loops follow at 30 to 90 % of it. A step in which the load generator was the bottleneck is refused. Needs the extra
-    `plot` for the picture.
+    `plot` for the picture. A token for the server is taken from the environment variable GR2_TOKEN.
 
         gr2 bench serve --bundle runs/shop/export
         gr2 bench serve --bundle runs/shop/export --rate 200 --rate 400 --deadline-ms 50 --pin 1
@@ -67,7 +71,7 @@ def serve(
         from gr2.load.table import load_table, phase_table
 
     plan = Plan(rate or (), concurrency or (), seconds, warmup, deadline_ms / 1e3)
-    generator = Generator(processes, connections, _cpus(pin))
+    generator = Generator(processes, connections, _cpus(pin), tls=(ca, cert, key))
     if (bundle is None) == (requests is None):
         raise ConfigError("give --bundle DIR to draw requests from, or --requests FILE to send, one of the two")
     shape: dict[str, Any] = {"history": history, "candidates": candidates, "users": users, "seed": seed}

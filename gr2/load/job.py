@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,8 @@ class Job:
     """The share of process `place` of `places` in one step; `rate` is the process's own, None in a closed loop.
 
     Every `stride`-th reply is kept. `requests` is a file of frames; process `place` sends number `place`,
-    `place + places`, ..., and begins again at the end.
+    `place + places`, ..., and begins again at the end. `tls` are PEM files: the server's authority, and the caller's
+    certificate and key; empty without.
     """
 
     target: str
@@ -40,6 +41,7 @@ class Job:
     pin: list[int]
     stride: int
     seed: int
+    tls: list[str] = field(default_factory=lambda: ["", "", ""])
 
     def save(self, path: Path) -> None:
         """Write the job as JSON."""

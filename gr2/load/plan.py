@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,8 @@ from gr2.version import __version__
 
 __all__ = ["Plan", "check_target", "run_plan", "write_results"]
 
-PROBE_TIMEOUT = 10.0
+PROBE_TIMEOUT, PAUSE = 10.0, 0.1
+UNAVAILABLE = grpc.StatusCode.UNAVAILABLE.value[0]
 FIRST_CONCURRENCY = (1, 8)
 SHARES = (0.3, 0.5, 0.7, 0.8, 0.9)
 
@@ -49,14 +51,15 @@ class Plan:
         return round(1.2 * max(self.rates, default=0.0) * (self.seconds + self.warmup))
 
 
-def check_target(target: str, request: bytes) -> None:
+def check_target(target: str, request: bytes, tls: Sequence[str] = ("", "", "")) -> None:
     """Return if the server at `target` answers `request`. Raises RequestError or Gr2Error that says why not."""
-    try:
-        with grpc.insecure_channel(target) as channel:
-            grpc.channel_ready_future(channel).result(PROBE_TIMEOUT)
-    except grpc.FutureTimeoutError as error:
-        raise Gr2Error(f"{target}: no server within {PROBE_TIMEOUT:g} s") from error
-    code, _ = next(grpc_calls(target, 1))(request, PROBE_TIMEOUT)
+    call, end = next(grpc_calls(target, 1, tls)), time.monotonic() + PROBE_TIMEOUT
+    code, _ = call(request, PROBE_TIMEOUT)
+    while code == UNAVAILABLE and time.monotonic() < end:
+        time.sleep(PAUSE)
+        code, _ = call(request, PROBE_TIMEOUT)
+    if code == UNAVAILABLE:
+        raise Gr2Error(f"{target}: no server within {PROBE_TIMEOUT:g} s")
     if code == grpc.StatusCode.INVALID_ARGUMENT.value[0]:
         raise RequestError("request", f"{target} refuses the first one: does it serve the bundle of these requests?")
     if code != OK:
@@ -70,7 +73,7 @@ def run_plan(
     """The steps' summaries, one after the other. Raises what `check_target` and `run_step` raise."""
     if not requests:
         raise ConfigError("there are no requests to send")
-    check_target(target, requests[0])
+    check_target(target, requests[0], generator.tls if generator else ("", "", ""))
 
     def run(step: Step) -> Summary:
         return run_step(target, requests, step, generator=generator, seed=seed)

@@ -69,7 +69,7 @@ def _jobs(target: str, requests: Path, step: Step, generator: Generator, seed: i
     expected = 1000 if step.rate is None else step.rate * step.seconds
     stride = max(1, round(expected / REPLIES))
     pin, connections = list(generator.pin), generator.connections
-    options = (connections, step.warmup, step.seconds, step.deadline, pin, stride, seed)
+    options = (connections, step.warmup, step.seconds, step.deadline, pin, stride, seed, list(generator.tls))
     return [Job(target, str(requests), place, places, rate, count, *options) for place, count in enumerate(slots)]
 
 

@@ -47,13 +47,14 @@ class Generator:
     """Where the load comes from: `processes` on the CPUs `pin` (any, if empty), each with `connections`.
 
     In an open loop each process has at most `slots` requests under way; by default as many as the rate can leave
-    unanswered within a deadline, MOST_SLOTS at most.
+    unanswered within a deadline, MOST_SLOTS at most. `tls` are the PEM files of `gr2.load.job.Job`.
     """
 
     processes: int = 1
     connections: int = 1
     pin: Sequence[int] = ()
     slots: int | None = None
+    tls: Sequence[str] = ("", "", "")
 
     def __post_init__(self) -> None:
         if not 1 <= self.processes <= 64 or not 1 <= self.connections <= MOST_SLOTS:

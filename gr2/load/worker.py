@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import grpc
@@ -32,18 +32,30 @@ SET_TIMER_SLACK = 29  # of prctl(2)
 MOST_REPLIES = 4096
 
 
-def grpc_calls(target: str, connections: int) -> Iterator[Call]:
-    """Calls of `Rerank` at a gRPC target, over `connections` connections in turn."""
+def grpc_calls(target: str, connections: int, tls: Sequence[str] = ("", "", "")) -> Iterator[Call]:
+    """Calls of `Rerank` at a gRPC target, over `connections` connections in turn; `tls` is as in `Job`.
+
+    They carry the token of the environment variable GR2_TOKEN, if there is one. Raises OSError for a file.
+    """
     options = [("grpc.max_receive_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
-    channels = [grpc.insecure_channel(target, options=options) for _ in range(connections)]
+    token = os.environ.get("GR2_TOKEN")
+    metadata = (("authorization", f"Bearer {token}"),) if token else None
+    ca, cert, key = (Path(name).read_bytes() if name else None for name in tls)
+    credentials = grpc.ssl_channel_credentials(ca, key, cert) if ca else None
+    channels = [
+        grpc.secure_channel(target, credentials, options=options)
+        if credentials
+        else grpc.insecure_channel(target, options=options)
+        for _ in range(connections)
+    ]
     for channel in itertools.cycle(channels):
-        yield _grpc_call(channel.unary_unary(METHOD))
+        yield _grpc_call(channel.unary_unary(METHOD), metadata)
 
 
-def _grpc_call(rerank: grpc.UnaryUnaryMultiCallable) -> Call:
+def _grpc_call(rerank: grpc.UnaryUnaryMultiCallable, metadata: tuple[tuple[str, str], ...] | None) -> Call:
     def call(request: bytes, timeout: float) -> tuple[int, bytes]:
         try:
-            return OK, rerank(request, timeout=timeout)
+            return OK, rerank(request, timeout=timeout, metadata=metadata)
         except grpc.RpcError as error:
             return error.code().value[0], b""
 
@@ -123,13 +135,13 @@ def work(job: Job, calls: Iterator[Call]) -> Calls:
     )
 
 
-def main(connect: Callable[[str, int], Iterator[Call]] = grpc_calls) -> None:
+def main(connect: Callable[[str, int, Sequence[str]], Iterator[Call]] = grpc_calls) -> None:
     """Work on the job in the file of the first argument; `connect` makes the calls."""
     path = Path(sys.argv[1])
     job = Job.load(path)
     if job.pin:
         os.sched_setaffinity(0, job.pin)
-    work(job, connect(job.target, job.connections)).save(path.with_suffix(""))
+    work(job, connect(job.target, job.connections, job.tls)).save(path.with_suffix(""))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ class ServerMetrics:
         self._observer, self._admission, self._repository = observer, admission, repository
         self._phases, self._serving = phases, serving
         self._started = time.time()
-        self.sources: list[Source] = [self._calls, self._queue, self._bundles, self._process]
+        self.sources: list[Source] = [self._calls, self._queue, self._bundles, self._caches, self._process]
 
     def text(self) -> str:
         """All of it in Prometheus' text format."""
@@ -75,6 +75,27 @@ class ServerMetrics:
             draining.add(each.draining, bundle=each.name)
             behind.add(bool(each.reason), bundle=each.name)
         return (info, age, swaps, refusals, draining, behind)
+
+    def _caches(self) -> Iterable[Family]:
+        """The encoded histories that each bundle keeps; a bundle's counts begin with it."""
+        counters = {
+            "hits": Family("gr2_cache_hits_total", "counter", "Histories found encoded."),
+            "misses": Family("gr2_cache_misses_total", "counter", "Histories that had to be encoded."),
+            "evicted": Family("gr2_cache_evictions_total", "counter", "Encoded histories that gave way to others."),
+            "entries": Family("gr2_cache_entries", "gauge", "Encoded histories kept."),
+            "bytes": Family("gr2_cache_bytes", "gauge", "Memory that they take."),
+        }
+        capacity = Family("gr2_cache_capacity_bytes", "gauge", "Memory that they may take.")
+        for each in self._repository.status():
+            if each.bundle is None:
+                continue
+            with self._repository.lease(each.name) as engine:
+                cache = engine.cache
+            if cache is not None:
+                for name, count in cache.counts().items():
+                    counters[name].add(count, bundle=each.name)
+                capacity.add(cache.capacity, bundle=each.name)
+        return (*counters.values(), capacity)
 
     def _process(self) -> Iterable[Family]:
         usage = resource.getrusage(resource.RUSAGE_SELF)

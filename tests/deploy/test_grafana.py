@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,12 +19,16 @@ GROUPING = re.compile(r"\bby \(([^)]*)\)")
 
 
 @pytest.fixture(scope="module")
-def shown(make_bundle: Callable[..., Path]) -> dict[str, set[str]]:
-    """Metric to its labels."""
-    server = Server(make_bundle(), port=0)
+def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
+    """Metric to its labels, of a bundle as `gr2 export` writes it."""
+    pytest.importorskip("torch")
+    from gr2.export.random_bundle import write_random_bundle
+
+    folder = write_random_bundle(tmp_path_factory.mktemp("bundle") / "export", items=100, batched=False)
+    server = Server(folder, port=0)
     server.start()
     with Client(server.address) as client:
-        client.rerank([], [1000, 1007], timeout=10)
+        client.rerank([], [3, 7], timeout=10)
     labels: dict[str, set[str]] = {}
     for sample in parse(server.metrics.text()):
         labels.setdefault(sample.name, set()).update(sample.labels)
