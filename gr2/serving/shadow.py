@@ -6,6 +6,7 @@ priority; beyond a bound they are left out, and counted.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import random
@@ -25,6 +26,7 @@ __all__ = ["Shadow", "ShadowCounts", "kendall_tau"]
 logger = logging.getLogger(__name__)
 
 WAITING = 64
+LAST = 5.0  # seconds
 
 Pair = tuple[bytes, bytes]
 
@@ -86,9 +88,21 @@ class Shadow:
         return (outcomes, other.add(counts.disagreed, bundle=name), tau.add(counts.tau, bundle=name))
 
     def close(self) -> None:
-        """Compare what waits, and end the thread."""
-        self._waiting.put(None)
-        self._thread.join()
+        """Compare what waits, as far as that takes LAST seconds, and end the thread."""
+        while True:
+            try:
+                self._waiting.put_nowait(None)
+                break
+            except queue.Full:
+                self._drop()
+        self._thread.join(LAST)
+
+    def _drop(self) -> None:
+        """Leave out the one that waits longest."""
+        with contextlib.suppress(queue.Empty):
+            self._waiting.get_nowait()
+            with self._lock:
+                self._dropped += 1
 
     def _work(self) -> None:
         yield_to_requests()
