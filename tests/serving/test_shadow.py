@@ -137,7 +137,27 @@ def test_what_waits_is_bounded_and_the_rest_is_dropped(root: Path, monkeypatch: 
         shadow.offer(*found)
     assert shadow.counts().dropped == 6
     free.set()
+    deadline = time.monotonic() + 20
+    while shadow.counts().compared < 5:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     assert settled(shadow) == ShadowCounts(compared=5, tau=5.0, dropped=6)
+
+
+def test_end_does_not_wait_for_a_comparison_that_hangs(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = Repository(root, default="live")
+    with repository.lease() as live:
+        found = pair(live, [], KNOWN[:9])
+    free = threading.Event()
+    monkeypatch.setattr(Shadow, "_compare", lambda *_: free.wait(30))
+    monkeypatch.setattr(shadow_module, "WAITING", 2)
+    monkeypatch.setattr(shadow_module, "LAST", 0.05)
+    shadow = Shadow(repository, "same", 1.0)
+    for _ in range(9):
+        shadow.offer(*found)
+    shadow.close()
+    assert shadow.counts().dropped >= 6
+    free.set()
 
 
 @pytest.mark.parametrize("name", ["live", "nowhere"])
