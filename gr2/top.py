@@ -90,7 +90,7 @@ class Screen:
         self.rates.append(sum(codes.values()) / seconds)
         return Group(
             self._head(old, new, seconds),
-            self._requests(old, new, codes, seconds),
+            self._requests(old, new, codes),
             self._phases(old, new),
             _bundles(new),
         )
@@ -106,7 +106,7 @@ class Screen:
         table.add_row(_bars(self.rates), f"{cores:.2f} cores", f"{memory:,.0f} MB")
         return table
 
-    def _requests(self, old: Reading, new: Reading, codes: dict[str, float], seconds: float) -> Table:
+    def _requests(self, old: Reading, new: Reading, codes: dict[str, float]) -> Table:
         table = Table(box=None, padding=(0, 2, 0, 0))
         for name in ("requests/s", "errors", "p50 ms", "p95 ms", "p99 ms", "waiting", "cache hits"):
             table.add_column(name, justify="right", no_wrap=True)

@@ -21,13 +21,15 @@ INCHES, DOTS_PER_INCH = (12.0, 4.8), 90
 
 
 def load_picture(summaries: Sequence[Summary]) -> bytes:
-    """A PNG of two parts; steps without latencies are left out."""
+    """A PNG of one part, and another if there are open loops; steps without latencies are left out."""
     shown = [each for each in summaries if each.curve and not each.refused]
+    opened = [each for each in shown if each.step.rate is not None]
     with style.context("default"):
         figure = Figure(figsize=INCHES, layout="constrained")
-        left, right = figure.subplots(1, 2)
-        _over_rate(left, [each for each in shown if each.step.rate is not None])
-        _spread(right, shown)
+        parts = figure.subplots(1, 2 if opened else 1, squeeze=False)[0]
+        if opened:
+            _over_rate(parts[0], opened)
+        _spread(parts[-1], shown)
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
     return file.getvalue()
@@ -38,9 +40,9 @@ def _over_rate(axes: Axes, summaries: list[Summary]) -> None:
     for number, name in enumerate(["p50", "p95", "p99", "p99.9"]):
         colour = colormaps["viridis"](0.87 * number / 3)
         axes.plot(rates, [each.latency[name] for each in summaries], marker="o", markersize=4, color=colour, label=name)
-    if summaries:
-        axes.axhline(1e3 * summaries[0].step.deadline, color="#888888", linestyle=":", label="deadline")
-        axes.legend(fontsize=8, frameon=False)
+    axes.axhline(1e3 * summaries[0].step.deadline, color="#888888", linestyle=":", label="deadline")
+    axes.set(yscale="log")
+    axes.legend(fontsize=8, frameon=False)
     _label(axes, "Open loop: latency from when a request was due", "requests offered a second", "milliseconds")
 
 
