@@ -67,7 +67,8 @@ def run_demo(
     console.print(
         f"One slate that the student improves: it moves the target up in {example.better:,} of {example.slates:,} and "
         f"down in {example.worse:,}. Answered by {address} in {ranking.timings.total_ns / 1e6:.2f} ms.\n"
-        f"Done in {time.monotonic() - began:.0f} s. Serve it yourself: gr2 serve --bundle {made['export'].path}"
+        f"Done in {time.monotonic() - began:.0f} s. All of it on one page: gr2 report {out}\n"
+        f"Serve it yourself: gr2 serve --bundle {made['export'].path}"
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import re
+import unicodedata
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ __all__ = ["curves_picture", "data_picture", "latency_picture", "quality_picture
 
 # Stands for `currentColor`, which matplotlib does not know.
 INK = "#010203"
+UNDRAWN = ("Cc", "Cs")  # control characters and lone surrogates
 BETTER, WORSE, PLAIN, OTHER = "#1f9d72", "#d1495b", "#3d7edb", "#e09f3e"
 SHADES = ("#3d7edb", "#e09f3e", "#1f9d72", "#a05fc4", "#d1495b")
 STYLE: dict[str, Any] = {
@@ -171,7 +174,10 @@ def _svg(axes: Axes, name: str) -> str:
     assert axes.figure is not None
     draw: Callable[..., None] = axes.figure.savefig  # type: ignore[union-attr]
     file = io.StringIO()
-    draw(file, format="svg", transparent=True, metadata={"Date": None})
+    with warnings.catch_warnings():
+        # Text stays text: letters that matplotlib's own font lacks are the browser's to draw.
+        warnings.filterwarnings("ignore", message="Glyph |Matplotlib currently does not support")
+        draw(file, format="svg", transparent=True, metadata={"Date": None})
     text = NOISE.sub("", file.getvalue()).replace(INK, "currentColor").strip()
     # A picture's own style sheet would hold for the whole page, and its groups' IDs come again in the next.
     text = re.sub(r"<style[^>]*>.*?</style>", "", text, flags=re.DOTALL)
@@ -180,4 +186,5 @@ def _svg(axes: Axes, name: str) -> str:
 
 
 def _short(text: str, length: int) -> str:
+    text = "".join(" " if unicodedata.category(letter) in UNDRAWN else letter for letter in text)
     return text if len(text) <= length else text[: length - 1] + "\u2026"

@@ -42,8 +42,15 @@ class Run:
 
     @classmethod
     def load(cls, path: Path, names: tuple[str, ...]) -> Run:
-        """The run in folder `path`, of the stages `names`. Raises ArtifactError if none has finished there."""
-        found = {name: Artifact.load(path / name, name) for name in names if (path / name / "artifact.json").is_file()}
+        """The run in folder `path`, of the stages `names`.
+
+        Raises ArtifactError if none has finished there, or if a file is damaged.
+        """
+        found = {
+            name: Artifact.load(path / name, name, verify=True)
+            for name in names
+            if (path / name / "artifact.json").is_file()
+        }
         if not found:
             raise ArtifactError(f"{path}: not a run: no stage has finished here; `gr2 run CONFIG.toml` makes one")
         return cls(path, found)

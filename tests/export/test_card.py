@@ -74,5 +74,5 @@ def test_without_a_licence_the_card_says_so(inputs: dict[str, Artifact], tmp_pat
 def test_an_altered_card_is_refused(inputs: dict[str, Artifact], tmp_path: Path) -> None:
     made = run(CONFIG, inputs, tmp_path / "export", 0)
     (made.path / CARD).write_text("another\n")
-    with pytest.raises(BundleError, match="README.md"):
+    with pytest.raises(BundleError, match=r"README\.md"):
         Bundle.load(made.path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -215,12 +216,27 @@ def test_text_of_others_is_escaped_everywhere(report: dict[str, Any]) -> None:
         slate["history"] = [bomb]
         for item in (*slate["before"], *slate["after"]):
             item["title"] = bomb
-    hostile["data"]["categories"] = [[bomb, 3]]
+    hostile["data"]["categories"] = [[bomb, 3], ["\u65e5\u672c\u8a9e \u05e2\u05d1 \x1b[2J \ud800", 2]]
     hostile["slices"][2]["rows"][0]["label"] = bomb
     hostile["run"] = bomb
     page = report_page(hostile, {}).decode()
     assert "<script" not in page
     assert "&lt;script&gt;" in page
+    assert "\x1b" not in page
+    assert "\u65e5\u672c\u8a9e" in page
+
+
+def test_an_incoming_order_that_never_hits_is_reported(report: dict[str, Any]) -> None:
+    missed = copy.deepcopy(report)
+    missed["quality"]["rankers"][0]["means"] = dict.fromkeys(missed["quality"]["metrics"], 0.0)
+    assert b"from <b>0.0000</b> to" in report_page(missed, {})
+
+
+def test_a_damaged_file_is_refused_with_its_stage(tiny_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_run / "prepare", tmp_path / "prepare")
+    (tmp_path / "prepare" / "items.npy").write_bytes(b"damaged")
+    with pytest.raises(ArtifactError, match="run prepare again"):
+        Run.load(tmp_path, tuple(STAGES))
 
 
 def test_the_command_writes_page_and_figures(tiny_run: Path, tiny_shop: Path, tmp_path: Path) -> None:

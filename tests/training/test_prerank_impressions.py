@@ -16,7 +16,9 @@ from gr2.data.impressions import read_impressions
 from gr2.data.synthetic import write_synthetic
 from gr2.data.synthetic_clicks import Clicks
 from gr2.metrics import graded_values
-from gr2.pipeline import execute, load_plan
+from gr2.pipeline import STAGES, execute, load_plan
+from gr2.report.page import report_page, run_report
+from gr2.report.run import Run
 from gr2.report.tables import evaluation_table
 from gr2.serving.engine import Engine
 from gr2.training.prerank import PrerankConfig
@@ -119,6 +121,17 @@ def test_the_order_of_every_slate_is_kept(run: Path, evaluation: Artifact) -> No
 
 def test_the_bundle_names_the_features_of_the_impressions(run: Path) -> None:
     assert Engine(run / "export").bundle.manifest.features.names == ("taste",)
+
+
+def test_the_report_grades_its_slices_and_examples(run: Path, evaluation: Artifact) -> None:
+    report = run_report(Run.load(run, tuple(STAGES)), seed=0, resamples=200, requests=5)
+    quality = report["quality"]
+    assert quality["graded"]
+    assert quality["student"] == pytest.approx(evaluation.metrics["all"]["student"])
+    assert "AUC" in quality["metrics"]
+    assert "positives of the slate" in [group["title"] for group in report["slices"]]
+    assert {item["grade"] for slate in report["examples"] for item in slate["before"]} >= {0, 1}
+    assert b"AUC" in report_page(report, {})
 
 
 def test_impressions_and_lists_exclude_each_other() -> None:
