@@ -30,7 +30,7 @@ TESTS = {
     "several processes: started again, stopped together": ["tests/serving/test_processes.py"],
     "metrics, traces and logs of a real server; gr2 top; the dashboard's queries": [
         "tests/serving/test_metrics.py", "tests/serving/test_observer.py", "tests/serving/test_logs.py",
-        "tests/test_top.py", "tests/deploy/test_grafana.py",
+        "tests/serving/test_watched_process.py", "tests/test_top.py", "tests/deploy/test_grafana.py",
     ],
     "Open Inference Protocol v2: the answers of Rerank": ["tests/serving/test_inference.py"],
     "manifests of Kubernetes and KServe, container file": ["tests/deploy/test_manifests.py"],
