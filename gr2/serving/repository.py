@@ -85,16 +85,25 @@ class Repository:
         self._shelves: dict[str, _Shelf] = {}
         self._lock = threading.Lock()
         self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="gr2-bundles", daemon=True)
         self.refresh()
-        self.default = default or (ONLY if len(self._shelves) > 1 else next(iter(self._shelves), ONLY))
-        if self.default not in self._shelves:
+        try:
+            self.default = self._choose(default)
+        except BaseException:
+            self.close()
+            raise
+
+    def _choose(self, default: str) -> str:
+        """The name of the default bundle, which must be served."""
+        default = default or (ONLY if len(self._shelves) > 1 else next(iter(self._shelves), ONLY))
+        if default not in self._shelves:
             names = ", ".join(self._shelves)
-            raise ConfigError(f"{self.root}: which bundle is the default one? {self.default!r} is none of {names}")
-        if self._shelves[self.default].handle is None:
+            raise ConfigError(f"{self.root}: which bundle is the default one? {default!r} is none of {names}")
+        if self._shelves[default].handle is None:
             if not self._several:
                 Bundle.load(self.root)  # says what is wrong with the folder
-            raise BundleError(self._shelves[self.default].reason)
-        self._thread = threading.Thread(target=self._watch, name="gr2-bundles", daemon=True)
+            raise BundleError(self._shelves[default].reason)
+        return default
 
     def start(self) -> None:
         """Begin to look for new versions."""

@@ -76,7 +76,14 @@ class Server:
             default=config.default,
             poll=config.poll,
         )
-        threads = config.threads
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.repository.close)
+            self._open(tracing, undo)
+            undo.pop_all()
+
+    def _open(self, tracing: Tracing | None, undo: contextlib.ExitStack) -> None:
+        """Make the parts around the repository and take the port."""
+        config, threads = self.config, self.config.threads
         if threads is None:
             cores = len(os.sched_getaffinity(0))
             threads = cores + 1 if self.engine.device == "cpu" else min(2 * config.batch, MOST_THREADS)
@@ -85,6 +92,8 @@ class Server:
         self._patience.pressed = lambda: self._admission.full
         self._threads, self._stopping = threads, False
         self._shadow = Shadow(self.repository, config.shadow, config.shadow_share) if config.shadow else None
+        if self._shadow is not None:
+            undo.callback(self._shadow.close)
         self._servicer = Servicer(self.repository, self._admission, self._patience, LoadReport(threads), self._shadow)
         self.serving = False
         self._observer = Observer((METHOD, INFER), tracing)

@@ -17,7 +17,7 @@ from gr2.errors import ConfigError
 from gr2.export.random_bundle import write_random_bundle
 from gr2.serving.device import choose_device
 from gr2.serving.engine import Engine
-from gr2.serving.server import QUEUE, Server
+from gr2.serving.server import Server
 
 MakeBundle = Callable[..., Path]
 no_gpu = pytest.mark.skipif("CUDAExecutionProvider" in ort.get_available_providers(), reason="onnxruntime has CUDA")
@@ -86,7 +86,7 @@ def test_auto_serves_on_the_cpu_when_the_gpu_does_not_load(bundle: Path, caplog:
     assert server.engine.device == "cpu"
     assert len(caplog.messages) == 1
     assert caplog.messages[0].startswith("serving on the CPU: device cuda: it cannot be used: ")
-    assert server._admission.bound == QUEUE + len(os.sched_getaffinity(0)) + 1
+    assert server._admission.bound == server.config.queue + len(os.sched_getaffinity(0)) + 1
     plain = Engine(bundle)
     assert server.engine.rerank([1, 2], [5, 6, 7]).items == plain.rerank([1, 2], [5, 6, 7]).items
     server.engine.close()

@@ -251,27 +251,27 @@ def test_polling_finds_a_new_version_under_load(root: Path, bundles: list[Path])
     repository = Repository(root, poll=0.02)
     repository.start()
     expected = {version(bundle): Engine(bundle).rerank(KNOWN[:5], KNOWN[5:25]).items for bundle in bundles}
-    over = threading.Event()
+    over, seen = threading.Event(), set[str]()
 
-    def ask() -> set[str]:
-        seen = set()
+    def ask() -> None:
         while not over.is_set():
             with repository.lease() as engine:
                 ranking = engine.rerank(KNOWN[:5], KNOWN[5:25])
             assert ranking.items == expected[ranking.bundle_version]
             seen.add(ranking.bundle_version)
-        return seen
 
     with ThreadPoolExecutor(3) as pool:
         asking = [pool.submit(ask) for _ in range(3)]
-        for number in (1, 2):
-            put(bundles[number], root / "shop" / str(number + 1))
+        for number in range(3):
+            if number:
+                put(bundles[number], root / "shop" / str(number + 1))
             deadline = time.monotonic() + 20
-            while served(repository) != versions[number]:
+            while versions[number] not in seen:
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
         over.set()
-        assert set().union(*(each.result() for each in asking)) == set(versions)
+        for each in asking:
+            each.result()
     repository.close()
     with pytest.raises(UnservedError):
         repository.lease()
