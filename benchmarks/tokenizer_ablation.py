@@ -99,14 +99,14 @@ def test_ranks(folder: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
     By the model and not by its bundle, which takes unique IDs only.
     """
-    from gr2.training.distill import load_copurchases, load_student, student_features, student_parts
+    from gr2.training.distill import load_memory, load_student, student_features, student_parts
 
     distill = Artifact.load(folder / "distill")
     dataset, codes = Dataset.load(folder / "prepare"), np.load(folder / "tokenize" / "codes.npy")
     student = load_student(distill)
     slates = CandidateLists.load(folder / "prerank" / "test.parquet").top(10).with_target()
     features = student_features(
-        dataset, codes, slates, load_copurchases(distill), longest=int(distill.config["max_history"])
+        dataset, codes, slates, load_memory(distill), longest=int(distill.config["max_history"])
     )
     parts = student_parts(student, dataset, codes, slates, features)
     prior, head = student.weights.tolist()

@@ -26,9 +26,9 @@ from gr2.export.parity import Asked
 from gr2.export.proof import export_variants, prove_variants, sample_lists
 from gr2.features import SCORE_FEATURES
 from gr2.graphs import VARIANTS, graph_file
-from gr2.models.evidence import EVIDENCE
+from gr2.models.memory import MEMORY
 from gr2.models.student import Student
-from gr2.training.distill import load_copurchases, load_student
+from gr2.training.distill import load_memory, load_student
 from gr2.version import __version__
 
 __all__ = ["INPUTS", "ExportConfig", "run", "sources"]
@@ -105,10 +105,10 @@ def run(config: ExportConfig, inputs: Mapping[str, Artifact], out: Path, seed: i
         shutil.rmtree(work.checkpoints / "bundle", ignore_errors=True)  # a killed run may have moved some of its files
         student = load_student(inputs["distill"])
         dataset = Dataset.load(inputs["prepare"].path)
-        table = load_copurchases(inputs["distill"])
+        memory = load_memory(inputs["distill"])
         codes = inputs["tokenize"].array("codes.npy")
         codebook, catalog = _served(config, inputs["tokenize"], dataset.catalog)
-        asked = Asked(student, dataset, served_codes(codebook, dataset.catalog, codes), table)
+        asked = Asked(student, dataset, served_codes(codebook, dataset.catalog, codes), memory)
         test, val = (CandidateLists.load(inputs["prerank"].file(f"{split}.parquet")) for split in ("test", "val"))
         draw = seed & 0xFFFF_FFFF
         made = export_variants(
@@ -222,7 +222,7 @@ def model_spec(student: Student) -> ModelSpec:
 
 def feature_spec(student: Student, names: Sequence[str] | None = None) -> FeatureSpec:
     """The dense features beyond what the scores say of a candidate; impressions name theirs, lists do not."""
-    width = student.config.features - len(SCORE_FEATURES) - len(EVIDENCE)
+    width = student.config.features - len(SCORE_FEATURES) - len(MEMORY)
     return FeatureSpec(width, tuple(names or (f"feature_{column}" for column in range(width))))
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from gr2.export.builder import Builder, Shape
-from gr2.export.evidence import add_evidence, item_rows
+from gr2.export.evidence import item_rows
 from gr2.export.layers import (
     add_code_sum,
     add_items,
@@ -27,8 +27,9 @@ from gr2.export.layers import (
     attention_weights,
 )
 from gr2.export.lookup import build_code_table
+from gr2.export.memory import add_memory
 from gr2.export.visibility import History, add_history, masks, tree_mask
-from gr2.models.evidence import EVIDENCE, CoPurchase
+from gr2.models.memory import MEMORY, ItemMemory
 from gr2.models.student import Block, Head, Student
 
 __all__ = ["graph_names", "student_graph"]
@@ -43,7 +44,7 @@ def graph_names(levels: int, *, batched: bool = False) -> tuple[tuple[str, ...],
 
 def student_graph(
     student: Student,
-    table: CoPurchase,
+    memory: ItemMemory,
     codes: NDArray[np.integer],
     *,
     graph: Builder | None = None,
@@ -58,8 +59,8 @@ def student_graph(
     which of the B * N nodes each row of the logits (B, n, V) is of. Padding nodes and candidates may hold any codes
     from -1 on; what is computed for them has no meaning.
 
-    `codes` (N, L) are the catalogue's; `table` the co-purchases that the graph's evidence is computed from. Codes of no
-    item are allowed: they have no co-purchases, and the head knows their codes only. Without `pruned` the last block
+    `codes` (N, L) are the catalogue's; `memory` is what the graph looks pairs of items up in. Codes of no item are
+    allowed: the memory knows nothing of them, and the head knows their codes only. Without `pruned` the last block
     computes its rows of the history too, of which nothing is used: the baseline of benchmarks.
     """
     config = student.config
@@ -77,8 +78,8 @@ def student_graph(
     end = graph.integers(np.iinfo(np.int64).max)
     past = graph.slice(rows, graph.integers(0), history.width, axis=-1)
     own = graph.slice(rows, history.width, end, axis=-1)
-    evidence = add_evidence(graph, table, past, own, history)
-    features = graph.add("Concat", "features", evidence, axis=-1)
+    known = add_memory(graph, memory, past, own, history)
+    features = graph.add("Concat", "features", known, axis=-1)
     weights = [graph.constant(np.array([value], dtype=np.float32)) for value in student.weights.tolist()]
     prior = graph.add("Mul", add_prior(graph, student.prior, features), weights[0])
     head = graph.add("Mul", _head(graph, student.head, past, own, history), weights[1])
@@ -91,7 +92,7 @@ def student_graph(
         "mask": (real, ("n", "n")),
         "parents": (integer, ("B", "N")),
         "rows": (integer, ("B", "n")),
-        "features": (real, (*batch, "K", config.features - len(EVIDENCE))),
+        "features": (real, (*batch, "K", config.features - len(MEMORY))),
         "candidates": (integer, (*batch, "K", config.levels)),
         "logits": (real, (*batch, "n", config.level_size)),
         "prior": (real, (*batch, "K")),

@@ -14,7 +14,7 @@ from gr2.decoding import CandidateTrie
 from gr2.export.agreement import Comparison
 from gr2.export.served import Scorer
 from gr2.features import SCORE_FEATURES
-from gr2.models.evidence import CoPurchase
+from gr2.models.memory import ItemMemory
 from gr2.models.scoring import slate_scores
 from gr2.models.slate import build_slates, pad_histories
 from gr2.models.student import Student
@@ -29,16 +29,16 @@ BATCH, FEATURES_BATCH = 32, 512
 
 @dataclass(frozen=True)
 class Asked:
-    """What requests are made of: `codes` (N, L) are the items' codes, `table` the co-purchases of the evidence."""
+    """What requests are made of: `codes` (N, L) are the items' codes, `memory` what is known of pairs."""
 
     student: Student
     dataset: Dataset
     codes: NDArray[np.uint16]
-    table: CoPurchase
+    memory: ItemMemory
 
     def features(self, lists: CandidateLists) -> NDArray[np.float32]:
         """(R, K, 3 + F + E) float32: the student's features."""
-        return student_features(self.dataset, self.codes, lists, self.table, longest=self.student.config.max_history)
+        return student_features(self.dataset, self.codes, lists, self.memory, longest=self.student.config.max_history)
 
 
 def random_lists(dataset: Dataset, count: int, like: CandidateLists, seed: int) -> CandidateLists:
@@ -68,7 +68,7 @@ def random_lists(dataset: Dataset, count: int, like: CandidateLists, seed: int) 
 def queries_of(asked: Asked, lists: CandidateLists, features: NDArray[np.float32]) -> list[Query]:
     """What the engine would ask the model for each list; `features` are `Asked.features`.
 
-    A graph gets those that are not the evidence's, which it must find itself.
+    A graph gets those that are not the memory's, which it must find itself.
     """
     width = len(SCORE_FEATURES) + lists.feature_width
     config = asked.student.config

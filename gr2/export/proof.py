@@ -32,9 +32,9 @@ def export_variants(
         ranges = None
         if name == "int8-static":
             queries = queries_of(asked, calibrated_on, asked.features(calibrated_on))
-            ranges = find_ranges(asked.student, asked.table, asked.codes, queries)
+            ranges = find_ranges(asked.student, asked.memory, asked.codes, queries)
         made[name] = export_variant(
-            name, asked.student, asked.table, asked.codes, folder, batched=batched, ranges=ranges
+            name, asked.student, asked.memory, asked.codes, folder, batched=batched, ranges=ranges
         )
     return made
 

@@ -16,12 +16,13 @@ from gr2.export.onnx import student_graph
 from gr2.export.variants import export_variant
 from gr2.features import SCORE_FEATURES
 from gr2.graphs import graph_file
-from gr2.models.evidence import EVIDENCE, CoPurchase
+from gr2.models.evidence import CoPurchase
+from gr2.models.memory import MEMORY, ItemMemory, Neighbours
 from gr2.models.student import Student, StudentConfig
 
 __all__ = ["write_random_bundle"]
 
-NEIGHBOURS = 32
+NEIGHBOURS, VECTORS = 64, 64
 
 
 def write_random_bundle(
@@ -51,18 +52,18 @@ def write_random_bundle(
     codes = rng.permutation(codes)[:items]
     config = StudentConfig(
         items=items,
-        features=len(SCORE_FEATURES) + width + len(EVIDENCE),
+        features=len(SCORE_FEATURES) + width + len(MEMORY),
         levels=levels,
         level_size=level_size,
         dim=dim,
         layers=layers,
         max_history=max_history,
     )
-    student, table = _student(config, spread, seed), _copurchases(items, rng)
+    student, memory = _student(config, spread, seed), _memory(items, rng)
     with tempfile.TemporaryDirectory() as work:
-        paths = export_variant("fp32", student, table, codes, Path(work), batched=batched)
+        paths = export_variant("fp32", student, memory, codes, Path(work), batched=batched)
         if not pruned:
-            paths["whole"].write_bytes(student_graph(student, table, codes, pruned=False).SerializeToString())
+            paths["whole"].write_bytes(student_graph(student, memory, codes, pruned=False).SerializeToString())
         graphs = {path.name: path for path in paths.values()}
         codebook = Path(work) / "codebook.bin"
         write_codebook(codebook, np.arange(items), codes, level_size)
@@ -87,12 +88,21 @@ def _student(config: StudentConfig, spread: float, seed: int) -> Student:
     return student
 
 
-def _copurchases(items: int, rng: np.random.Generator) -> CoPurchase:
-    return CoPurchase(
+def _memory(items: int, rng: np.random.Generator) -> ItemMemory:
+    copurchase = CoPurchase(
         rng.integers(-1, items, (items, NEIGHBOURS)).astype(np.int32),
         rng.integers(0, 20, (items, NEIGHBOURS)).astype(np.float32),
         rng.integers(0, 500, items).astype(np.float32),
     )
+    following, titles = (
+        Neighbours(
+            rng.integers(-1, items, (items, NEIGHBOURS // 2)).astype(np.int32),
+            rng.random((items, NEIGHBOURS // 2), dtype=np.float32),
+        )
+        for _ in range(2)
+    )
+    together, text = (rng.normal(0, VECTORS**-0.5, (items, VECTORS)).astype(np.float32) for _ in range(2))
+    return ItemMemory(copurchase, following, titles, together, text)
 
 
 def _catalog(items: int) -> Catalog:

@@ -19,11 +19,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gr2.export.builder import Builder, Shape
-from gr2.export.evidence import add_evidence, item_rows
+from gr2.export.evidence import item_rows
 from gr2.export.layers import add_code_sum, add_items, add_mlp, add_norm, add_prior, add_query, attention_weights
 from gr2.export.lookup import build_code_table
+from gr2.export.memory import add_memory
 from gr2.export.visibility import add_history
-from gr2.models.evidence import EVIDENCE, CoPurchase
+from gr2.models.memory import MEMORY, ItemMemory
 from gr2.models.student import MASKED, Block, Student
 
 __all__ = ["encoder_graph", "scorer_graph"]
@@ -91,7 +92,7 @@ def _encode(graph: Builder, block: Block, x: str, layer: int, mask: str | None) 
 
 
 def scorer_graph(
-    student: Student, table: CoPurchase, codes: NDArray[np.integer], *, graph: Builder | None = None
+    student: Student, memory: ItemMemory, codes: NDArray[np.integer], *, graph: Builder | None = None
 ) -> onnx.ModelProto:
     """The graph, written to an empty builder: `encoded_shapes`, history (T, L), nodes (m,), counts (L - 1,), ancestors
     (m, L - 1), features and candidates -> logits (1 + m, V), prior (K,).
@@ -103,8 +104,8 @@ def scorer_graph(
     graph.add("Concat", *["root", *_node_logits(graph, student)], axis=0, output="logits")
     rows, code_table = len(codes), build_code_table(codes)
     own = item_rows(graph, code_table, rows, "candidates")
-    evidence = add_evidence(graph, table, "past", own, add_history(graph, config.max_history))
-    features = graph.add("Concat", "features", evidence, axis=-1)
+    known = add_memory(graph, memory, "past", own, add_history(graph, config.max_history))
+    features = graph.add("Concat", "features", known, axis=-1)
     weights = [graph.constant(np.array([value], dtype=np.float32)) for value in student.weights.tolist()]
     prior = graph.add("Mul", add_prior(graph, student.prior, features), weights[0])
     head = graph.add("MatMul", add_items(graph, student.head, "candidates", own), "query")
@@ -118,7 +119,7 @@ def scorer_graph(
         "nodes": (integer, ("m",)),
         "counts": (integer, (levels - 1,)),
         "ancestors": (integer, ("m", levels - 1)),
-        "features": (real, ("K", config.features - len(EVIDENCE))),
+        "features": (real, ("K", config.features - len(MEMORY))),
         "candidates": (integer, ("K", levels)),
     }
     return graph.model("scorer", inputs, {"logits": (real, ("n", config.level_size)), "prior": (real, ("K",))})

@@ -17,7 +17,7 @@ from gr2.export.onnx import student_graph
 from gr2.export.served import encode, open_graph, scorer_feed
 from gr2.export.split import encoder_graph, scorer_graph
 from gr2.graphs import graph_file
-from gr2.models.evidence import CoPurchase
+from gr2.models.memory import ItemMemory
 from gr2.models.student import Student
 from gr2.serving.query import Query
 
@@ -30,7 +30,7 @@ Ranges = dict[str, list[tuple[float, float]]]
 def export_variant(
     variant: str,
     student: Student,
-    table: CoPurchase,
+    memory: ItemMemory,
     codes: NDArray[np.integer],
     folder: Path,
     *,
@@ -40,15 +40,15 @@ def export_variant(
     """Write the variant's graphs; their paths by role. `batched` adds one for batches; `ranges` are for int8-static."""
     models: dict[str, onnx.ModelProto] = {}
     if variant == "fp32":
-        models["whole"] = student_graph(student, table, codes)
+        models["whole"] = student_graph(student, memory, codes)
     if variant == "fp16":
-        models["batch"] = student_graph(student, table, codes, graph=HalfBuilder(batched=True))
+        models["batch"] = student_graph(student, memory, codes, graph=HalfBuilder(batched=True))
     else:
         builders = [_builder(variant, role, ranges) for role in ("encoder", "scorer")]
         models["encoder"] = encoder_graph(student, codes, graph=builders[0])
-        models["scorer"] = scorer_graph(student, table, codes, graph=builders[1])
+        models["scorer"] = scorer_graph(student, memory, codes, graph=builders[1])
     if batched and variant == "fp32":
-        models["batch"] = student_graph(student, table, codes, graph=Builder(batched=True))
+        models["batch"] = student_graph(student, memory, codes, graph=Builder(batched=True))
     paths = {role: folder / graph_file(role, variant) for role in models}
     for role, model in models.items():
         write_atomic(paths[role], model.SerializeToString(deterministic=True))
@@ -61,12 +61,12 @@ def _builder(variant: str, role: str, ranges: Ranges | None) -> Builder:
     return Int8Builder(None if variant == "int8" else (ranges or {})[role])
 
 
-def find_ranges(student: Student, table: CoPurchase, codes: NDArray[np.integer], queries: Sequence[Query]) -> Ranges:
+def find_ranges(student: Student, memory: ItemMemory, codes: NDArray[np.integer], queries: Sequence[Query]) -> Ranges:
     """What goes into the products of encoder and scorer when these requests are ranked."""
     watching = {"encoder": WatchingBuilder(), "scorer": WatchingBuilder()}
     models = {
         "encoder": encoder_graph(student, codes, graph=watching["encoder"]),
-        "scorer": scorer_graph(student, table, codes, graph=watching["scorer"]),
+        "scorer": scorer_graph(student, memory, codes, graph=watching["scorer"]),
     }
     outputs = [value.name for value in models["encoder"].graph.output]
     sessions = {role: open_graph(_watched(models[role], watching[role].watched)) for role in models}

@@ -177,8 +177,9 @@ class Prior(nn.Module):
     At first it is exactly -log2(1 + rank), so an untrained student keeps the incoming order.
     """
 
-    def __init__(self, features: int, hidden: int) -> None:
+    def __init__(self, features: int, hidden: int, dropout: float = 0.0) -> None:
         super().__init__()
+        self.dropout = dropout
         self.linear = nn.Linear(features, 1, bias=False)
         self.up, self.down = nn.Linear(features, hidden), nn.Linear(hidden, 1, bias=False)
         with torch.no_grad():
@@ -188,7 +189,8 @@ class Prior(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(...,) float32 from features (..., F)."""
-        out: Tensor = (self.linear(features) + self.down(F.gelu(self.up(features)))).squeeze(-1)
+        hidden = F.dropout(F.gelu(self.up(features)), self.dropout, self.training)
+        out: Tensor = (self.linear(features) + self.down(hidden)).squeeze(-1)
         return out
 
 

@@ -1,6 +1,7 @@
 """The stage `distill`: the student, from the pre-ranker's lists and the interactions.
 
-1. Evidence of the training lists is cross-fitted over users, and the prior is fitted to it with a listwise loss.
+1. The memory of the training lists is cross-fitted over users, and the prior is fitted to it with a listwise loss: to
+   the logged outcomes, to a reasoner's distribution over the candidates (`lessons`), or to both.
 2. The path likelihood and the head are trained on every position of the training split (`generative`).
 3. The weights of path, prior and head are fitted to the validation lists. Only here may path and head be compared with
    the incoming order: they have trained on the training lists' targets, and would look better there than they are.
@@ -29,20 +30,35 @@ from gr2.data.dataset import Dataset
 from gr2.errors import DataError
 from gr2.features import SCORE_FEATURES
 from gr2.metrics import metric_values, paired_bootstrap, rank_of_target, ranking_metrics
-from gr2.models.evidence import CoPurchase, CrossFit, count_copurchases, cross_fitted_evidence, list_evidence
+from gr2.models.evidence import CoPurchase, CrossFit
+from gr2.models.memory import ItemMemory, Neighbours, list_memory
 from gr2.models.scoring import Parts, score_parts
 from gr2.models.slate import build_slates, list_features
 from gr2.models.student import Student, StudentConfig
 from gr2.training.generative import GenerativeTrainer, Recipe
+from gr2.training.lessons import TEACHERS, Lessons, mixed_worth
 from gr2.training.optimisation import refuse_divergence, threads
 from gr2.training.prior import combine_parts, fit_prior
 from gr2.training.propensity import Method, click_weights, place_propensities
+from gr2.training.remember import catalog_memory, code_vectors, cross_fitted_memory, item_memory
 
-__all__ = ["INPUTS", "DistillConfig", "load_copurchases", "load_student", "run", "student_features", "student_parts"]
+__all__ = [
+    "INPUTS",
+    "DistillConfig",
+    "fit_student",
+    "inputs",
+    "load_memory",
+    "load_student",
+    "remember",
+    "run",
+    "student_features",
+    "student_parts",
+]
 
 INPUTS = ("prepare", "prerank", "tokenize")
 WEIGHTS, SIZES = "student.safetensors", "student.json"
 COUNTS = ("neighbours", "counts", "popularity")
+MEMORY_FILES = (*COUNTS, "following", "following_weights", "titles", "titles_weights", "together", "text")
 SCORING_BATCH = 128
 
 
@@ -56,10 +72,16 @@ class DistillConfig:
         heads: attention heads; they divide `dim`.
         max_history: events that the student sees, the most recent ones.
         dropout: of the transformer.
-        neighbours: co-purchased items stored for each item.
-        folds: divisions of the users for the cross-fitted evidence.
+        neighbours: items of each kind that the memory keeps for each item.
+        vectors: width of the memory's vectors, of those made of users and of those made of texts.
+        folds: divisions of the users for the cross-fitted memory.
         slate: candidates of a list that the prior is fitted on and validation re-ranks.
         prior_epochs: passes over the training lists.
+        prior_dropout: of the prior's hidden units.
+        teacher: the stage whose reasoner teaches the prior its distribution over each list's candidates; "" for none.
+        teacher_weight: share of the teacher in what the prior learns, from 0, the outcomes alone, to 1.
+        teacher_temperature: what the reasoner's log-likelihoods are divided by.
+        teacher_lists: most lists that the teacher reads, drawn by the seed; 0 for all. The others teach their outcomes.
         epochs: passes over the training positions.
         batch: positions a step.
         negatives: items drawn for the head's loss.
@@ -80,9 +102,15 @@ class DistillConfig:
     max_history: int = 50
     dropout: float = 0.2
     neighbours: int = 64
+    vectors: int = 64
     folds: int = 5
     slate: int = 10
     prior_epochs: int = 20
+    prior_dropout: float = 0.3
+    teacher: str = ""
+    teacher_weight: float = 0.5
+    teacher_temperature: float = 1.0
+    teacher_lists: int = 0
     epochs: int = 8
     batch: int = 512
     negatives: int = 512
@@ -97,27 +125,32 @@ class DistillConfig:
     least_propensity: float = field(default=0.02, metadata=LATER)
 
     def __post_init__(self) -> None:
-        for name in ("neighbours", "slate", "batch", "negatives"):
+        for name in ("neighbours", "vectors", "slate", "batch", "negatives"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.folds < 2:
             raise ValueError(
                 f"folds must be at least 2, so that no list is counted in its own evidence; got {self.folds}"
             )
-        for name in ("prior_epochs", "epochs", "weight_decay", "checkpoint_seconds", "threads"):
+        for name in ("prior_epochs", "epochs", "weight_decay", "checkpoint_seconds", "threads", "teacher_lists"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name in ("learning_rate", "clip"):
+        for name in ("learning_rate", "clip", "teacher_temperature"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup must be in [0, 1), got {self.warmup}")
         if not 0 < self.least_propensity <= 1:
             raise ValueError(f"least_propensity must be in (0, 1], got {self.least_propensity}")
         if (self.propensity == "given") != bool(self.propensities):
             raise ValueError('propensities go with propensity = "given", and it needs them')
         if not all(0 < each <= 1 for each in self.propensities):
             raise ValueError(f"propensities must be in (0, 1], got {self.propensities}")
+        for name in ("warmup", "prior_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if not 0 <= self.teacher_weight <= 1:
+            raise ValueError(f"teacher_weight must be in [0, 1], got {self.teacher_weight}")
+        if self.teacher and self.teacher not in TEACHERS:
+            raise ValueError(f"teacher must be one of {', '.join(TEACHERS)}, or empty; got {self.teacher!r}")
         self.student(items=1, levels=4, level_size=2, features=3)
 
     def student(self, *, items: int, levels: int, level_size: int, features: int) -> StudentConfig:
@@ -131,22 +164,35 @@ class DistillConfig:
         return Recipe(**{field.name: getattr(self, field.name) for field in fields(Recipe)})
 
 
-def run(config: DistillConfig, inputs: Mapping[str, Artifact], out: Path, seed: int) -> Artifact:
-    """Train the student; the artefact holds `student.safetensors`, `student.json` (its sizes) and the co-purchases."""
-    parents = {name: inputs[name].digest for name in INPUTS}
+def inputs(config: DistillConfig) -> tuple[str, ...]:
+    """The stages whose artefacts are read."""
+    return (*INPUTS, config.teacher) if config.teacher else INPUTS
+
+
+def run(config: DistillConfig, artifacts: Mapping[str, Artifact], out: Path, seed: int) -> Artifact:
+    """Train the student; the artefact holds `student.safetensors`, `student.json` (its sizes) and the memory."""
+    parents = {name: artifacts[name].digest for name in inputs(config)}
     with open_stage(out, "distill", config, parents, seed) as work, threads(config.threads):
         began = time.monotonic()
-        dataset = Dataset.load(inputs["prepare"].path)
-        codes = inputs["tokenize"].array("codes.npy")
-        level_size = int(inputs["tokenize"].config["level_size"])
-        train, val = (CandidateLists.load(inputs["prerank"].file(f"{split}.parquet")) for split in ("train", "val"))
-        student, table, metrics = distill(
-            config, dataset, codes, level_size, train, val, seed=seed, checkpoint=work.checkpoints / "student.pt"
+        dataset = Dataset.load(artifacts["prepare"].path)
+        tokenize, lists = artifacts["tokenize"], artifacts["prerank"]
+        train, val = (CandidateLists.load(lists.file(f"{split}.parquet")) for split in ("train", "val"))
+        student, memory, metrics = distill(
+            config,
+            dataset,
+            tokenize.array("codes.npy"),
+            int(tokenize.config["level_size"]),
+            train,
+            val,
+            vectors=code_vectors(tokenize),
+            lessons=_lessons(config, artifacts, work.checkpoints / "lessons"),
+            seed=seed,
+            checkpoint=work.checkpoints / "student.pt",
         )
         write_atomic(work.path / WEIGHTS, to_safetensors(student.state_dict()))
         write_json(work.path / SIZES, to_json(student.config))
-        for name in COUNTS:
-            np.save(work.path / f"{name}.npy", getattr(table, name), allow_pickle=False)
+        for name, array in zip(MEMORY_FILES, _arrays(memory), strict=True):
+            np.save(work.path / f"{name}.npy", array, allow_pickle=False)
         work.metrics.update(metrics, total_seconds=time.monotonic() - began)
     return Artifact.load(out, "distill")
 
@@ -159,22 +205,73 @@ def distill(
     train: CandidateLists,
     val: CandidateLists,
     *,
+    vectors: NDArray[np.float32] | None = None,
+    lessons: Lessons | None = None,
     seed: int,
     checkpoint: Path | None = None,
-) -> tuple[Student, CoPurchase, dict[str, Any]]:
-    """The trained student in evaluation mode, the co-purchases of all users, and the metrics."""
+) -> tuple[Student, ItemMemory, dict[str, Any]]:
+    """The trained student in evaluation mode, the memory of all users, and the metrics.
+
+    `vectors` (N, D) say what the items are, beside the words of the catalogue.
+    """
     entropy = seed & 0xFFFF_FFFF
-    longest = config.max_history
     for split, lists in (("training", train), ("validation", val)):
         if not lists.width:
             raise DataError(f"no {split} list has a candidate: the users have had all {len(dataset.catalog):,} items")
     train, val = train.top(config.slate).with_target(), val.top(config.slate).with_target()
-    fit = CrossFit(neighbours=config.neighbours, longest=longest, folds=config.folds, seed=entropy)
-    counted = cross_fitted_evidence(dataset, codes, train, fit)
-    features = np.concatenate([list_features(train), counted], -1)
+    features, memory = remember(config, dataset, codes, train, vectors=vectors, seed=seed)
     known = features[:, :, len(SCORE_FEATURES) :]
     propensities = place_propensities(config.propensity, train, known, config.propensities)
-    table = count_copurchases(dataset, np.arange(dataset.users), neighbours=config.neighbours)
+    clicks = [(lists, click_weights(lists, propensities, config.least_propensity)) for lists in (train, val)]
+    taught = train, _worth(config, dataset, codes, clicks[0], lessons, entropy)
+    student, metrics = fit_student(
+        config, dataset, codes, level_size, features, taught, clicks[1], memory, seed=seed, checkpoint=checkpoint
+    )
+    if propensities is not None:
+        metrics["propensities"] = propensities.tolist()
+    return student, memory, metrics
+
+
+def remember(
+    config: DistillConfig,
+    dataset: Dataset,
+    codes: NDArray[np.uint16],
+    train: CandidateLists,
+    *,
+    vectors: NDArray[np.float32] | None = None,
+    seed: int,
+) -> tuple[NDArray[np.float32], ItemMemory]:
+    """(R, K, 3 + F + E) what the student sees of the training lists, cross-fitted, and the memory of all users."""
+    fit = CrossFit(
+        neighbours=config.neighbours, longest=config.max_history, folds=config.folds, seed=seed & 0xFFFF_FFFF
+    )
+    known = catalog_memory(dataset.catalog, vectors, neighbours=config.neighbours // 2, dim=config.vectors)
+    remembered = cross_fitted_memory(dataset, codes, train, known, fit, dim=config.vectors)
+    everyone = np.arange(dataset.users)
+    memory = item_memory(dataset, everyone, known, neighbours=config.neighbours, dim=config.vectors)
+    return np.concatenate([list_features(train), remembered], -1), memory
+
+
+def fit_student(
+    config: DistillConfig,
+    dataset: Dataset,
+    codes: NDArray[np.uint16],
+    level_size: int,
+    features: NDArray[np.float32],
+    training: tuple[CandidateLists, NDArray[np.float64]],
+    validation: tuple[CandidateLists, NDArray[np.float64]],
+    memory: ItemMemory,
+    *,
+    seed: int,
+    checkpoint: Path | None = None,
+) -> tuple[Student, dict[str, Any]]:
+    """The trained student and its metrics, from lists and what each of their candidates is worth.
+
+    `features` are the training lists'; all lists hold their targets. Path and head learn from the data set alone: a
+    `checkpoint` of the last epoch serves other lists, too.
+    """
+    entropy = seed & 0xFFFF_FFFF
+    (train, worth), (val, val_worth) = training, validation
     torch.manual_seed(entropy)
     student = Student(
         config.student(
@@ -184,9 +281,10 @@ def distill(
     prior = fit_prior(
         features,
         train.candidates != PADDING,
-        click_weights(train, propensities, config.least_propensity),
+        worth,
         hidden=student.config.prior_hidden,
         epochs=config.prior_epochs,
+        dropout=config.prior_dropout,
         seed=entropy,
     )
     trainer = GenerativeTrainer(student, dataset, codes, config.recipe(), seed=entropy, checkpoint=checkpoint)
@@ -200,25 +298,53 @@ def distill(
         "validation_lists": len(val),
         "losses": trainer.losses,
     }
-    if propensities is not None:
-        metrics["propensities"] = propensities.tolist()
     if len(val):
         parts = student_parts(
-            student, dataset, codes, val, student_features(dataset, codes, val, table, longest=longest)
+            student, dataset, codes, val, student_features(dataset, codes, val, memory, longest=config.max_history)
         )
         valid, label = val.candidates != PADDING, val.label()
-        weights = combine_parts(parts, valid, click_weights(val, propensities, config.least_propensity))
+        weights = combine_parts(parts, valid, val_worth)
         student.weights.copy_(torch.tensor(weights))
         metrics |= {"weights": {"prior": weights[0], "head": weights[1]}}
         metrics |= _validation(parts, weights, valid, label, entropy)
-    return student, table, metrics
+    return student, metrics
+
+
+def _lessons(config: DistillConfig, artifacts: Mapping[str, Artifact], folder: Path) -> Lessons | None:
+    """The reasoner that teaches, if there is one."""
+    if not config.teacher:
+        return None
+    from gr2.models.reasoner import Reasoner, SidSpec
+
+    reasoner = Reasoner.load(artifacts[config.teacher].file("model"), sids=SidSpec.of(artifacts["tokenize"]))
+    return Lessons(reasoner, config.max_history, folder)
+
+
+def _worth(
+    config: DistillConfig,
+    dataset: Dataset,
+    codes: NDArray[np.uint16],
+    clicks: tuple[CandidateLists, NDArray[np.float64]],
+    lessons: Lessons | None,
+    seed: int,
+) -> NDArray[np.float64]:
+    """(R, K) what the prior learns of each candidate of the training lists: outcomes, lessons, or both."""
+    lists, worth = clicks
+    if lessons is None or not len(lists):
+        return worth
+    rows = np.arange(len(lists))
+    if 0 < config.teacher_lists < len(rows):
+        rows = np.sort(np.random.default_rng(seed).permutation(rows)[: config.teacher_lists])
+    scores = np.full(lists.candidates.shape, -np.inf, dtype=np.float32)
+    scores[rows] = lessons.scores(dataset, codes, lists.take(rows))
+    return mixed_worth(worth, scores, config.teacher_weight, config.teacher_temperature)
 
 
 def student_features(
-    dataset: Dataset, codes: NDArray[np.uint16], lists: CandidateLists, table: CoPurchase, *, longest: int
+    dataset: Dataset, codes: NDArray[np.uint16], lists: CandidateLists, memory: ItemMemory, *, longest: int
 ) -> NDArray[np.float32]:
-    """(R, K, 3 + F + E) float32: the lists' own features, then the evidence."""
-    return np.concatenate([list_features(lists), list_evidence(dataset, codes, lists, table, longest=longest)], -1)
+    """(R, K, 3 + F + E) float32: the lists' own features, then what the memory has."""
+    return np.concatenate([list_features(lists), list_memory(dataset, codes, lists, memory, longest=longest)], -1)
 
 
 def student_parts(
@@ -277,6 +403,22 @@ def load_student(artifact: Artifact) -> Student:
     return student.eval()
 
 
-def load_copurchases(artifact: Artifact) -> CoPurchase:
-    """The co-purchases of a `distill` artefact."""
-    return CoPurchase(*(artifact.array(f"{name}.npy") for name in COUNTS))
+def load_memory(artifact: Artifact) -> ItemMemory:
+    """The memory of a `distill` artefact."""
+    near, counts, popularity, following, weights, titles, likeness, together, text = (
+        artifact.array(f"{name}.npy") for name in MEMORY_FILES
+    )
+    return ItemMemory(
+        CoPurchase(near, counts, popularity),
+        Neighbours(following, weights),
+        Neighbours(titles, likeness),
+        together,
+        text,
+    )
+
+
+def _arrays(memory: ItemMemory) -> list[NDArray[Any]]:
+    """The memory's arrays in the order of `MEMORY_FILES`."""
+    counted = memory.copurchase
+    pairs = [each for near in (memory.following, memory.titles) for each in (near.items, near.weights)]
+    return [counted.neighbours, counted.counts, counted.popularity, *pairs, memory.together, memory.text]

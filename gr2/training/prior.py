@@ -33,16 +33,18 @@ def fit_prior(
     hidden: int,
     epochs: int,
     seed: int,
+    dropout: float = 0.0,
 ) -> Prior:
     """A prior that minimises the listwise loss - sum_k weight_k log softmax(prior)_k, the mean over R lists.
 
     features (R, K, F), valid (R, K), weight (R, K): what a candidate's place at the top is worth, 0 in the padding. It
-    is trained on standardised columns, and the standardisation is then folded into its weights. Without lists it
-    is the untrained prior, which keeps the incoming order. Raises Gr2Error if the columns are too large to be fitted.
+    is trained on standardised columns, with `dropout` on its hidden units, and the standardisation is then folded into
+    its weights. Without lists it is the untrained prior, which keeps the incoming order. Raises Gr2Error if the columns
+    are too large to be fitted.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        prior = Prior(features.shape[2], hidden)
+        prior = Prior(features.shape[2], hidden, dropout)
         if not len(features) or not epochs:
             return prior
         columns = features[valid]
@@ -66,7 +68,7 @@ def fit_prior(
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
                 schedule.step()
-        _fold(prior, mean, scale)
+        _fold(prior.eval(), mean, scale)
         if not all(bool(weights.isfinite().all()) for weights in prior.parameters()):
             raise Gr2Error("the prior's weights are not finite: are the lists' scores and features too large?")
     return prior

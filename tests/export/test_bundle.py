@@ -53,9 +53,9 @@ def test_bundle_loads_and_ranks_as_the_student(inputs: dict[str, Artifact], tmp_
 
     dataset = Dataset.load(inputs["prepare"].path)
     lists = CandidateLists.load(inputs["prerank"].file("test.parquet")).take(np.arange(5))
-    student, table = distill.load_student(inputs["distill"]), distill.load_copurchases(inputs["distill"])
+    student, memory = distill.load_student(inputs["distill"]), distill.load_memory(inputs["distill"])
     codes = np.load(inputs["tokenize"].file("codes.npy"))
-    features = distill.student_features(dataset, codes, lists, table, longest=student.config.max_history)
+    features = distill.student_features(dataset, codes, lists, memory, longest=student.config.max_history)
     parts = distill.student_parts(student, dataset, codes, lists, features)
     prior, head = student.weights.tolist()
     expected = parts.path + prior * parts.prior + head * parts.head
@@ -178,7 +178,7 @@ def test_what_is_asked_for_is_served_if_it_is_within_the_gate(inputs: dict[str, 
     differences = [abs(scores[0][item] - scores[1][item]) for item in ids[4:20]]
     assert 0 < max(differences) < 0.5
 
-    refused = run(replace(config, min_tau=1.0, min_top1=1.0, max_lost=0.0), inputs, tmp_path / "shut", 0)
+    refused = run(replace(config, requests=1000, min_tau=1.0, min_top1=1.0, max_lost=0.0), inputs, tmp_path / "shut", 0)
     graphs = Bundle.load(refused.path).manifest.graphs
     assert graphs.default == "fp32"
     assert graphs.variants["int8"].roles == ()

@@ -18,8 +18,9 @@ from gr2.export.onnx import graph_names, student_graph
 from gr2.export.parity import Asked, measure_parity, random_lists
 from gr2.export.served import batch_scorer, pair_scorer, whole_scorer
 from gr2.export.variants import export_variant
-from gr2.models.evidence import EVIDENCE, CoPurchase, count_copurchases
+from gr2.models.memory import MEMORY, ItemMemory
 from gr2.models.student import Student, StudentConfig
+from gr2.training.remember import catalog_memory, item_memory
 
 SIZE, LEVELS, LONGEST = 8, 3, 6
 
@@ -30,19 +31,21 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="module")
-def shop(tiny_run: Path) -> tuple[Dataset, np.ndarray, CandidateLists, CoPurchase]:
+def shop(tiny_run: Path) -> tuple[Dataset, np.ndarray, CandidateLists, ItemMemory]:
     dataset = Dataset.load(tiny_run / "prepare")
     codes = np.load(tiny_run / "tokenize" / "codes.npy")
     assert codes.shape[1] == LEVELS
     assert codes.max() < SIZE
     lists = CandidateLists.load(tiny_run / "prerank" / "test.parquet")
-    return dataset, codes, lists, count_copurchases(dataset, np.arange(dataset.users), neighbours=5)
+    known = catalog_memory(dataset.catalog, None, neighbours=4, dim=6)
+    memory = item_memory(dataset, np.arange(dataset.users), known, neighbours=5, dim=4)
+    return dataset, codes, lists, memory
 
 
 def make_student(items: int, layers: int = 2) -> Student:
     torch.manual_seed(0)
     sizes = {"levels": LEVELS, "level_size": SIZE, "dim": 16, "max_history": LONGEST, "layers": layers}
-    student = Student(StudentConfig(items=items, features=3 + len(EVIDENCE), **sizes)).eval()
+    student = Student(StudentConfig(items=items, features=3 + len(MEMORY), **sizes)).eval()
     for parameter in student.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     student.weights.copy_(torch.tensor([1.7, 0.6]))
@@ -51,15 +54,15 @@ def make_student(items: int, layers: int = 2) -> Student:
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_graphs_score_as_the_student(layers: int, shop: tuple, tmp_path: Path) -> None:
-    dataset, codes, lists, table = shop
+    dataset, codes, lists, memory = shop
     student = make_student(len(codes), layers)
-    paths = export_variant("fp32", student, table, codes, tmp_path, batched=True)
+    paths = export_variant("fp32", student, memory, codes, tmp_path, batched=True)
     scorers = {
         "whole": whole_scorer(paths["whole"]),
         "split": pair_scorer(paths["encoder"], paths["scorer"]),
         "batch": batch_scorer(paths["batch"], longest=LONGEST),
     }
-    asked = Asked(student, dataset, codes, table)
+    asked = Asked(student, dataset, codes, memory)
     for part, labelled in ((lists, True), (random_lists(dataset, 40, lists, seed=0), False)):
         for comparison in measure_parity(asked, part, scorers, tolerance=1e-4, labelled=labelled).values():
             figures = comparison.result()
@@ -73,8 +76,8 @@ def test_graphs_score_as_the_student(layers: int, shop: tuple, tmp_path: Path) -
 
 @pytest.mark.parametrize(("events", "count"), [(0, 0), (0, 3), (1, 0), (1, 1), (LONGEST, 40)])
 def test_graph_takes_any_number_of_events_and_candidates(events: int, count: int, shop: tuple) -> None:
-    _, codes, _, table = shop
-    graph = student_graph(make_student(len(codes)), table, codes).SerializeToString()
+    _, codes, _, memory = shop
+    graph = student_graph(make_student(len(codes)), memory, codes).SerializeToString()
     session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
     own = codes[np.arange(count)]
     trie = CandidateTrie(np.ascontiguousarray(own), np.ones(count, dtype=np.bool_), SIZE)
@@ -89,11 +92,11 @@ def test_graph_takes_any_number_of_events_and_candidates(events: int, count: int
 
 
 def test_codes_of_no_item_have_a_finite_prior(shop: tuple) -> None:
-    _, codes, _, table = shop
+    _, codes, _, memory = shop
     held = {tuple(path) for path in codes.tolist()}
     free = next(path for path in np.ndindex(SIZE, SIZE, SIZE) if path not in held)
     session = ort.InferenceSession(
-        student_graph(make_student(len(codes)), table, codes).SerializeToString(), providers=["CPUExecutionProvider"]
+        student_graph(make_student(len(codes)), memory, codes).SerializeToString(), providers=["CPUExecutionProvider"]
     )
     own = np.array([free, codes[3]], dtype=np.uint16)
     trie = CandidateTrie(own, np.ones(2, dtype=np.bool_), SIZE)
@@ -104,9 +107,9 @@ def test_codes_of_no_item_have_a_finite_prior(shop: tuple) -> None:
 
 @pytest.mark.parametrize("batched", [False, True])
 def test_graph_is_reproducible_and_holds_no_training(batched: bool, shop: tuple) -> None:
-    _, codes, _, table = shop
+    _, codes, _, memory = shop
     model, again = (
-        student_graph(make_student(len(codes)), table, codes, graph=Builder(batched=batched)) for _ in range(2)
+        student_graph(make_student(len(codes)), memory, codes, graph=Builder(batched=batched)) for _ in range(2)
     )
     assert model.SerializeToString(deterministic=True) == again.SerializeToString(deterministic=True)
     assert tuple(value.name for value in model.graph.input) == graph_names(LEVELS, batched=batched)[0]

@@ -12,7 +12,7 @@ import torch
 from gr2.artifact import Artifact
 from gr2.data.candidates import CandidateLists
 from gr2.errors import ArtifactError, DataError, Gr2Error
-from gr2.training.distill import DistillConfig, load_copurchases, load_student, run
+from gr2.training.distill import DistillConfig, load_memory, load_student, run
 
 TINY = DistillConfig(
     dim=8, layers=1, max_history=6, neighbours=8, folds=3, epochs=2, batch=64, negatives=16, prior_epochs=2
@@ -31,8 +31,8 @@ def tiny_student(tiny_parents: dict[str, Artifact], tmp_path_factory: pytest.Tem
 
 def test_stage_writes_a_student_that_knows_its_validation(tiny_parents: dict[str, Artifact], tmp_path: Path) -> None:
     artifact = run(TINY, tiny_parents, tmp_path / "distill", 0)
-    student, table = load_student(artifact), load_copurchases(artifact)
-    assert student.config.items == len(table.popularity)
+    student, memory = load_student(artifact), load_memory(artifact)
+    assert student.config.items == len(memory.copurchase.popularity)
     assert not student.training
     metrics = artifact.metrics
     assert metrics["validation_lists"] > 0
@@ -73,7 +73,7 @@ def test_lists_without_any_candidate_are_an_error(
         run(TINY, parents, tmp_path / "distill", 0)
 
 
-@pytest.mark.parametrize("name", ["student.safetensors", "student.json", "counts.npy"])
+@pytest.mark.parametrize("name", ["student.safetensors", "student.json", "counts.npy", "together.npy"])
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff" * 40])
 def test_a_damaged_student_names_its_file_and_stage(
     tiny_student: Artifact, tmp_path: Path, name: str, content: bytes
@@ -83,7 +83,7 @@ def test_a_damaged_student_names_its_file_and_stage(
     (folder / name).write_bytes(content)
     damaged = replace(tiny_student, path=folder)
     with pytest.raises(ArtifactError, match=rf"{name}: not .*; run distill again"):
-        load_copurchases(damaged) if name == "counts.npy" else load_student(damaged)
+        load_memory(damaged) if name.endswith(".npy") else load_student(damaged)
 
 
 @pytest.mark.parametrize(
