@@ -24,6 +24,7 @@ from gr2.data.dataset import Dataset
 from gr2.decoding import write_codebook
 from gr2.errors import ArtifactError, BundleError
 from gr2.export.bundle import INPUTS, ExportConfig, run
+from gr2.models.student import Student
 from gr2.serving.engine import Engine
 from gr2.tokenizer.add import add_items
 from gr2.tokenizer.tokenize import TokenizeConfig
@@ -163,7 +164,16 @@ def test_items_added_to_other_ids_are_refused(inputs: dict[str, Artifact], tmp_p
         run(ExportConfig(added=str(added)), other, tmp_path / "export", 0)
 
 
-def test_what_is_asked_for_is_served_if_it_is_within_the_gate(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+def path_alone(artifact: Artifact) -> Student:
+    """The artefact's student without its other parts."""
+    student = distill.load_student(artifact)
+    student.weights.zero_()
+    return student
+
+
+def test_what_is_asked_for_is_served_if_it_is_within_the_gate(
+    inputs: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = ExportConfig(requests=60, arithmetic="int8", min_top1=0.5, min_tau=0.5, max_lost=0.5, batched=False)
     bundle = Bundle.load(run(config, inputs, tmp_path / "open", 0).path)
     assert bundle.manifest.graphs.default == "int8"
@@ -178,7 +188,9 @@ def test_what_is_asked_for_is_served_if_it_is_within_the_gate(inputs: dict[str, 
     differences = [abs(scores[0][item] - scores[1][item]) for item in ids[4:20]]
     assert 0 < max(differences) < 0.5
 
-    refused = run(replace(config, requests=1000, min_tau=1.0, min_top1=1.0, max_lost=0.0), inputs, tmp_path / "shut", 0)
+    # What the memory says outweighs what int8 rounds; the path alone is near enough to ties that rounding tells.
+    monkeypatch.setattr("gr2.export.bundle.load_student", path_alone)
+    refused = run(replace(config, min_tau=1.0, min_top1=1.0, max_lost=0.0), inputs, tmp_path / "shut", 0)
     graphs = Bundle.load(refused.path).manifest.graphs
     assert graphs.default == "fp32"
     assert graphs.variants["int8"].roles == ()
