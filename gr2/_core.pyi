@@ -7,6 +7,8 @@ from typing import Any, Literal, final
 import numpy as np
 from numpy.typing import NDArray
 
+Port = tuple[str, int, list[int]]
+
 @final
 class CodebookBuilder:
     """Writes a codebook file of any number of items in bounded memory. Thread-safe."""
@@ -383,3 +385,136 @@ def simd_level() -> str:
 
 def use_simd_level(level: str) -> None:
     """Use another generation from now on, in all threads. Raises ValueError on one that the processor lacks."""
+
+class OnnxError(RuntimeError):
+    """What onnxruntime said, or why a library is not the onnxruntime that is expected."""
+
+@final
+class OnnxRuntime:
+    """onnxruntime, loaded from its shared library through the C API. Thread-safe."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Load the library and run a model of its own on it. Raises OnnxError if it cannot be used."""
+
+    @property
+    def version(self) -> str: ...
+
+@final
+class ParsedRequest:
+    """A serialised gr2.v1.RerankRequest, parsed as the official parser does."""
+
+    def __init__(self, data: bytes) -> None: ...
+    @property
+    def bundle(self) -> str | None:
+        """The name of the bundle that the request is for, empty for the default; None if the bytes are no request."""
+
+    def fields(self) -> dict[str, Any]:
+        """The fields by name; item IDs as integers and strings. Raises ValueError if the bytes are no request."""
+
+@final
+class Call:
+    """One call's place in an admission."""
+
+    def __init__(self) -> None: ...
+    @property
+    def cancelled(self) -> bool:
+        """Whether the caller has gone."""
+
+@final
+class Admission:
+    """Which requests work now, which wait, and which are refused; and what became of them. Thread-safe.
+
+    Outcomes are those of `gr2.serving.outcomes.Outcome`, as numbers.
+    """
+
+    def __init__(self, workers: int, queue: int) -> None:
+        """At most `workers` requests work at once, and at most `queue` wait."""
+
+    def enter(self, call: Call, *, seconds: float | None = None, low: bool = False, size: int = 1) -> int | None:
+        """Wait for a worker. None once the call may work, and `leave` must follow; else the outcome.
+
+        A call that has `seconds` left is refused at once if its time would not suffice, going by how long requests of
+        about its `size` took of late. Those of `low` priority come after all others.
+        """
+
+    def leave(self, call: Call, *, done: bool) -> None:
+        """End the work; `done` says that it took the time that such work takes."""
+
+    def cancel(self, call: Call) -> None:
+        """The caller has gone: a call that waits, or enters later, is refused."""
+
+    def count(self, outcome: int, timings: Sequence[int] | None = None) -> None:
+        """Count a request that was handled in Python; an answered one with its timings, in ns and in their order."""
+
+    def stats(self) -> dict[str, Any]:
+        """Counts since the start, and the load now.
+
+        `outcomes`: how many requests each outcome had. `phases`: for parse, lookup, trie, model, rank, total and queue
+        a pair, of counts in the buckets of `gr2.serving.histogram` and of the sum in ns. `working`, `waiting` (high,
+        low), `expected_wait_ns`.
+        """
+
+@final
+class RequestEngine:
+    """One bundle, answering requests without Python. Thread-safe."""
+
+    def __init__(
+        self,
+        runtime: OnnxRuntime,
+        scorer: bytes,
+        encoder: bytes,
+        codebook: Codebook,
+        *,
+        max_history: int,
+        columns: int,
+        normalization: Literal["raw", "local"],
+        takes_candidates: bool,
+        most_history: int,
+        most_candidates: int,
+        feature_width: int,
+        uses_scores: bool,
+        rank_features: NDArray[np.float32],
+        version: str,
+        memory: tuple[int, int, int, int, int, int],
+        one_layer: bool,
+        threads: int = 1,
+        cache_bytes: int = 0,
+    ) -> None:
+        """`scorer` is the whole graph, or, after an `encoder`, the rest; encoded histories take up to `cache_bytes`.
+        `rank_features` (most_candidates, columns - feature_width) are what scores say of a candidate, by its rank.
+        `memory` is what a run takes, in bytes (see `gr2.serving.memory`): a cell of attention, of the causal mask, of a
+        position and of a candidate with an event, and then beyond what a request runs alone, and what it is refused.
+        Raises OnnxError if the graph cannot be loaded, ValueError on sizes that do not fit.
+        """
+
+    @property
+    def scorer(self) -> tuple[list[Port], list[Port]]:
+        """Inputs and outputs: names, element types as ONNX numbers them, shapes with -1 for what varies."""
+
+    @property
+    def encoder(self) -> tuple[list[Port], list[Port]] | None:
+        """The encoder's, likewise; None without one."""
+
+    def cache_counts(self) -> dict[str, int]:
+        """Of the encoded histories: `hits`, `misses`, `evicted`, `entries` and `bytes`."""
+
+    def clear_cache(self) -> None:
+        """Forget the encoded histories."""
+
+    def score(
+        self,
+        past: NDArray[np.uint16],
+        codes: NDArray[np.uint16],
+        known: NDArray[np.bool_],
+        features: NDArray[np.float32],
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32], int, int]:
+        """Order (K,), scores (K,) by candidate, and when the model began and ended, in ns of a monotonic clock.
+
+        `past` (T, L), `codes` (K, L) and `known` (K,), one of them at least, and `features` (K, columns). Raises
+        ValueError if the model gives a value that is not finite, naming its row, and OnnxError if it fails.
+        """
+
+    def answer(
+        self, request: ParsedRequest, admission: Admission, call: Call, *, seconds: float | None = None
+    ) -> tuple[int, bytes]:
+        """The outcome of a request that has `seconds` left, and the serialised reply, or the reason for none."""

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "core/candidate_trie.h"
+#include "core/prefix_cache.h"
 
 namespace gr2::bindings {
 
@@ -86,11 +87,15 @@ inline void construct_in_new(const py::handle& type) {
 // Throws ValueError unless `name` is "raw" or "local".
 Normalization require_normalization(const std::string& name);
 
+// The counts by name.
+py::dict describe_counts(const PrefixCache::Counts& counts);
+
 void bind_candidate_decoder(py::module_& module);
 void bind_candidate_trie(py::module_& module);
 void bind_codebook(py::module_& module);
 void bind_catalog_trie(py::module_& module);
 void bind_prefix_cache(py::module_& module);
+void bind_engine(py::module_& module);
 void bind_retrieval(py::module_& module);
 void bind_simd(py::module_& module);
 

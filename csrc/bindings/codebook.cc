@@ -166,12 +166,12 @@ void bind_codebook(py::module_& module) {
       .def("add", &add, py::arg("item_ids"), py::arg("codes"), "Take items, in any order and any number of parts.")
       .def("finish", &CodebookBuilder::finish, py::call_guard<py::gil_scoped_release>(), "Write the file atomically.");
   construct_in_new(builder);
-  py::class_<Codebook> type(
+  py::class_<Codebook, std::shared_ptr<Codebook>> type(
       module, "Codebook", py::is_final(), plain_metaclass(),
       "The map between item IDs and codes, in a file mapped read-only and shared between processes.");
   type.def(py::init([](const std::filesystem::path& path) {
              const py::gil_scoped_release release;
-             return std::make_unique<Codebook>(path.string());
+             return std::make_shared<Codebook>(path.string());
            }),
            py::arg("path"))
       .def_property_readonly("size", &Codebook::size, "Number of items.")

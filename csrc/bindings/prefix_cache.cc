@@ -30,8 +30,9 @@ void insert(PrefixCache& cache, const py::bytes& key, py::object value, py::ssiz
                static_cast<std::size_t>(size));
 }
 
-py::dict counts(const PrefixCache& cache) {
-  const PrefixCache::Counts counts = cache.counts();
+}  // namespace
+
+py::dict describe_counts(const PrefixCache::Counts& counts) {
   py::dict result;
   result["hits"] = counts.hits;
   result["misses"] = counts.misses;
@@ -41,8 +42,6 @@ py::dict counts(const PrefixCache& cache) {
   return result;
 }
 
-}  // namespace
-
 void bind_prefix_cache(py::module_& module) {
   py::class_<PrefixCache, std::shared_ptr<PrefixCache>> type(
       module, "PrefixCache", py::is_final(), plain_metaclass(),
@@ -51,7 +50,9 @@ void bind_prefix_cache(py::module_& module) {
       .def("find", &find, py::arg("key"), "The value of a key, None if there is none.")
       .def("insert", &insert, py::arg("key"), py::arg("value"), py::arg("size"), "Keep a value of `size` bytes.")
       .def("clear", &PrefixCache::clear, "Drop every entry.")
-      .def("counts", &counts, "Hits, misses, evicted, entries and bytes.")
+      .def(
+          "counts", [](const PrefixCache& self) { return describe_counts(self.counts()); },
+          "Hits, misses, evicted, entries and bytes.")
       .def_property_readonly("capacity", &PrefixCache::capacity, "Bytes that it holds at most.");
   construct_in_new(type);
 }

@@ -11,11 +11,13 @@ from typing import Any, TypeVar
 
 import grpc
 
+from gr2._core import Admission as CoreAdmission
+
 __all__ = ["Admission", "CallPool", "Patience", "in_pool", "messages_of", "only_message"]
 
 REFUSAL_THREADS = 2
-POLL = 0.05  # seconds between two looks at whether a waiting call is still wanted
 PRESSED = 0.5  # seconds
+SPARE = 16
 SWEEP = 0.25  # seconds between two looks at silent calls
 
 T = TypeVar("T")
@@ -53,20 +55,21 @@ def in_pool(pool: CallPool, behavior: Behavior) -> Behavior:
 class Admission:
     """At most `threads` requests at work, at most `queue` more waiting, and a refusal for any beyond that.
 
-    Each admitted call has a thread in `pool` from its arrival on, so that one that ends while it waits gives its place
-    back at once. Refusals run in a pool of their own, which no admitted call can fill.
+    `core` decides which of them work, and counts them. Each call has a thread in `pool` from its arrival on, and
+    SPARE more are there to read requests, and to refuse them. Beyond that, refusals run in a pool of their own, which
+    no other call can fill.
     """
 
     def __init__(self, threads: int, queue: int) -> None:
         self.bound = threads + queue
-        self.pool = CallPool(self.bound, "rerank")
+        self.core = CoreAdmission(threads, queue)
+        self.pool = CallPool(self.bound + SPARE, "rerank")
         self.refusals = CallPool(REFUSAL_THREADS, "refuse")
-        self._free = threading.Semaphore(threads)
 
     @property
     def full(self) -> bool:
-        """Whether a call that arrives now must be refused."""
-        return self.pool.pending >= self.bound
+        """Whether a call that arrives now must be refused unread."""
+        return self.pool.pending >= self.bound + SPARE
 
     @property
     def taken(self) -> int:
@@ -77,20 +80,6 @@ class Admission:
     def pending(self) -> int:
         """Calls that have arrived and are not done."""
         return self.pool.pending + self.refusals.pending
-
-    def acquire(self, context: grpc.ServicerContext) -> bool:
-        """True once the call may work, and `release` must follow; False if it was cancelled or expired before."""
-        while not self._free.acquire(timeout=POLL):
-            if not context.is_active():
-                return False
-        if context.is_active():
-            return True
-        self._free.release()
-        return False
-
-    def release(self) -> None:
-        """Let the next call work."""
-        self._free.release()
 
     def shutdown(self) -> None:
         """End the threads once their calls are done."""

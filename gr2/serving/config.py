@@ -18,9 +18,9 @@ class ServeConfig:
     """Everything that a server can be told. Raises ConfigError for what cannot be.
 
     `threads` requests are at work at once, by default one more than there are cores; `queue` more may wait. Port 0
-    takes a free port. `grace` is the seconds that accepted requests have when the server stops. `device`, `batch` and
-    `batch_delay` are the engine's; `default` and `poll` the repository's; of what it answers, `shadow_share`
-    is compared with the bundle named `shadow`. `cert` and `key` are PEM files for TLS; with
+    takes a free port. `grace` is the seconds that accepted requests have when the server stops. `device`, `native`,
+    `batch` and `batch_delay` are the engine's; `default` and `poll` the repository's; of what it answers,
+    `shadow_share` is compared with the bundle named `shadow`. `cert` and `key` are PEM files for TLS; with
     `client_ca` callers need a certificate too. `tokens` is a file of `gr2.serving.tokens`. Without TLS the server
     listens on loopback only, unless `insecure` asks for more. `gzip` accepts compressed requests, which
     older versions of grpcio inflate, a thousandfold, before they look at the size. `/metrics` and `/healthz` are at
@@ -34,6 +34,7 @@ class ServeConfig:
     queue: int = 64
     grace: float = 10.0
     device: str = "cpu"
+    native: bool = True
     batch: int = 64
     batch_delay: float = 500.0
     default: str = ""

@@ -21,6 +21,7 @@ from gr2.serving.device import choose_device, say_fallback
 from gr2.serving.device_model import DeviceModel
 from gr2.serving.host_model import HostModel
 from gr2.serving.memory import MOST_OF_REQUEST
+from gr2.serving.native_model import NativeModel, native_runtime
 from gr2.serving.query import Query, UnrankableError
 from gr2.serving.ranking import CandidateStatus, RankedItem, Ranking, Timings
 from gr2.serving.request import RequestRules, Slate, float_array, split_ids, text, whole_number
@@ -52,7 +53,8 @@ class Engine:
     `device` is "cpu", "cuda", or "auto": a GPU if it can be used, else the CPU and one line in the log that says why.
     On a CPU, `cache_bytes` bound the encoded histories that are kept for users who come again; 0 keeps none.
     On a GPU, requests of several threads are answered in batches within `batches`; on a CPU each is run by its caller,
-    since batches never help there.
+    since batches never help there. With `native` the C++ core runs the model on the CPU, and answers whole requests
+    (see `NativeModel.answer`); where it cannot, one line in the log says why, and the package onnxruntime runs it.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Engine:
         device: str = "cpu",
         batches: BatchLimits | None = None,
         cache_bytes: int = CACHE_BYTES,
+        native: bool = False,
     ) -> None:
         """Load the bundle and warm the model up. Raises BundleError, and ConfigError if "cuda" cannot be had.
 
@@ -76,15 +79,16 @@ class Engine:
         self.most_bytes = MOST_OF_REQUEST
         self.device = choose_device(device, self.bundle)
         self._cache_bytes = cache_bytes
-        self._model: HostModel | SplitModel | DeviceModel
+        self._model: NativeModel | HostModel | SplitModel | DeviceModel
+        self.native: NativeModel | None = None
         try:
-            self._open(threads, batches or BatchLimits())
+            self._open(threads, batches or BatchLimits(), native=native)
         except Gr2Error as error:
             if device != "auto" or self.device == "cpu":
                 raise
             say_fallback(str(error))
             self.device = "cpu"
-            self._open(threads, batches or BatchLimits())
+            self._open(threads, batches or BatchLimits(), native=native)
 
     @property
     def version(self) -> str:
@@ -92,8 +96,10 @@ class Engine:
         return self.bundle.version
 
     @property
-    def cache(self) -> PrefixCache | None:
-        """The encoded histories; None if the bundle's graphs or the device allow none to be kept."""
+    def cache(self) -> PrefixCache | NativeModel | None:
+        """What tells the `counts` of encoded histories; None if the bundle's graphs or the device allow none."""
+        if self.native is not None:
+            return self.native if self.native.splits else None
         return self._model.cache if isinstance(self._model, SplitModel) else None
 
     def close(self) -> None:
@@ -187,10 +193,15 @@ class Engine:
         except UnicodeEncodeError as error:
             raise RequestError(field, f"item IDs must be valid Unicode: {error}") from error
 
-    def _open(self, threads: int, batches: BatchLimits) -> None:
+    def _open(self, threads: int, batches: BatchLimits, *, native: bool) -> None:
         """The model on the engine's device, warm. Raises BundleError and ConfigError; nothing is left open then."""
-        if self.device == "cpu":
-            split = self.bundle.graph_pair() is not None
+        split = self.bundle.graph_pair() is not None
+        runtime = native_runtime() if native and self.device == "cpu" else None
+        if runtime is not None:
+            self._model = self.native = NativeModel(
+                self.bundle, self._codebook, runtime, threads=threads, cache_bytes=self._cache_bytes
+            )
+        elif self.device == "cpu":
             self._model = (
                 SplitModel(self.bundle, threads=threads, cache_bytes=self._cache_bytes)
                 if split

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gr2.bundle import ModelSpec
 
-__all__ = ["LARGE", "MOST_OF_BATCH", "MOST_OF_REQUEST", "run_bytes"]
+__all__ = ["ATTENTION", "CAUSAL", "EVIDENCE", "HIDDEN", "LARGE", "MOST_OF_BATCH", "MOST_OF_REQUEST", "run_bytes"]
 
 # Bytes: of a request that shares the memory with no other large one, of a batch, and of a request that is refused.
 LARGE, MOST_OF_BATCH, MOST_OF_REQUEST = 64 << 20, 1 << 30, 2 << 30

@@ -1,30 +1,18 @@
-"""The time of each phase of the requests that the Python path answered."""
+"""The time of each phase of the requests that were answered, as the core counts it."""
 
 from __future__ import annotations
 
-from gr2.serving.histogram import Histogram, Recorder
-from gr2.serving.ranking import Timings
+from gr2._core import Admission
+from gr2.serving.histogram import Histogram
 
-__all__ = ["PHASES", "PhaseRecorder"]
+__all__ = ["PHASES", "read_phases"]
 
 PHASES = ("queue", "parse", "lookup", "trie", "model", "rank")
+# In the core's order.
+COUNTED = ("parse", "lookup", "trie", "model", "rank", "total", "queue")
 
 
-class PhaseRecorder:
-    """Counts phases by their durations. Safe to share between threads."""
-
-    def __init__(self) -> None:
-        self._recorders = {name: Recorder() for name in PHASES}
-
-    def add(self, timings: Timings) -> None:
-        """Count the phases of one request."""
-        for name in PHASES[1:]:
-            self._recorders[name].add(getattr(timings, f"{name}_ns"))
-
-    def waited(self, ns: int) -> None:
-        """Count the time that one request waited for its turn."""
-        self._recorders["queue"].add(ns)
-
-    def read(self) -> dict[str, Histogram]:
-        """Phase to what has been counted so far."""
-        return {name: recorder.read() for name, recorder in self._recorders.items()}
+def read_phases(core: Admission) -> dict[str, Histogram]:
+    """Phase to what has been counted so far."""
+    found = dict(zip(COUNTED, core.stats()["phases"], strict=True))
+    return {name: Histogram(*found[name]) for name in PHASES}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -28,6 +29,7 @@ from gr2.serving.management import MANAGEMENT, ManagementService
 from gr2.serving.metrics import ServerMetrics
 from gr2.serving.observation import http_face, start_watching
 from gr2.serving.observer import Observer
+from gr2.serving.phases import read_phases
 from gr2.serving.repository import Repository
 from gr2.serving.servicer import METHOD, SERVICE, Servicer
 from gr2.serving.shadow import Shadow
@@ -72,7 +74,7 @@ class Server:
         self.config = config = dataclasses.replace(config or ServeConfig(), **changes)
         self.repository = Repository(
             bundle.path if isinstance(bundle, Bundle) else bundle,
-            lambda loaded: Engine(loaded, device=config.device, batches=config.batches),
+            lambda loaded: Engine(loaded, device=config.device, batches=config.batches, native=config.native),
             default=config.default,
             poll=config.poll,
         )
@@ -98,7 +100,11 @@ class Server:
         self.serving = False
         self._observer = Observer((METHOD, INFER), tracing)
         self.metrics = ServerMetrics(
-            self._observer, self._admission, self.repository, self._servicer.phases.read, lambda: self.serving
+            self._observer,
+            self._admission,
+            self.repository,
+            functools.partial(read_phases, self._admission.core),
+            lambda: self.serving,
         )
         if self._shadow is not None:
             self.metrics.sources.append(self._shadow.families)

@@ -16,7 +16,7 @@ from gr2.errors import BundleError
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-__all__ = ["CPU", "CUDA", "open_pair", "open_session"]
+__all__ = ["CPU", "CUDA", "differences", "open_pair", "open_session", "pair_differences"]
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
@@ -37,7 +37,7 @@ def open_session(
         raise BundleError(
             f"{path}: onnxruntime could not load its CUDA provider; are CUDA's and cuDNN's libraries there?"
         )
-    if wrong := _differences(session, bundle.manifest, batched=batched):
+    if wrong := differences(session, bundle.manifest, batched=batched):
         raise BundleError(f"{path}: not the graph that the manifest describes: {'; '.join(wrong)}")
     return session
 
@@ -47,19 +47,22 @@ def open_pair(bundle: Bundle, pair: tuple[Path, Path], threads: int) -> tuple[or
 
     The scorer takes the encoder's outputs by name, and of a request what `scorer_inputs` lists.
     """
-    sessions = tuple(_load(bundle, path, threads, [CPU]) for path in pair)
-    encoder, scorer = sessions
+    encoder, scorer = (_load(bundle, path, threads, [CPU]) for path in pair)
+    for path, wrong in zip(pair, pair_differences(encoder, scorer), strict=True):
+        if wrong:
+            raise BundleError(f"{path}: not the graph that the manifest describes: {'; '.join(wrong)}")
+    return encoder, scorer
+
+
+def pair_differences(encoder: Any, scorer: Any) -> tuple[list[str], list[str]]:
+    """What differs between the two graphs, which tell their `get_inputs` and `get_outputs`, and the contract."""
     encoded = {item.name: (_type(item), len(item.shape)) for item in encoder.get_outputs()}
     inputs = {**scorer_inputs(), **encoded}
     wanted = {item.name: inputs[item.name] for item in scorer.get_inputs() if item.name in inputs}
-    faults = (
-        (pair[0], _mismatches(encoder.get_inputs(), {"history": inputs["history"]})),
-        (pair[1], _mismatches(scorer.get_inputs(), wanted) + _mismatches(scorer.get_outputs(), graph_outputs())),
+    return (
+        _mismatches(encoder.get_inputs(), {"history": inputs["history"]}),
+        _mismatches(scorer.get_inputs(), wanted) + _mismatches(scorer.get_outputs(), graph_outputs()),
     )
-    for path, wrong in faults:
-        if wrong:
-            raise BundleError(f"{path}: not the graph that the manifest describes: {'; '.join(wrong)}")
-    return sessions
 
 
 def _load(bundle: Bundle, path: Path, threads: int, providers: list[Any]) -> ort.InferenceSession:
@@ -88,8 +91,8 @@ def _options(threads: int) -> ort.SessionOptions:
     return options
 
 
-def _differences(session: ort.InferenceSession, manifest: Manifest, *, batched: bool) -> list[str]:
-    """What differs between a graph and the manifest's contract."""
+def differences(session: Any, manifest: Manifest, *, batched: bool = False) -> list[str]:
+    """What differs between a graph, which tells its `get_inputs` and `get_outputs`, and the manifest's contract."""
     model = manifest.model
     inputs = graph_inputs(model.levels, candidates=model.takes_candidates, batched=batched)
     wrong = _mismatches(session.get_inputs(), inputs)

@@ -18,8 +18,9 @@ from gr2.client import Client
 from gr2.errors import Gr2Error, OverloadError
 from gr2.serving import servicer as servicer_module
 from gr2.serving import standard
+from gr2.serving.engine import Answer, Engine
+from gr2.serving.request import Slate
 from gr2.serving.server import Server
-from gr2.serving.servicer import Servicer
 
 MakeBundle = Callable[..., Path]
 KNOWN = [1000 + 7 * item for item in range(300)]
@@ -42,14 +43,14 @@ class Holding:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.free = threading.Event()
         self.at_work = threading.Semaphore(0)
-        answer = Servicer.answer
+        rank = Engine.rank
 
-        def held(servicer: Servicer, data: bytes, wanted: Callable[[], bool]) -> bytes:
+        def held(engine: Engine, slate: Slate, start: int, wanted: Callable[[], bool]) -> Answer:
             self.at_work.release()
             assert self.free.wait(30)
-            return answer(servicer, data, wanted)
+            return rank(engine, slate, start, wanted)
 
-        monkeypatch.setattr(Servicer, "answer", held)
+        monkeypatch.setattr(Engine, "rank", held)
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def start(make_bundle: MakeBundle) -> Iterator[Callable[..., Server]]:
     servers: list[Server] = []
 
     def start(**options: int) -> Server:
-        servers.append(Server(make_bundle(), port=0, **options))
+        servers.append(Server(make_bundle(), port=0, native=False, **options))
         servers[-1].start()
         return servers[-1]
 
@@ -77,6 +78,10 @@ def assert_serves(server: Server) -> None:
     with Client(server.address) as client:
         client.wait_ready(5)
         assert len(client.rerank([], KNOWN[:3], timeout=5).items) == 3
+
+
+def waiting(server: Server) -> int:
+    return sum(server._admission.core.stats()["waiting"])
 
 
 def messages(silence: Silence, *first: Any) -> Iterator[Any]:
@@ -187,10 +192,10 @@ def test_expired_call_gives_its_place_back_while_others_work(
             with pytest.raises(Gr2Error, match=r"no answer within 0\.1 s"):
                 client.rerank([], KNOWN[:3], timeout=0.1)
             deadline = time.monotonic() + 10
-            while server._admission.full and time.monotonic() < deadline:
+            while waiting(server) and time.monotonic() < deadline:
                 time.sleep(0.01)
         second = pool.submit(client.rerank, [], KNOWN[:4], timeout=30)
-        while not server._admission.full:
+        while not waiting(server):
             time.sleep(0.01)
         with pytest.raises(OverloadError, match="2 requests are at work or wait already"):
             client.rerank([], KNOWN[:5], timeout=30)

@@ -23,6 +23,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from gr2.client import Client
 from gr2.errors import BundleError, ConfigError, Gr2Error, OverloadError
+from gr2.serving.engine import Answer, Engine
+from gr2.serving.request import Slate
 from gr2.serving.server import Server
 from gr2.serving.servicer import Servicer
 from gr2.v1 import reranker_pb2, reranker_pb2_grpc
@@ -138,7 +140,7 @@ def test_request_beyond_the_message_limit_is_refused(server: Server, channel: gr
 def test_unexpected_failure_is_internal_without_details(
     make_bundle: MakeBundle, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server = Server(make_bundle(), port=0)
+    server = Server(make_bundle(), port=0, native=False)
     server.start()
     del server.engine.rules
     with Client(server.address) as client, pytest.raises(Gr2Error, match="INTERNAL: internal error") as caught:
@@ -242,15 +244,15 @@ def test_request_whose_deadline_passed_in_the_queue_costs_no_work(
     make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worked: list[int] = []
-    free, answer = threading.Event(), Servicer.answer
+    free, rank = threading.Event(), Engine.rank
 
-    def slow_answer(servicer: Servicer, data: bytes, wanted: Callable[[], bool]) -> bytes:
-        worked.append(len(reranker_pb2.RerankRequest.FromString(data).candidates.ints))
+    def slow_rank(engine: Engine, slate: Slate, start: int, wanted: Callable[[], bool]) -> Answer:
+        worked.append(len(slate.candidates))
         assert free.wait(30)
-        return answer(servicer, data, wanted)
+        return rank(engine, slate, start, wanted)
 
-    monkeypatch.setattr(Servicer, "answer", slow_answer)
-    server = Server(make_bundle(), port=0, threads=1)
+    monkeypatch.setattr(Engine, "rank", slow_rank)
+    server = Server(make_bundle(), port=0, threads=1, native=False)
     server.start()
     with Client(server.address) as client, ThreadPoolExecutor(1) as pool:
         first = pool.submit(client.rerank, [], KNOWN[:2], timeout=30)

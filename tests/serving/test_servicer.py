@@ -12,6 +12,7 @@ import pytest
 
 from gr2.errors import OverloadError, RequestError, UnservedError
 from gr2.serving.calls import Admission, Patience
+from gr2.serving.engine import Engine
 from gr2.serving.load import LoadReport
 from gr2.serving.repository import Repository
 from gr2.serving.servicer import SERVICE, STATUS, Servicer
@@ -21,13 +22,14 @@ MakeBundle = Callable[..., Path]
 KNOWN = [1000 + 7 * item for item in range(300)]
 
 
-def answering(bundle: Path) -> Servicer:
-    return Servicer(Repository(bundle), Admission(1, 0), Patience(), LoadReport(1))
+def answering(bundle: Path, *, native: bool = True) -> Servicer:
+    repository = Repository(bundle, lambda loaded: Engine(loaded, native=native))
+    return Servicer(repository, Admission(1, 0), Patience(), LoadReport(1))
 
 
-@pytest.fixture(scope="module")
-def servicer(make_bundle: MakeBundle) -> Servicer:
-    return answering(make_bundle(width=2))
+@pytest.fixture(scope="module", params=[True, False], ids=["core", "python"])
+def servicer(make_bundle: MakeBundle, request: pytest.FixtureRequest) -> Servicer:
+    return answering(make_bundle(width=2), native=request.param)
 
 
 def call(servicer: Servicer, **fields: Any) -> pb.RerankResponse:

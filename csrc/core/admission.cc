@@ -1,0 +1,145 @@
+#include "core/admission.h"
+
+#include <algorithm>
+#include <bit>
+#include <utility>
+
+namespace gr2 {
+namespace {
+
+using std::chrono::nanoseconds;
+
+constexpr double kWeight = 0.125;  // of the latest duration in the moving average
+// A duration counts as at most so many times the average, which a pause of the machine would raise too far.
+constexpr double kMostTimes = 4.0;
+// Of the time that a call has, the share that it may wait. The rest is for its own work, and for work that takes longer
+// than it did of late.
+constexpr double kMostWait = 0.5;
+
+}  // namespace
+
+std::size_t ServiceTimes::size_class(std::size_t size) {
+  return std::min(static_cast<std::size_t>(std::bit_width(size)), kClasses - 1);
+}
+
+nanoseconds ServiceTimes::estimate(std::size_t size_class) const {
+  for (std::size_t down = 0; down <= size_class; ++down) {
+    const double mean = means_[size_class - down];
+    if (mean != 0.0)
+      return nanoseconds(static_cast<std::int64_t>(mean * static_cast<double>(std::uint64_t{1} << down)));
+  }
+  const auto* const larger = std::find_if(means_.begin(), means_.end(), [](double mean) { return mean != 0.0; });
+  return nanoseconds(larger == means_.end() ? 0 : static_cast<std::int64_t>(*larger));
+}
+
+void ServiceTimes::record(std::size_t size_class, nanoseconds taken) {
+  const auto value = static_cast<double>(std::max<std::int64_t>(taken.count(), 1));
+  double& mean = means_[size_class];
+  mean = mean == 0.0 ? value : mean + kWeight * (std::min(value, kMostTimes * mean) - mean);
+}
+
+Admission::Admission(std::size_t workers, std::size_t queue) : workers_(workers), queue_(queue) {
+  for (std::size_t i = 0; i < workers; ++i) spaces_.push_back(std::make_unique<Workspace>());
+}
+
+nanoseconds Admission::work_ahead(Priority priority, Clock::time_point now) const {
+  nanoseconds work{};
+  for (const Call* const call : working_) {
+    work += std::max(nanoseconds{}, times_.estimate(call->size_class_) - (now - call->begun_));
+  }
+  for (std::size_t i = 0; i <= static_cast<std::size_t>(priority); ++i) {
+    for (const Call* const call : waiting_[i]) work += times_.estimate(call->size_class_);
+  }
+  return work / static_cast<std::int64_t>(workers_);
+}
+
+std::optional<Outcome> Admission::refusal(const Call& call, Clock::time_point now) const {
+  if (call.cancelled_) return Outcome::kCancelled;
+  if (call.deadline_ == Clock::time_point::max()) return std::nullopt;
+  if (call.deadline_ <= now) return Outcome::kExpired;
+  const nanoseconds left = call.deadline_ - now, own = times_.estimate(call.size_class_);
+  const bool waits = call.state_ == Call::State::kOutside && working_.size() == workers_;
+  const nanoseconds wait = waits ? work_ahead(call.priority_, now) : nanoseconds{};
+  const bool late =
+      wait + own > left || static_cast<double>(wait.count()) > kMostWait * static_cast<double>(left.count());
+  return late ? std::optional(Outcome::kLate) : std::nullopt;
+}
+
+std::optional<Outcome> Admission::enter(Call& call, Priority priority, Clock::time_point deadline, std::size_t size) {
+  std::unique_lock lock(mutex_);
+  const Clock::time_point now = Clock::now();
+  call.priority_ = priority;
+  call.deadline_ = deadline;
+  call.size_class_ = ServiceTimes::size_class(size);
+  if (const auto outcome = refusal(call, now)) {
+    if (*outcome == Outcome::kLate) times_.doubt(call.size_class_);
+    return outcome;
+  }
+  if (working_.size() == workers_ && waiting_[0].size() + waiting_[1].size() >= queue_) {
+    Queue& low = waiting(Priority::kLow);
+    if (priority == Priority::kLow || low.empty()) return Outcome::kFull;
+    refuse(*low.back(), Outcome::kFull);
+  }
+  call.state_ = Call::State::kWaiting;
+  Queue& queue = waiting(priority);
+  call.place_ = queue.insert(queue.end(), &call);
+  dispatch(now);
+  const auto decided = [&] { return call.state_ != Call::State::kWaiting; };
+  if (deadline == Clock::time_point::max()) {
+    call.changed_.wait(lock, decided);
+  } else if (!call.changed_.wait_until(lock, deadline, decided)) {
+    refuse(call, Outcome::kExpired);
+  }
+  if (call.state_ == Call::State::kWorking) return std::nullopt;
+  call.state_ = Call::State::kOutside;
+  return call.refusal_;
+}
+
+void Admission::refuse(Call& call, Outcome outcome) {
+  waiting(call.priority_).erase(call.place_);
+  call.state_ = Call::State::kRefused;
+  call.refusal_ = outcome;
+  call.changed_.notify_one();
+}
+
+void Admission::dispatch(Clock::time_point now) {
+  for (Queue& queue : waiting_) {
+    while (working_.size() < workers_ && !queue.empty()) {
+      Call& call = *queue.front();
+      if (const auto outcome = refusal(call, now)) {
+        refuse(call, *outcome);
+        continue;
+      }
+      queue.pop_front();
+      call.state_ = Call::State::kWorking;
+      call.begun_ = now;
+      call.space_ = std::move(spaces_.back());
+      spaces_.pop_back();
+      call.place_ = working_.insert(working_.end(), &call);
+      call.changed_.notify_one();
+    }
+  }
+}
+
+void Admission::leave(Call& call, bool done) {
+  const std::lock_guard lock(mutex_);
+  const Clock::time_point now = Clock::now();
+  if (done) times_.record(call.size_class_, now - call.begun_);
+  working_.erase(call.place_);
+  spaces_.push_back(std::move(call.space_));
+  call.state_ = Call::State::kOutside;
+  dispatch(now);
+}
+
+void Admission::cancel(Call& call) {
+  const std::lock_guard lock(mutex_);
+  call.cancelled_ = true;
+  if (call.state_ == Call::State::kWaiting) refuse(call, Outcome::kCancelled);
+}
+
+Admission::Load Admission::load() const {
+  const std::lock_guard lock(mutex_);
+  return {working_.size(), waiting_[0].size(), waiting_[1].size(), work_ahead(Priority::kLow, Clock::now())};
+}
+
+}  // namespace gr2
