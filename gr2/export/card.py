@@ -181,7 +181,7 @@ def _graphs(graphs: Graphs) -> str:
         for name, variant in sorted(graphs.variants.items())
     ]
     table = _table(("arithmetic", "graphs", "beside the trained student"), rows)
-    return f"Served by default: {graphs.default}. {_plain(graphs.why)}\n\n{table}\n\n`manifest.json` has the figures."
+    return f"Served by default: {_plain(graphs.why) or graphs.default}.\n\n{table}\n\n`manifest.json` has the figures."
 
 
 def _fingerprints(card: Card, inputs: Mapping[str, Artifact]) -> str:
@@ -189,7 +189,8 @@ def _fingerprints(card: Card, inputs: Mapping[str, Artifact]) -> str:
     rows += [(f"stage `{name}`", f"`{stage.digest}`") for name, stage in sorted(inputs.items())]
     files = [(name, digest) for name, digest in sorted(inputs["prepare"].parents.items()) if name.startswith("file:")]
     rows += [(f"{name.removeprefix('file:')} file", f"`{digest}`") for name, digest in files]
-    return f"SHA-256. `manifest.json` has those of the bundle's files, this one included.\n\n{_table(('of', ''), rows)}"
+    hashes = "SHA-256, but for the codebook's own."
+    return f"{hashes} `manifest.json` has those of the bundle's files, this one included.\n\n{_table(('of', ''), rows)}"
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

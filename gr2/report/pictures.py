@@ -52,7 +52,7 @@ def data_picture(data: Mapping[str, Any]) -> str:
         popularity.set(xscale="log", yscale="log", title="Popularity", xlabel="items, most popular first")
         popularity.set_ylabel("training events (0 drawn at 0.5)")
         for axis in (popularity.xaxis, popularity.yaxis):
-            axis.set_major_formatter("{x:,.4g}")
+            axis.set_major_formatter("{x:,.6g}")
             axis.set_minor_formatter("")
         names = [_short(name, 24) for name, _ in data["categories"]][::-1]
         categories.barh(range(len(names)), [count for _, count in data["categories"]][::-1], color=PLAIN)
@@ -149,6 +149,7 @@ def _forest(axes: Axes, changes: Sequence[Mapping[str, float]], names: Sequence[
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(-0.6, len(names) - 0.4)
     axes.grid(visible=True, axis="x", alpha=0.2, color=INK, lw=0.6)
+    axes.locator_params(axis="x", nbins=6)
     axes.xaxis.set_major_formatter("{x:+.2g}")
 
 
