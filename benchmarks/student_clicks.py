@@ -30,7 +30,7 @@ from gr2.serving.engine import Engine
 __all__ = ["main"]
 
 FOLDER, CONFIG = Path("runs/student-clicks"), ROOT / "configs" / "clicks.toml"
-USERS, ITEMS, SLATE = 4000, 400, 10
+USERS, ITEMS, SLATE = 1500, 400, 10
 METHODS = ("off", "swaps", "em", "given")
 
 
