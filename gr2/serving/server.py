@@ -183,7 +183,9 @@ class Server:
             return []
         details = "a token of this server is needed: authorization: Bearer TOKEN"
         refusal = self._servicer.refusal(grpc.StatusCode.UNAUTHENTICATED, details)
-        return [TokenInterceptor(TokenFile(self.config.tokens), refusal)]
+        interceptor = TokenInterceptor(TokenFile(self.config.tokens), refusal)
+        self.metrics.sources.append(interceptor.families)
+        return [interceptor]
 
     def _show_health(self) -> None:
         bundles = {f"{SERVICE}/{each.name}": each.bundle is not None for each in self.repository.status()}

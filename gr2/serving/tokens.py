@@ -13,12 +13,14 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import grpc
 
 from gr2.errors import ConfigError
+from gr2.serving.exposition import Family
 
 __all__ = ["TokenFile", "TokenInterceptor", "make_token"]
 
@@ -113,7 +115,16 @@ class TokenInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]
     def __init__(self, tokens: TokenFile, refusal: grpc.RpcMethodHandler) -> None:
         """`refusal` is the handler that ends a call."""
         self._tokens, self._refusal = tokens, refusal
-        self.refused = 0
+        self._calls: Counter[str] = Counter()
+        self._refused = 0
+
+    def families(self) -> Iterable[Family]:
+        """How often each client has called, and how many calls were refused, as metrics."""
+        calls = Family("gr2_client_calls_total", "counter", "Calls with a client's token.")
+        for client, count in sorted(self._calls.copy().items()):
+            calls.add(count, client=client)
+        refused = Family("gr2_unauthenticated_calls_total", "counter", "Calls without a token that is known.")
+        return (calls, refused.add(self._refused))
 
     def intercept_service(
         self,
@@ -125,10 +136,12 @@ class TokenInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]
             return continuation(handler_call_details)
         for key, value in handler_call_details.invocation_metadata:
             if key == "authorization" and value.startswith(SCHEME):
-                if self._tokens.client(value[len(SCHEME) :]) is not None:
+                client = self._tokens.client(value[len(SCHEME) :])
+                if client is not None:
+                    self._calls[client] += 1
                     return continuation(handler_call_details)
                 break
-        self.refused += 1
+        self._refused += 1
         return self._refusal
 
 

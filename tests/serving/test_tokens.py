@@ -90,6 +90,9 @@ def test_calls_without_a_known_token_are_refused(make_bundle: MakeBundle, tmp_pa
         with pytest.raises(grpc.RpcError) as caught:
             next(reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(requests, timeout=10))
         assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    text = server.metrics.text()
+    assert 'gr2_client_calls_total{client="ranker"} 1' in text
+    assert "gr2_unauthenticated_calls_total 3" in text
     server.stop(5)
 
 
