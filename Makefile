@@ -3,7 +3,7 @@ PYTHON ?= python
 DATA ?= ../shared/data
 FUZZ_SECONDS ?= 600
 
-.PHONY: help dev lint format sanitize fuzz test bench proto constraints results show-spine show-decoding decoding-fuzz decoding-processors show-tokenizer tokenizer-ablation tokenizer-scale beauty games18 sasrec reasoner reasoner-teachers rl-compressor show-reasoner kernels-gpu kernels-serving show-kernels rl show-rl student-clicks server-faults server-comparison show-server
+.PHONY: help dev lint format sanitize fuzz test bench proto constraints results show-spine show-decoding decoding-fuzz decoding-processors show-tokenizer tokenizer-ablation tokenizer-scale beauty games18 sasrec reasoner reasoner-teachers rl-compressor show-reasoner kernels-gpu kernels-serving kernels-lent show-kernels rl show-rl student-clicks server-faults server-comparison show-server
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -102,6 +102,9 @@ kernels-gpu: ## the Triton kernels on this machine's GPU: checked and timed; sto
 
 kernels-serving: ## the engine on this machine's GPU: its order, its phases, its throughput; stores its figures
 	$(PYTHON) -m benchmarks.kernels_serving
+
+kernels-lent: ## build, then both of the above within ten minutes of a GPU; records and logs are copied to build/lent
+	$(PYTHON) -m benchmarks.kernels_lent --out build/lent
 
 show-server: ## every figure of the server, one line each; exit code 1 if one is short
 	$(PYTHON) -m benchmarks.show_server
