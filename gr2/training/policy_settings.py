@@ -34,7 +34,9 @@ class PolicyConfig(ReasonerConfig):
         temperature: of sampling, at least 0.01.
         kl: weight of the divergence from the start; 0 is none, and no second model.
         divergence: `reverse`, KL(policy || start), or `forward`.
-        minutes: of training, at the end of which it ends whatever steps are left; 0 is no end.
+        minutes: of training, at the end of which it ends whatever steps are left; 0 is no end. It does not identify
+            what is made, since it cannot: the machine decides how many steps a minute has. The artefact says how many
+            there were, and a training that was killed goes on with whatever time it is given then.
     """
 
     steps: int = 200

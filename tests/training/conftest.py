@@ -111,9 +111,14 @@ def _lists(dataset: Dataset, pairs: list[tuple[int, int]], rng: np.random.Genera
 
 @pytest.fixture
 def kill_in_training(tmp_path: Path) -> Callable[..., Path]:
-    """Begins a stage of the test file's `TINY` in a process of its own, kills it amid the steps, and says where."""
+    """Begins a stage of the test file's `TINY` in a process of its own, kills it amid the steps, and says where.
 
-    def kill(cases: str, stage: str, parents: Mapping[str, Artifact], *, checkpoints: str = "") -> Path:
+    `changes` are made to `TINY`, after those that give it six steps and three lists to rank.
+    """
+
+    def kill(
+        cases: str, stage: str, parents: Mapping[str, Artifact], *, checkpoints: str = "", **changes: object
+    ) -> Path:
         script, cut = tmp_path / "work.py", tmp_path / "cut"
         paths = {name: str(artifact.path) for name, artifact in parents.items()}
         script.write_text(
@@ -122,7 +127,7 @@ def kill_in_training(tmp_path: Path) -> Callable[..., Path]:
             "cases = importlib.util.module_from_spec(spec); sys.modules['cases'] = cases\n"
             "spec.loader.exec_module(cases)\n"
             f"parents = {{name: cases.Artifact.load(path, name) for name, path in {paths!r}.items()}}\n"
-            "config = cases.replace(cases.TINY, steps=6, test_lists=3)\n"
+            f"config = cases.replace(cases.TINY, **{ {'steps': 6, 'test_lists': 3} | changes!r})\n"
             f"cases.{stage}.run(config, parents, pathlib.Path({str(cut)!r}), 5)\n"
         )
         process = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from gr2.artifact import Artifact
-from gr2.config import build
+from gr2.config import build, to_json
 from gr2.errors import ArtifactError, ConfigError
 from gr2.models.reasoner import Reasoner, SidSpec, from_scratch
 from gr2.training import opd
@@ -18,6 +19,11 @@ from gr2.training.opd import OpdConfig
 TEXTS = ["History, oldest first: Candidates: rank"]
 # A model of the teacher's size on the way of one that has learnt something: its choices are far from even.
 SHARPNESS = 6.0
+TINY = OpdConfig(
+    start="midtrain", teacher="elsewhere", reasoning=False, knowledge=False, max_history=2, title_words=1, steps=7,
+    groups=2, samples=2, batch=4, answer_batch=4, redraws=0, learning_rate=2e-2, precision="float32",
+    validation_lists=0, test_lists=0, checkpoint_seconds=0.0, threads=1, list_size=4, copy_limit=1.0,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +38,7 @@ def teacher(untrained: dict[str, Artifact], tmp_path_factory: pytest.TempPathFac
 
 
 def config_of(folder: Path, **changes: object) -> OpdConfig:
-    values: dict[str, object] = {
-        "start": "midtrain", "teacher": str(folder), "reasoning": False, "knowledge": False, "max_history": 2,
-        "title_words": 1, "steps": 7, "groups": 2, "samples": 2, "batch": 4, "answer_batch": 4, "redraws": 0,
-        "learning_rate": 2e-2, "precision": "float32", "validation_lists": 0, "test_lists": 0, "threads": 1,
-        "list_size": 4, "copy_limit": 1.0,
-    }  # fmt: skip
-    return build(OpdConfig, values | changes, "opd")
+    return build(OpdConfig, to_json(TINY) | {"teacher": str(folder)} | changes, "opd")
 
 
 def weights(artifact: Artifact) -> dict[str, torch.Tensor]:
@@ -68,6 +68,21 @@ def test_pure_distillation_does_not_look_at_rewards_and_the_task_does(
     for form, same in (("reverse", True), ("task", False)):
         first, second = made[form, "group"], made[form, "none"]
         assert all(torch.equal(value, second[name]) for name, value in first.items()) == same
+
+
+def test_kill_in_the_middle_changes_nothing(
+    untrained: dict[str, Artifact], teacher: Path, tmp_path: Path, kill_in_training: Callable[..., Path]
+) -> None:
+    config = config_of(teacher, steps=6, test_lists=3)
+    whole = opd.run(config, untrained, tmp_path / "whole", 5)
+    cut = kill_in_training(__file__, "opd", untrained, teacher=str(teacher))
+    resumed = opd.run(config, untrained, cut, 5)
+    expected, found = weights(whole), weights(resumed)
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+    tables = [pq.read_table(made.file("steps.parquet")) for made in (whole, resumed)]
+    names = [name for name in tables[0].column_names if "time" not in name]
+    assert tables[0].select(names).equals(tables[1].select(names))
+    assert pq.read_table(whole.file("ranks.parquet")).equals(pq.read_table(resumed.file("ranks.parquet")))
 
 
 def test_another_tokenizer_is_refused(untrained: dict[str, Artifact], tmp_path: Path) -> None:

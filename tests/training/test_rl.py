@@ -15,13 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from gr2.artifact import Artifact, open_stage
+from gr2.artifact import Artifact, is_current, open_stage
 from gr2.config import build
 from gr2.data.candidates import CandidateLists
 from gr2.errors import ConfigError, DataError, Gr2Error
 from gr2.models.reasoner import Reasoner
-from gr2.training import bypass, rl, trying
-from gr2.training.bypass import BypassConfig
+from gr2.training import rl, trying
 from gr2.training.resumable import Resumable
 from gr2.training.rl import RlConfig
 
@@ -96,27 +95,15 @@ def test_where_the_clock_ends_a_training_is_its_end_for_good(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(trying, "rank_splits", killed)
         rl.run(config, parents, tmp_path / "rl", 3)
-    made = rl.run(replace(config, minutes=0.0), parents, tmp_path / "rl", 3)
+    # Another time is no other training: what was killed goes on, and what has ended is current.
+    free = replace(config, minutes=0.0)
+    made = rl.run(free, parents, tmp_path / "rl", 3)
     assert made.metrics["steps"] == len(pq.read_table(made.file("steps.parquet"))) == 1
+    for other, current in ((config, True), (replace(config, minutes=5.0), True), (replace(free, steps=600), False)):
+        assert is_current(made.path, "rl", other, made.parents, 3) == current
     assert len(pq.read_table(made.file("ranks.parquet"))) == 3
     before, after = weights(parents["midtrain"]), weights(made)
     assert any(not torch.equal(value, after[name]) for name, value in before.items())
-
-
-def test_the_second_pass_ranks_without_reasoning_and_says_what_it_began_with(
-    parents: dict[str, Artifact], tmp_path: Path
-) -> None:
-    first = rl.run(replace(TINY, steps=1, test_lists=0), parents, tmp_path / "rl", 3)
-    names = {"midtrain": parents["midtrain"], "rl": first}
-    config = BypassConfig(
-        **{name: getattr(TINY, name) for name in vars(TINY) if name not in ("start", "evaluate_start")}
-    )
-    made = bypass.run(config, {**parents, **names}, tmp_path / "bypass", 3)
-    assert made.parents["rl"] == first.digest
-    assert len(pq.read_table(made.file("start-ranks.parquet"))) == 12
-    assert made.metrics["start"]["test"]["valid"] == made.metrics["test"]["valid"] == 1.0
-    with pytest.raises(ConfigError, match="reasoning must be false"):
-        build(BypassConfig, {"reasoning": True}, "bypass")
 
 
 def test_a_run_that_copies_is_ended(parents: dict[str, Artifact], tmp_path: Path) -> None:
