@@ -19,8 +19,8 @@ namespace {
 using catalog_trie_format::Header;
 using catalog_trie_format::padded;
 
-// Rows counted in a byte.
-constexpr std::size_t kBlock = 240;
+// Rows that are copied at once: few enough for the fastest cache.
+constexpr std::size_t kBlock = 512;
 
 [[noreturn]] void fail(const std::string& message) {
   throw std::invalid_argument(message);
@@ -79,19 +79,17 @@ class CatalogTrieBuild {
     header_.items = rows_;
   }
 
+  // The caller's rows are read once, into a block of our own: another thread that changes them meanwhile may change
+  // what is built, but not whether it is a trie.
   std::shared_ptr<const CatalogTrie> build() {
-    shared_ = std::make_unique_for_overwrite<std::uint8_t[]>(rows_);
-    with_levels([&]<std::size_t kLevels>() { compare_rows<kLevels>(); });
-    count_edges();
+    // Room for as many edges as there are rows; memory that is never written to takes none.
     for (std::size_t level = 0; level < levels_; ++level) {
-      parts_[level].codes = std::make_unique_for_overwrite<std::byte[]>(header_.edges[level] * header_.code_bytes);
-      parts_[level].ends = std::make_unique_for_overwrite<std::uint32_t[]>(header_.edges[level]);
+      parts_[level].codes = std::make_unique_for_overwrite<std::byte[]>(rows_ * header_.code_bytes);
+      parts_[level].ends = std::make_unique_for_overwrite<std::uint32_t[]>(rows_);
     }
-    std::uint32_t bits = 0;
     with_levels([&]<std::size_t kLevels>() {
-      bits = header_.code_bytes == 1 ? write_edges<kLevels, std::uint8_t>() : write_edges<kLevels, std::uint16_t>();
+      header_.code_bytes == 1 ? write_edges<kLevels, std::uint8_t>() : write_edges<kLevels, std::uint16_t>();
     });
-    if (bits >= header_.level_size) check_range();
     return assemble();
   }
 
@@ -127,63 +125,58 @@ class CatalogTrieBuild {
     }
   }
 
+  // The codes that each of `count` rows shares with the one before, from the second on; false if one is out of order.
   template <std::size_t kLevels>
-  void compare_rows() {
+  static bool compare_rows(const std::uint16_t* rows, std::size_t count, std::uint8_t* shared) {
+    if constexpr (kLevels == 4) return simd().shared_codes(rows, count, shared);
     bool sorted = true;
-    const std::uint16_t* row = codes_.data();
-    if (rows_ > 0) shared_[0] = 0;
-    if constexpr (kLevels == 4) {
-      if (!simd().shared_codes(row, rows_, shared_.get())) report_order();
-      return;
-    }
-    for (std::size_t i = 1; i < rows_; ++i, row += kLevels) {
-      const Step step = compare<kLevels>(row, row + kLevels);
-      shared_[i] = static_cast<std::uint8_t>(step.shared);
+    for (std::size_t i = 1; i < count; ++i, rows += kLevels) {
+      const Step step = compare<kLevels>(rows, rows + kLevels);
+      shared[i] = static_cast<std::uint8_t>(step.shared);
       sorted &= step.ascends;
     }
-    if (!sorted) report_order();
+    return sorted;
   }
 
+  template <std::size_t kLevels>
   [[noreturn]] void report_order() const {
     check_range();
     for (std::size_t i = 1; i < rows_; ++i) {
       const std::uint16_t *here = codes_.data() + i * levels_, *before = here - levels_;
-      const std::size_t level = shared_[i];
-      if (level == levels_ || before[level] <= here[level]) continue;
-      fail(place(i, level) + " is " + std::to_string(here[level]) + " and " + std::to_string(before[level]) +
-           " in the row before: rows must be in lexicographic order");
+      const Step step = compare<kLevels>(before, here);
+      if (step.ascends) continue;
+      fail(place(i, step.shared) + " is " + std::to_string(here[step.shared]) + " and " +
+           std::to_string(before[step.shared]) + " in the row before: rows must be in lexicographic order");
     }
     fail("codes were changed while they were read");
   }
 
-  template <std::size_t kLevels, typename Code>
-  std::uint32_t write_edges() {
-    return rows_ > 0 && header_.edges[0] <= rows_ / 64 ? write_edges<kLevels, Code, true>()
-                                                       : write_edges<kLevels, Code, false>();
+  // Raises if one of the block's codes is not below the level size.
+  void check_block(const std::uint16_t* codes, std::size_t count) const {
+    std::uint32_t bits = 0;
+    for (std::size_t i = 0; i < count; ++i) bits |= codes[i];
+    if (bits < header_.level_size) return;
+    std::uint16_t largest = 0;
+    for (std::size_t i = 0; i < count; ++i) largest = std::max(largest, codes[i]);
+    if (largest < header_.level_size) return;
+    check_range();
+    fail("codes were changed while they were read");
   }
 
-  void count_edges() {
-    for (std::size_t level = 0; level < levels_; ++level) {
-      const auto most = static_cast<std::uint8_t>(level);
-      std::uint64_t edges = 0;
-      for (std::size_t start = 0; start < rows_; start += kBlock) {
-        const std::span<const std::uint8_t> block{shared_.get() + start, std::min(kBlock, rows_ - start)};
-        std::uint8_t fresh = 0;
-        for (const std::uint8_t shared : block) fresh = static_cast<std::uint8_t>(fresh + (shared <= most));
-        edges += fresh;
-      }
-      header_.edges[level] = edges;
-    }
+  template <std::size_t kLevels, typename Code>
+  void write_edges() {
+    if (rows_ == 0) return;
+    // At most so many nodes of depth 1, if the rows are sorted.
+    const std::size_t first = codes_.front(), last = codes_[codes_.size() - kLevels];
+    const bool few = last >= first && last - first < rows_ / 64;
+    few ? write_edges<kLevels, Code, true>() : write_edges<kLevels, Code, false>();
   }
 
   // A row that leads to the same nodes as the one before writes their codes, and where their ranges end by now, once
   // more: cheaper than a branch that nobody can predict.
   // Where there are few edges of level 0, a branch tells when one begins; the loop leaves that level out.
-  // Returns the bits that any code has: of what is written, so that no other thread can slip in a code that is too
-  // large.
   template <std::size_t kLevels, typename Code, bool kFewFirst>
-  std::uint32_t write_edges() {
-    std::array<std::uint64_t, 2> bits{};
+  void write_edges() {
     std::array<Code*, kLevels> codes;
     std::array<std::uint32_t*, kLevels> ends;
     std::array<std::uint32_t, kLevels + 1> count{};
@@ -191,28 +184,40 @@ class CatalogTrieBuild {
       codes[level] = reinterpret_cast<Code*>(parts_[level].codes.get());
       ends[level] = parts_[level].ends.get();
     }
-    const std::uint16_t* next = codes_.data();
-    const std::uint8_t* shared = shared_.get();
-    for (std::size_t i = 0; i < rows_; ++i, next += kLevels) {
+    // The last row of the block before, and the block.
+    constexpr std::size_t kCodes = kLevels * (kBlock + 1);
+    std::array<std::uint16_t, kCodes> rows;
+    std::array<std::uint8_t, kBlock + 1> shared;
+    for (std::size_t start = 0; start < rows_; start += kBlock) {
       constexpr std::size_t kFirst = kFewFirst ? 1 : 0;
-      std::array<std::uint64_t, 2> row{};
-      std::memcpy(row.data(), next, 2 * kLevels);
-      for (std::size_t word = 0; word < row.size(); ++word) bits[word] |= row[word];
-      const auto code = [&](std::size_t level) { return static_cast<Code>(row[level / 4] >> level % 4 * 16); };
-      if (kFewFirst && shared[i] == 0) [[unlikely]] {
-        if (i > 0) ends[0][count[0] - 1] = count[1];
-        codes[0][count[0]++] = code(0);
+      const std::size_t size = std::min(kBlock, rows_ - start);
+      std::memcpy(rows.data() + kLevels, codes_.data() + start * kLevels, 2 * kLevels * size);
+      check_block(rows.data() + kLevels, kLevels * size);
+      shared[1] = 0;
+      const bool sorted = start == 0 ? compare_rows<kLevels>(rows.data() + kLevels, size, shared.data() + 1)
+                                     : compare_rows<kLevels>(rows.data(), size + 1, shared.data());
+      if (!sorted) report_order<kLevels>();
+      const std::uint16_t* next = rows.data();
+      for (std::size_t i = 1; i <= size; ++i) {
+        next += kLevels;
+        std::array<std::uint64_t, 2> row{};
+        std::memcpy(row.data(), next, 2 * kLevels);
+        const auto code = [&](std::size_t level) { return static_cast<Code>(row[level / 4] >> level % 4 * 16); };
+        if (kFewFirst && shared[i] == 0) [[unlikely]] {
+          if (count[0] > 0) ends[0][count[0] - 1] = count[1];
+          codes[0][count[0]++] = code(0);
+        }
+        for (std::size_t level = kFirst; level < kLevels; ++level) count[level] += shared[i] <= level;
+        ++count[kLevels];
+        for (std::size_t level = kFirst; level < kLevels; ++level) {
+          codes[level][count[level] - 1] = code(level);
+          ends[level][count[level] - 1] = count[level + 1];
+        }
       }
-      for (std::size_t level = kFirst; level < kLevels; ++level) count[level] += shared[i] <= level;
-      ++count[kLevels];
-      for (std::size_t level = kFirst; level < kLevels; ++level) {
-        codes[level][count[level] - 1] = code(level);
-        ends[level][count[level] - 1] = count[level + 1];
-      }
+      std::memcpy(rows.data(), next, 2 * kLevels);
     }
     if (kFewFirst) ends[0][count[0] - 1] = count[1];
-    const std::uint64_t folded = (bits[0] | bits[1]) | (bits[0] | bits[1]) >> 32;
-    return static_cast<std::uint16_t>(folded | folded >> 16);
+    for (std::size_t level = 0; level < kLevels; ++level) header_.edges[level] = count[level];
   }
 
   std::shared_ptr<const CatalogTrie> assemble() {
@@ -248,7 +253,6 @@ class CatalogTrieBuild {
   std::span<const std::uint16_t> codes_;
   std::size_t levels_, rows_;
   Header header_{};
-  std::unique_ptr<std::uint8_t[]> shared_;  // codes that row i shares with row i - 1
   std::array<Part, CatalogTrie::kMaxLevels> parts_;
 };
 

@@ -1,9 +1,11 @@
+import contextlib
 import copy
 import itertools
 import os
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -120,6 +122,43 @@ class TestStructure:
     def test_strided_codes_are_read_in_their_order(self):
         codes = np.array([[3, 9, 1], [2, 9, 0], [1, 9, 5]], np.uint16)[::-1, ::2]
         assert_same_trie(CatalogTrie(codes, 10), codes.copy())
+
+    @pytest.mark.parametrize("level_size", [256, 65536])
+    @pytest.mark.parametrize("levels", [3, 4, 5])
+    @pytest.mark.parametrize("items", [511, 512, 513, 1537])
+    def test_more_items_than_are_read_at_once(self, items, levels, level_size):
+        generator = np.random.default_rng(items)
+        alphabet = generator.choice(level_size, 5, replace=False)
+        codes = sorted_rows(generator.choice(alphabet, (items, levels)).astype(np.uint16))
+        assert_same_trie(CatalogTrie(codes, level_size), codes)
+
+    @pytest.mark.parametrize("level_size", [256, 300])
+    def test_codes_that_a_thread_changes_meanwhile_make_a_trie_or_an_error(self, level_size):
+        generator = np.random.default_rng(0)
+        codes = sorted_rows(generator.integers(0, 256, (100_000, 4)).astype(np.uint16))
+        rows = np.arange(100, len(codes), 37)
+        own, other = codes[rows], 255 - codes[rows]
+        over = threading.Event()
+
+        def change():
+            while not over.is_set():
+                codes[rows] = other
+                codes[rows] = own
+
+        thread = threading.Thread(target=change)
+        thread.start()
+        tries, end = [], time.monotonic() + 1.5
+        while time.monotonic() < end:
+            with contextlib.suppress(ValueError):
+                tries.append(CatalogTrie(codes, level_size))
+        over.set()
+        thread.join()
+        assert tries
+        for trie, level in itertools.product(tries, range(4)):
+            offsets, edges = trie.level(level)
+            siblings = np.ones(len(edges), np.bool_)
+            siblings[offsets[:-1]] = False
+            assert np.all(np.diff(edges.astype(int), prepend=-1)[siblings] > 0)
 
     def test_a_level_out_of_range_is_refused(self, small):
         trie = CatalogTrie.open(small[0])
