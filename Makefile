@@ -3,7 +3,7 @@ PYTHON ?= python
 DATA ?= ../shared/data
 FUZZ_SECONDS ?= 600
 
-.PHONY: help dev lint format sanitize fuzz test bench proto constraints results show-spine show-decoding decoding-fuzz decoding-processors show-tokenizer tokenizer-ablation tokenizer-scale beauty games18 sasrec reasoner reasoner-teachers rl-compressor show-reasoner kernels-gpu kernels-serving kernels-lent show-kernels rl show-rl student-clicks server-faults server-comparison show-server quality show-student
+.PHONY: help dev lint format sanitize fuzz test bench proto constraints results show-spine show-decoding decoding-fuzz decoding-processors show-tokenizer tokenizer-ablation tokenizer-scale beauty games18 sasrec reasoner reasoner-teachers rl-compressor show-reasoner kernels-gpu kernels-serving kernels-lent show-kernels rl show-rl student-clicks server-faults server-comparison show-server quality show-student student-titles student-checks
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -57,6 +57,15 @@ student-clicks: ## clicks weighed by propensities, on simulated logs, judged by 
 
 quality: ## the student against trees and others on Beauty and games18, five seeds (long); stores its figures
 	$(PYTHON) -m benchmarks.student_quality
+
+student-titles: ## a cross-encoder over titles, after `make quality` (long); stores its figures
+	$(PYTHON) -m benchmarks.student_titles
+
+student-checks: ## the served student beside the reasoner, after `make beauty` and `make reasoner`; stores its figures
+	$(PYTHON) -m benchmarks.student_checks
+
+show-student: ## every figure of the student, one line each; exit code 1 if one is short
+	$(PYTHON) -m benchmarks.show_student
 
 results: ## docs/results.md from the stored figures
 	$(PYTHON) -m benchmarks.results
