@@ -24,6 +24,7 @@ from gr2.data.candidates import PADDING, CandidateLists
 from gr2.data.dataset import Dataset
 from gr2.evaluate import engine_ranks
 from gr2.metrics import metric_values
+from gr2.models.answer_grammar import AnswerGrammar
 from gr2.models.answering import answers
 from gr2.models.reasoner import Reasoner
 from gr2.prompts.render import PromptConfig
@@ -86,12 +87,13 @@ def times(data: Data, engine: Engine, reasoner: Reasoner) -> tuple[Figure, dict[
     lists = data.lists.take(rows)
     slates = list_slates(data.dataset, data.codes, lists)
     prompts = list_prompts(reasoner, slates, PromptConfig(max_history=8, title_words=4))
+    grammar = AnswerGrammar(reasoner)
     spent: dict[str, list[float]] = {"student": [], "reasoner, an answer": [], "reasoner, likelihoods": []}
     for row in range(len(rows)):
         one = lists.take(np.array([row]))
         asked: dict[str, Callable[[], object]] = {
             "student": request(data, engine, one),
-            "reasoner, an answer": partial(answers, reasoner, [prompts[row]], [slates[row]], batch=1),
+            "reasoner, an answer": partial(answers, reasoner, [prompts[row]], [slates[row]], grammar=grammar),
             "reasoner, likelihoods": partial(Lessons(reasoner, 50).scores, data.dataset, data.codes, one),
         }
         for who, ask in asked.items():
