@@ -15,12 +15,11 @@ from gr2.data.candidates import PADDING, CandidateLists
 from gr2.features import SCORE_FEATURES
 from gr2.metrics import metric_values, rank_of_target
 from gr2.models.memory import MEMORY
-from gr2.training.lessons import Lessons
 
 if TYPE_CHECKING:
     import lightgbm
 
-__all__ = ["TREES", "fitted_trees", "ranks_by", "reasoner_ranks", "simple_ranks"]
+__all__ = ["TREES", "fitted_trees", "ranks_by", "simple_ranks"]
 
 COLUMNS = (*SCORE_FEATURES, *MEMORY)
 # Popularity, and co-purchases with the last item over popularity's root, as they are among the student's features.
@@ -44,11 +43,6 @@ def simple_ranks(lists: Lists, test: str) -> dict[str, NDArray[np.int64]]:
     held, seen = lists.tests[test], lists.seen[test]
     orders = {name: ranks_by(held, seen[:, :, COLUMNS.index(column)]) for name, column in SIMPLE.items()}
     return {"incoming": held.label() + 1, **orders}
-
-
-def reasoner_ranks(lists: Lists, test: str, lessons: Lessons) -> NDArray[np.int64]:
-    """By the likelihoods of a reasoner."""
-    return ranks_by(lists.tests[test], lessons.scores(lists.dataset, lists.codes, lists.tests[test]))
 
 
 def fitted_trees(lists: Lists, seed: int) -> dict[str, NDArray[np.int64]]:

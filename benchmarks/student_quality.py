@@ -18,13 +18,11 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.results import ROOT, Figure, Record, store
-from benchmarks.student_baselines import TREES, fitted_trees, ranks_by, reasoner_ranks, simple_ranks
+from benchmarks.student_baselines import TREES, fitted_trees, ranks_by, simple_ranks
 from benchmarks.student_lists import SOURCES, Lists, load_source
-from gr2.artifact import Artifact, write_json
+from gr2.artifact import write_json
 from gr2.metrics import Difference, metric_values, paired_bootstrap
-from gr2.models.reasoner import Reasoner
 from gr2.training.distill import DistillConfig, fit_student, student_parts
-from gr2.training.lessons import Lessons
 
 __all__ = ["main"]
 
@@ -62,15 +60,11 @@ def make(name: str, seeds: Sequence[int]) -> None:
 
 
 def _keep_simple(name: str, lists: Lists) -> None:
-    """What needs no seed: simple orders, the reasoner's, and which targets are tied."""
+    """What needs no seed: simple orders, and which targets are tied."""
     arrays: dict[str, Any] = {}
     for test, held in lists.tests.items():
         arrays |= {f"{who}/{test}": ranks for who, ranks in simple_ranks(lists, test).items()}
         arrays[f"untied/{test}"] = ~lists.dataset.tied[held.user]
-        if name == "beauty-midtrain":
-            reasoner = Reasoner.load(Artifact.load(lists.run / "midtrain", "midtrain").file("model"))
-            lessons = Lessons(reasoner, CONFIG.max_history, KEPT / name / "lessons")
-            arrays[f"the reasoner/{test}"] = reasoner_ranks(lists, test, lessons)
     np.savez(KEPT / name / "simple.npz", **arrays)
 
 
@@ -169,6 +163,7 @@ def record(command: str) -> Record:
     notes = [
         "student and LambdaMART train on the same cross-fitted lists, see the same columns, and are stopped or weighed "
         "by the same validation lists; seeds vary their training, lists and columns are those of seed 0",
+        "the reasoner is compared with in student.checks, the cross-encoder in student.titles",
         "games18: training and validation lists of our own SASRec, test lists of other rankers for 6,000 users",
         f"of {len(TREES)} settings of LambdaMART the validation lists choose; the student's are the defaults but for "
         f"epochs = {CONFIG.epochs}, of games18 {LARGE.epochs}",
