@@ -12,8 +12,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +30,7 @@ from gr2.load.step import Generator, Step
 from gr2.load.summary import Summary
 from gr2.v1 import reranker_pb2
 
-__all__ = ["comparison", "main"]
+__all__ = ["Comparison", "main"]
 
 EVENTS, CANDIDATES, CALLERS = 50, 50, 8
 REQUESTS, COMPARED, USERS = 20_000, 200, 200
@@ -37,6 +39,10 @@ LOAD = 0.7  # of what the best of the others answers
 CLOSE = 1e-3
 ATTEMPTS = 3
 DIM, LAYERS = 64, 1
+
+Answers = list[tuple[list[int], list[float]]]
+"""Orders, and the scores in these orders."""
+Runs = dict[str, list[Summary]]
 
 
 @dataclass
@@ -48,7 +54,6 @@ class Setup:
     client: int
     seconds: float
     warmup: float = 2.0
-    answers: dict[str, list[tuple[list[int], list[float]]]] = field(default_factory=dict)
 
     def step(self, server: Started, requests: Sequence[bytes], **load: float) -> Summary:
         """One step against a server, again if the generator was the bottleneck, three times at most.
@@ -70,7 +75,7 @@ class Setup:
         return found
 
 
-def answers(server: Started, requests: Sequence[bytes]) -> list[tuple[list[int], list[float]]]:
+def answers(server: Started, requests: Sequence[bytes]) -> Answers:
     """Order and scores of the first COMPARED requests."""
     rankings = []
     for request in requests[:COMPARED]:
@@ -82,7 +87,7 @@ def answers(server: Started, requests: Sequence[bytes]) -> list[tuple[list[int],
     return rankings
 
 
-def same(found: list[tuple[list[int], list[float]]], expected: list[tuple[list[int], list[float]]]) -> int:
+def same(found: Answers, expected: Answers) -> int:
     """How many orders are equal. Raises AssertionError if scores differ, or orders beyond what rounding explains."""
     equal = 0
     for (order, scores), (right, right_scores) in zip(found, expected, strict=True):
@@ -101,56 +106,141 @@ def rounds(count: int, names: Sequence[str], measure: Callable[[str], None]) -> 
             measure(name)
 
 
-def comparison(bundles: tuple[Path, Path, Path], setup: Setup, names: Sequence[str], count: int) -> Record:
-    """All figures, from `count` rounds of each measurement."""
-    default, whole, exported = bundles
-    loaded = Bundle.load(default)
-    fresh = draw_requests(loaded, REQUESTS, history=EVENTS, candidates=CANDIDATES)
-    known = draw_requests(loaded, REQUESTS, history=EVENTS, candidates=CANDIDATES, users=USERS)
-    alone: dict[str, list[Summary]] = {name: [] for name in (OURS, *names)}
-    closed: dict[str, list[Summary]] = {name: [] for name in (OURS, *names)}
-    memory: dict[str, float] = {}
+class Comparison:
+    """The measurements: the same graph in all servers, the same load, and our graphs against the best of the others."""
 
-    def same_graph(name: str) -> None:
-        with started(name, whole, setup.core, setup.venvs, fresh[0]) as server:
-            setup.answers.setdefault(name, answers(server, fresh))
-            alone[name].append(setup.step(server, fresh, concurrency=1))
-            closed[name].append(setup.step(server, fresh, concurrency=CALLERS))
-            memory[name] = server.megabytes()
+    def __init__(self, bundles: tuple[Path, Path, Path], setup: Setup, names: Sequence[str], count: int) -> None:
+        self.default, self.whole, self.exported = bundles
+        self.setup, self.names, self.count = setup, names, count
+        loaded = Bundle.load(self.default)
+        shape = {"history": EVENTS, "candidates": CANDIDATES}
+        self.fresh = draw_requests(loaded, REQUESTS, **shape)
+        self.known = draw_requests(loaded, REQUESTS, users=USERS, **shape)
+        self.answers: dict[str, Answers] = {}
+        self.memory: dict[str, float] = {}
+        self.alone: Runs = {}
+        self.closed: Runs = {}
+        self.opened: Runs = {}
+        self.graphs: Runs = {}
+        self.equal = COMPARED
 
-    rounds(count, [OURS, *names], same_graph)
-    assert all(same(setup.answers[name], setup.answers[OURS]) == COMPARED for name in names)
-    best = max(names, key=lambda name: rate_of(closed[name]))
-    load = LOAD * rate_of(closed[best])
-    able = [name for name in names if rate_of(closed[name]) > load]
-    opened: dict[str, list[Summary]] = {name: [] for name in (OURS, *able)}
+    def started(self, name: str, bundle: Path) -> AbstractContextManager[Started]:
+        """A server on its core."""
+        return started(name, bundle, self.setup.core, self.setup.venvs, self.fresh[0])
 
-    def equal_load(name: str) -> None:
-        with started(name, whole, setup.core, setup.venvs, fresh[0]) as server:
-            opened[name].append(setup.step(server, fresh, rate=load))
+    def same_graph(self) -> None:
+        """One caller and several, in every server. Raises AssertionError if answers differ."""
 
-    rounds(count, [OURS, *able], equal_load)
-    kinds = {
-        f"{best}, the graph as exported": (best, exported, fresh),
-        f"{OURS}, the default bundle": (OURS, default, fresh),
-        f"{OURS}, the default bundle, history known": (OURS, default, known),
-    }
-    ours: dict[str, list[Summary]] = {kind: [] for kind in kinds}
-    equal: list[int] = []
+        def measure(name: str) -> None:
+            with self.started(name, self.whole) as server:
+                self.answers.setdefault(name, answers(server, self.fresh))
+                self.alone.setdefault(name, []).append(self.setup.step(server, self.fresh, concurrency=1))
+                self.closed.setdefault(name, []).append(self.setup.step(server, self.fresh, concurrency=CALLERS))
+                self.memory[name] = server.megabytes()
 
-    def graphs(kind: str) -> None:
-        name, bundle, requests = kinds[kind]
-        with started(name, bundle, setup.core, setup.venvs, requests[0]) as server:
-            equal.append(same(answers(server, fresh), setup.answers[OURS]))
-            ours[kind].append(setup.step(server, requests, concurrency=CALLERS))
+        rounds(self.count, [OURS, *self.names], measure)
+        assert all(same(self.answers[name], self.answers[OURS]) == COMPARED for name in self.names)
 
-    rounds(count, list(kinds), graphs)
-    return _record(best, load, alone, closed, opened, ours, memory, min(equal))
+    @property
+    def best(self) -> str:
+        """The server with the highest throughput of the others."""
+        return max(self.names, key=lambda name: rate_of(self.closed[name]))
+
+    @property
+    def load(self) -> float:
+        """Requests a second of the open loop."""
+        return LOAD * rate_of(self.closed[self.best])
+
+    def equal_load(self) -> None:
+        """An open loop at that load, in every server that is able to answer it."""
+
+        def measure(name: str) -> None:
+            with self.started(name, self.whole) as server:
+                self.opened.setdefault(name, []).append(self.setup.step(server, self.fresh, rate=self.load))
+
+        rounds(self.count, [OURS, *(name for name in self.names if rate_of(self.closed[name]) > self.load)], measure)
+
+    def our_graphs(self) -> None:
+        """The graph as exported in the best of the others, our default bundle, and the same with known histories."""
+        kinds = {
+            f"{self.best}, the graph as exported": (self.best, self.exported, self.fresh),
+            f"{OURS}, the default bundle": (OURS, self.default, self.fresh),
+            f"{OURS}, the default bundle, histories known": (OURS, self.default, self.known),
+        }
+
+        def measure(kind: str) -> None:
+            name, bundle, requests = kinds[kind]
+            with self.started(name, bundle) as server:
+                self.equal = min(self.equal, same(answers(server, self.fresh), self.answers[OURS]))
+                self.graphs.setdefault(kind, []).append(self.setup.step(server, requests, concurrency=CALLERS))
+
+        rounds(self.count, list(kinds), measure)
+        self.graphs = {kind: self.graphs[kind] for kind in kinds}
+
+    def record(self) -> Record:
+        """The figures of what was measured."""
+        return Record(
+            "server.comparison",
+            "Our server beside others",
+            "make server-comparison",
+            self._figures(),
+            [self._servers(), self._graphs()],
+            [
+                f"Medians over {self.count} interleaved rounds. Before any time is taken, {COMPARED} answers of each "
+                f"server are compared: all orders are equal with the same graph, at least {self.equal} with others, "
+                f"where scores differ by less than {CLOSE:g}.",
+                "The others run the same work in Python around onnxruntime, with our codebook, trie and ranking in C++ "
+                "and without our checks of requests; bytes of the same messages, ours by gRPC, theirs by HTTP.",
+                f"The student is that of the defaults ({DIM} wide, {LAYERS} layer) with random weights. As exported "
+                "means that its last layer computes every row, and that it is not split.",
+            ],
+        )
+
+    def _figures(self) -> list[Figure]:
+        others = [name for name in self.opened if name != OURS]
+        quickest = min(others, key=lambda name: float(np.median([tail(each) for each in self.opened[name]])))
+        exported, default, known = self.graphs.values()
+        throughputs = ratio(self.closed[OURS], self.closed[self.best], throughput)
+        tails = ratio(self.opened[OURS], self.opened[quickest], tail)
+        best, load = f"the best of the others ({self.best})", f"open loop at {self.load:.0f} requests/s"
+        return [
+            Figure.judge(f"same graph, same core: throughput over {best}", throughputs, 1.25),
+            Figure.judge(f"the same, {load}: p99 over the best of the others ({quickest})", tails, 0.7, at_most=True),
+            Figure.judge(
+                f"the default bundle over the graph as exported in {self.best}: throughput",
+                ratio(default, exported, throughput),
+                2.5,
+            ),
+            Figure.judge("the same, histories in the cache", ratio(known, exported, throughput), 4.0),
+        ]
+
+    def _servers(self) -> dict[str, Any]:
+        columns = ["server", "1 caller, p50 ms", f"{CALLERS} callers, requests/s", "processor us a request"]
+        columns += [f"open loop at {self.load:.0f}/s, p50 ms", "p99 ms", "p99.9 ms", "memory MB"]
+        rows = []
+        for name, closed in self.closed.items():
+            runs = self.opened.get(name, [])
+            open_loop = [f"{middle(runs, lambda each: each.latency[p]):.2f}" for p in ("p50", "p99", "p99.9") if runs]  # noqa: B023
+            alone = middle(self.alone[name], lambda each: each.latency["p50"])
+            cells = [f"{alone:.2f}", f"{rate_of(closed):.0f}", f"{middle(closed, processor):.0f}"]
+            rows.append([name, *cells, *(open_loop or ["overloaded"] * 3), f"{self.memory[name]:.0f}"])
+        title = f"One core, one worker, the same graph; {EVENTS} history items, {CANDIDATES} candidates"
+        return {"title": title, "columns": columns, "rows": rows}
+
+    def _graphs(self) -> dict[str, Any]:
+        rows = [[kind, f"{rate_of(runs):.0f}", f"{middle(runs, processor):.0f}"] for kind, runs in self.graphs.items()]
+        columns = ["server and graph", "requests/s", "processor us a request"]
+        return {"title": f"Graphs: requests a second of {CALLERS} callers", "columns": columns, "rows": rows}
+
+
+def middle(summaries: Sequence[Summary], value: Callable[[Summary], float]) -> float:
+    """The median over rounds of a value."""
+    return float(np.median([value(each) for each in summaries]))
 
 
 def rate_of(summaries: Sequence[Summary]) -> float:
     """Requests a second at the median."""
-    return float(np.median([each.throughput for each in summaries]))
+    return middle(summaries, throughput)
 
 
 def ratio(over: Sequence[Summary], under: Sequence[Summary], value: Callable[[Summary], float]) -> float:
@@ -168,78 +258,9 @@ def tail(summary: Summary) -> float:
     return summary.latency["p99"]
 
 
-Runs = dict[str, list[Summary]]
-
-
-def _record(
-    best: str, load: float, alone: Runs, closed: Runs, opened: Runs, ours: Runs, memory: dict[str, float], equal: int
-) -> Record:
-    others = [name for name in opened if name != OURS]
-    quickest = min(others, key=lambda name: float(np.median([tail(each) for each in opened[name]])))
-    exported, default, known = ours.values()
-    figures = [
-        Figure.judge(
-            f"same graph, same core: throughput over the best of the others ({best})",
-            ratio(closed[OURS], closed[best], throughput),
-            1.25,
-        ),
-        Figure.judge(
-            f"the same, open loop at {load:.0f} requests/s: p99 over the best of the others ({quickest})",
-            ratio(opened[OURS], opened[quickest], tail),
-            0.7,
-            at_most=True,
-        ),
-        Figure.judge(
-            f"the default bundle over the graph as exported in {best}: throughput",
-            ratio(default, exported, throughput),
-            2.5,
-        ),
-        Figure.judge("the same, histories in the cache", ratio(known, exported, throughput), 4.0),
-    ]
-    rows = [
-        [
-            name,
-            f"{np.median([each.latency['p50'] for each in alone[name]]):.2f}",
-            f"{rate_of(closed[name]):.0f}",
-            f"{np.median([each.server_cpu for each in closed[name]]):.0f}",
-            *([f"{np.median([each.latency[p] for each in opened[name]]):.2f}" for p in ("p50", "p99", "p99.9")]
-              if name in opened else ["overloaded"] * 3),
-            f"{memory[name]:.0f}",
-        ]
-        for name in closed
-    ]  # fmt: skip
-    columns = ["server", "1 caller, p50 ms", f"{CALLERS} callers, requests/s", "processor us a request"]
-    columns += [f"open loop at {load:.0f}/s, p50 ms", "p99 ms", "p99.9 ms", "memory MB"]
-    return Record(
-        "server.comparison",
-        "Our server beside others",
-        "make server-comparison",
-        figures,
-        [
-            {
-                "title": f"One core, one worker, the same graph; {EVENTS} history items, {CANDIDATES} candidates",
-                "columns": columns,
-                "rows": rows,
-            },
-            {
-                "title": "Graphs: requests a second of 8 callers",
-                "columns": ["server and graph", "requests/s", "processor us a request"],
-                "rows": [
-                    [kind, f"{rate_of(runs):.0f}", f"{np.median([each.server_cpu for each in runs]):.0f}"]
-                    for kind, runs in ours.items()
-                ],
-            },
-        ],
-        [
-            f"Medians over {len(closed[OURS])} interleaved rounds. Before any time is taken, {COMPARED} answers of each"
-            f" server are compared: all orders are equal with the same graph, at least {equal} with others, where "
-            f"scores differ by less than {CLOSE:g}.",
-            "The others run the same work in Python around onnxruntime, with our codebook, trie and ranking in C++ and "
-            "without our checks of requests; bytes of the same protobuf messages, ours by gRPC, theirs by HTTP.",
-            f"The student is that of the defaults ({DIM} wide, {LAYERS} layer) with random weights. As exported means "
-            "that its last layer computes every row, and that it is not split.",
-        ],
-    )
+def processor(summary: Summary) -> float:
+    """The server's microseconds a request."""
+    return summary.server_cpu
 
 
 def prepare(venvs: Path, names: Sequence[str]) -> None:
@@ -269,7 +290,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bundles = write_bundles(Path(folder), dim=DIM, layers=LAYERS)
         setup = Setup(options.venvs, cores[0], cores[1], options.seconds)
-        record = comparison(bundles, setup, options.servers, options.rounds)
+        measured = Comparison(bundles, setup, options.servers, options.rounds)
+        measured.same_graph()
+        measured.equal_load()
+        measured.our_graphs()
+        record = measured.record()
     for figure in record.figures:
         print(f"{figure.what}: {figure.value} (bar {figure.bar}) {figure.status}")
     for table in record.tables:

@@ -23,8 +23,8 @@ class Observer(grpc.ServerInterceptor):  # type: ignore[misc]
 
     `codes` counts their statuses, `durations` the time of those answered.
 
-    A call lasts from when it has a thread, which is at its arrival, until its answer is handed to grpc. Costs about a
-    microsecond a call; spans are made only for callers whose trace is sampled.
+    A call lasts from when it has a thread, which is at its arrival, until its answer is handed to grpc. Costs some
+    microseconds a call; spans are made only for callers whose trace is sampled.
     """
 
     def __init__(self, methods: Sequence[str], tracing: Tracing | None = None) -> None:
