@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from gr2.bundle import Bundle, write_bundle
 from gr2.export.random_bundle import write_random_bundle
 
@@ -11,7 +13,7 @@ __all__ = ["alone", "write_bundles"]
 
 
 def alone(bundle: Bundle, folder: Path) -> Path:
-    """`folder`, with a bundle of the whole graph in fp32 and nothing else of `bundle`."""
+    """`folder`, with a bundle of the whole graph in fp32 and nothing else of `bundle`; FOLDER.npz has the codes."""
     manifest = bundle.manifest
     write_bundle(
         folder,
@@ -22,6 +24,8 @@ def alone(bundle: Bundle, folder: Path) -> Path:
         features=manifest.features,
         limits=manifest.limits,
     )
+    ids = np.sort(np.array(bundle.catalog().ids))
+    np.savez(folder.with_suffix(".npz"), ids=ids, codes=bundle.codebook().lookup(ids)[0])
     return folder
 
 

@@ -19,7 +19,7 @@ from gr2.errors import Gr2Error
 from gr2.load.job import OK
 from gr2.load.worker import Call, grpc_calls
 
-__all__ = ["OURS", "SERVERS", "Started", "started"]
+__all__ = ["CORE", "OURS", "SERVERS", "Started", "started"]
 
 LONGEST_START, LONGEST_STOP = 120.0, 20.0  # seconds
 OURS = "gr2"
@@ -59,6 +59,8 @@ def _command(name: str, python: Path, port: int) -> list[str]:
 
 PATHS = {"mosec": "inference", "litserve": "inference", "bentoml": "raw/inference", "ray": "inference"}
 SERVERS = tuple(PATHS)
+CORE = "+core"
+"""Ends the name of a server whose handler has our codebook, trie and ranking in C++."""
 
 
 @contextmanager
@@ -68,8 +70,10 @@ def started(name: str, bundle: Path, core: int, venvs: Path, request: bytes, *op
     `options` are further ones of `gr2 serve`. Raises Gr2Error if it does not start.
     """
     port = _free_port()
+    name, _, core_handler = name.partition(CORE[0])
     environment = os.environ | {
         "GR2_BUNDLE": str(bundle),
+        "GR2_HANDLER": core_handler or "numpy",
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",

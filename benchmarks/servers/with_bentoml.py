@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from benchmarks.servers.handler import Handler
+from benchmarks.servers.handler import make_handler
 
 # BentoML's own endpoints take no bare bytes; what is mounted runs in the same worker, without their parsing.
 app = Starlette()
@@ -20,7 +20,7 @@ class Reranker:
     """One worker; bytes in, bytes out."""
 
     def __init__(self) -> None:
-        handler = Handler()
+        handler = make_handler()
 
         async def answer(request: Request) -> Response:
             return Response(handler.answer(await request.body()), media_type="application/octet-stream")

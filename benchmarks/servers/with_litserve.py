@@ -8,7 +8,7 @@ import litserve
 from fastapi import Body
 from starlette.responses import Response
 
-from benchmarks.servers.handler import Handler
+from benchmarks.servers.handler import make_handler
 
 
 class Reranker(litserve.LitAPI):
@@ -16,7 +16,7 @@ class Reranker(litserve.LitAPI):
 
     def setup(self, device: str) -> None:
         """Load the model."""
-        self._handler = Handler()
+        self._handler = make_handler()
 
     def decode_request(self, request: Annotated[bytes, Body()]) -> bytes:
         """The body as it is."""

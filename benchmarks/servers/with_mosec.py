@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mosec import Server, Worker
 
-from benchmarks.servers.handler import Handler
+from benchmarks.servers.handler import make_handler
 
 
 class Reranker(Worker):
@@ -12,7 +12,7 @@ class Reranker(Worker):
 
     def __init__(self) -> None:
         super().__init__()
-        self._handler = Handler()
+        self._handler = make_handler()
 
     def deserialize(self, data: bytes) -> bytes:
         """The body as it is."""

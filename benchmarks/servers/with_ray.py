@@ -10,7 +10,7 @@ from ray import serve
 from starlette.requests import Request
 from starlette.responses import Response
 
-from benchmarks.servers.handler import Handler
+from benchmarks.servers.handler import make_handler
 
 
 @serve.deployment(num_replicas=1, max_ongoing_requests=64, ray_actor_options={"num_cpus": 1})
@@ -18,7 +18,7 @@ class Reranker:
     """One replica; bytes in, bytes out."""
 
     def __init__(self) -> None:
-        self._handler = Handler()
+        self._handler = make_handler()
 
     async def __call__(self, request: Request) -> Response:
         """The answer."""
