@@ -23,14 +23,14 @@ from gr2.data.impressions import read_impressions
 from gr2.data.synthetic import write_synthetic
 from gr2.data.synthetic_clicks import Clicks
 from gr2.evaluate import engine_orders
-from gr2.metrics import Difference, paired_bootstrap
+from gr2.metrics import Difference, paired_bootstrap, weighed_values
 from gr2.pipeline import execute, load_plan
 from gr2.serving.engine import Engine
 
 __all__ = ["main"]
 
 FOLDER, CONFIG = Path("runs/student-clicks"), ROOT / "configs" / "clicks.toml"
-USERS, ITEMS, SLATE = 1500, 400, 10
+USERS, ITEMS, SLATE, SEEDS = 1500, 400, 10, 5
 METHODS = ("off", "swaps", "em", "given")
 
 
@@ -55,11 +55,15 @@ HARM = 0.005
 
 @dataclass(frozen=True)
 class Judged:
-    """The students of one log: each method's true N@k, (R,) a metric, the slates' users, and the propensities."""
+    """The students of one log: each method's true N@k, (R,) a metric, the slates' users, and the propensities.
+
+    `verdicts` are each student's gain on the incoming order: N@5 by test clicks, D@5 by weighed ones, D@5 by the truth.
+    """
 
     values: dict[str, dict[str, np.ndarray]]
     users: np.ndarray
     propensities: dict[str, list[float]]
+    verdicts: dict[str, tuple[float, float | None, float]]
 
 
 def looked(log: Log) -> list[float]:
@@ -79,7 +83,9 @@ def judge(log: Log, seed: int) -> Judged:
     write_synthetic(data, users=USERS, items=ITEMS, seed=seed, clicks=log.clicks)
     values: dict[str, dict[str, np.ndarray]] = {}
     propensities: dict[str, list[float]] = {}
+    verdicts: dict[str, tuple[float, float | None, float]] = {}
     users = np.empty(0)
+    shown = 0.0
     for method in log.methods:
         settings = {"run.out": folder, "run.seed": seed, "distill.propensity": method}
         settings |= {
@@ -93,15 +99,22 @@ def judge(log: Log, seed: int) -> Judged:
         if method == "given":
             settings["distill.propensities"] = looked(log)
         made = execute(load_plan(CONFIG, overrides=[f"{key}={value}" for key, value in settings.items()]), say=say)
-        (distill,) = (outcome.artifact for outcome in made if outcome.stage == "distill")
-        propensities[method] = distill.metrics.get("propensities", [])
-        values[method], users = true_values(folder)
-    values["incoming"] = true_values(folder, incoming=True)[0]
-    return Judged(values, users, propensities)
+        metrics = {outcome.stage: outcome.artifact.metrics for outcome in made if outcome.artifact}
+        propensities[method] = metrics["distill"].get("propensities", [])
+        values[method], users, discounted = true_values(folder)
+        if "incoming" not in values:
+            values["incoming"], _, shown = true_values(folder, incoming=True)
+        weighed = metrics["evaluate"].get("weighed")
+        verdicts[method] = (
+            metrics["evaluate"]["all"]["difference"]["N@5"]["mean"],
+            weighed and weighed["difference"]["D@5"]["mean"],
+            discounted - shown,
+        )
+    return Judged(values, users, propensities, verdicts)
 
 
-def true_values(folder: Path, *, incoming: bool = False) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """N@k of each test slate, and the slates' users, with relevance as gain, in the bundle's order or as it came in."""
+def true_values(folder: Path, *, incoming: bool = False) -> tuple[dict[str, np.ndarray], np.ndarray, float]:
+    """N@k of each test slate, the slates' users, and D@5, with relevance as gain, in the bundle's order or as shown."""
     dataset = Dataset.load(folder / "prepare")
     source = read_impressions(folder / "data" / "impressions.parquet", dataset)
     rows = source.rows(dataset, "test")
@@ -122,7 +135,7 @@ def true_values(folder: Path, *, incoming: bool = False) -> tuple[dict[str, np.n
     ranked, best = np.take_along_axis(gains, orders, axis=1), -np.sort(-gains, axis=1)
     discount = 1.0 / np.log2(2.0 + np.arange(SLATE))
     found = {f"N@{k}": (ranked[:, :k] @ discount[:k]) / (best[:, :k] @ discount[:k]) for k in (1, 5, 10)}
-    return found, slates.user
+    return found, slates.user, float(np.average(weighed_values(ranked)["D@5"], weights=ranked.sum(axis=1)))
 
 
 def difference(judged: Sequence[Judged], method: str, baseline: str = "off") -> dict[str, Difference]:
@@ -149,6 +162,7 @@ def measure(seeds: int) -> Record:
         figure(log, method, difference(runs[log.name], method)["N@5"]) for log in LOGS for method in log.methods[1:]
     ]
     tables = [quality_table(log, runs[log.name]) for log in LOGS]
+    tables += [verdict_table(log, runs[log.name]) for log in LOGS]
     tables += [place_table(log, runs[log.name][0]) for log in LOGS]
     slates = sum(len(each.users) for each in runs[LOGS[0].name])
     notes = [
@@ -158,7 +172,8 @@ def measure(seeds: int) -> Record:
         "'given' are the simulator's own propensities; 'em' without shuffled slates takes some relevance for a bias",
     ]
     title = "Clicks weighed by propensities, judged by the truth"
-    return Record("student.clicks", title, "make student-clicks", figures, tables, notes)
+    command = "make student-clicks" if seeds == SEEDS else f"python -m benchmarks.student_clicks --seeds {seeds}"
+    return Record("student.clicks", title, command, figures, tables, notes)
 
 
 def figure(log: Log, method: str, change: Difference) -> Figure:
@@ -181,6 +196,16 @@ def quality_table(log: Log, judged: Sequence[Judged]) -> dict[str, Any]:
     return {"title": f"true NDCG: {log.name}", "columns": columns, "rows": rows}
 
 
+def verdict_table(log: Log, judged: Sequence[Judged]) -> dict[str, Any]:
+    """What test clicks say of the students, as they are and weighed, beside the truth."""
+    rows = []
+    for name in log.methods:
+        columns = zip(*(each.verdicts[name] for each in judged), strict=True)
+        rows.append([name, *("" if None in column else f"{np.mean(column):+.4f}" for column in columns)])
+    columns = ["propensities", "N@5 by clicks", "D@5 by weighed clicks", "D@5 by the truth"]
+    return {"title": f"student minus the incoming order: {log.name}", "columns": columns, "rows": rows}
+
+
 def place_table(log: Log, judged: Judged) -> dict[str, Any]:
     """The propensities of each place by each method, of the first seed."""
     rows = [["truth", *(f"{value:.3f}" for value in looked(log))]]
@@ -196,7 +221,7 @@ def place_table(log: Log, judged: Judged) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and store."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=SEEDS)
     print(store(measure(parser.parse_args(arguments).seeds)).relative_to(ROOT))
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,7 @@ from gr2.artifact import Artifact, open_stage
 from gr2.data.candidates import PADDING, CandidateLists
 from gr2.data.dataset import Dataset
 from gr2.errors import DataError
-from gr2.metrics import compare, compare_ranks, graded_values, metric_values
+from gr2.metrics import compare, compare_ranks, graded_values, metric_values, weighed_values
 from gr2.progress import track
 from gr2.serving.engine import Engine
 
@@ -48,7 +48,9 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Artifact], out: Path, seed:
 
     Only lists whose target is among the top `slate` candidates can be told apart by re-ranking, so only those count.
     Of graded lists, those that have a positive and a negative there; their rank is that of the best positive, and the
-    intervals are over users, who may have several. `order` has the columns of each slate, best first.
+    intervals are over users, who may have several. Where the student's clicks were weighed by propensities, `weighed`
+    has both rankings by such clicks: those as they are favour the order that was shown. `order` has the columns of each
+    slate, best first.
     """
     parents = {name: inputs[name].digest for name in INPUTS}
     with open_stage(out, "evaluate", config, parents, seed) as work:
@@ -76,6 +78,7 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Artifact], out: Path, seed:
             "order": pa.array([row[own].tolist() for row, own in zip(orders, kept, strict=True)], pa.list_(pa.int16())),
         }
         graded = slates.grades is not None
+        looked = inputs["export"].metrics.get("propensities")
         work.metrics |= {
             "split": config.split,
             "lists": len(lists),
@@ -99,6 +102,8 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Artifact], out: Path, seed:
         if graded:
             assert slates.grades is not None
             work.metrics["graded"] = {"positives": float((slates.grades > 0).sum(axis=1).mean())}
+            if looked:
+                work.metrics["weighed"] = _weighed(slates, orders, looked, seed, config.resamples)
         elif config.split == "test":  # which targets are tied is known of the last events only
             untied = ~dataset.tied[slates.user]
             work.metrics["untied"] = compare_ranks(
@@ -109,6 +114,22 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Artifact], out: Path, seed:
             work.metrics["note"] = FITTED
         pq.write_table(pa.table(columns), work.path / "ranks.parquet")
     return Artifact.load(out, "evaluate")
+
+
+def _weighed(
+    slates: CandidateLists, orders: NDArray[np.int64], propensities: Sequence[float], seed: int, resamples: int
+) -> dict[str, Any]:
+    """Both rankings by clicks that weigh one over the propensity of their place."""
+    gains = slates.gains(np.asarray(propensities))
+    return compare(
+        weighed_values(gains),
+        weighed_values(np.take_along_axis(gains, orders, axis=1)),
+        seed,
+        name="student",
+        resamples=resamples,
+        users=slates.user,
+        weights=gains.sum(axis=1),
+    )
 
 
 def engine_ranks(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 __all__ = [
     "GRADED_METRICS",
     "METRICS",
+    "WEIGHED_METRICS",
     "Difference",
     "compare",
     "compare_ranks",
@@ -20,12 +21,14 @@ __all__ = [
     "paired_bootstrap",
     "rank_of_target",
     "ranking_metrics",
+    "weighed_values",
 ]
 
 RECALL_AT = (1, 3, 5)
 NDCG_AT = (3, 5, 10)
 METRICS = (*(f"R@{k}" for k in RECALL_AT), *(f"N@{k}" for k in NDCG_AT), "MRR")
 GRADED_METRICS = (*METRICS, "AUC")
+WEIGHED_METRICS = (*(f"R@{k}" for k in RECALL_AT), *(f"D@{k}" for k in NDCG_AT))
 # Resamples are drawn in blocks of at most this many counts, so that memory stays bounded.
 BLOCK = 4_000_000
 
@@ -89,6 +92,22 @@ def graded_values(grades: NDArray[np.integer], present: NDArray[np.bool_]) -> di
     return values
 
 
+def weighed_values(weights: NDArray[np.floating]) -> dict[str, NDArray[np.float64]]:
+    """Each metric of each slate, (R,) float64, from what its positives weigh (R, K) in the order of a ranking.
+
+    R@k = the weight among the first k, D@k = that weight discounted by 1 / log2(1 + rank), both as a share of the
+    slate's. If a positive weighs its gain over the propensity of its place, the mean over slates by their weight
+    estimates what clicks without a position bias would have said (self-normalised inverse propensities, Swaminathan and
+    Joachims, NeurIPS 2015). Raises ValueError on a slate without a positive.
+    """
+    totals = weights.sum(axis=1)
+    if not (totals > 0).all():
+        raise ValueError(f"slate {int(np.argmin(totals > 0))} has no positive")
+    discounted = weights / np.log2(2.0 + np.arange(weights.shape[1]))
+    values = {f"R@{k}": weights[:, :k].sum(axis=1) / totals for k in RECALL_AT}
+    return values | {f"D@{k}": discounted[:, :k].sum(axis=1) / totals for k in NDCG_AT}
+
+
 def ranking_metrics(ranks: NDArray[np.integer]) -> dict[str, float]:
     """The mean of each metric of `metric_values` over the slates. Raises ValueError if there are none."""
     if not ranks.size:
@@ -112,11 +131,13 @@ def paired_bootstrap(
     *,
     resamples: int = 10_000,
     users: NDArray[np.integer] | None = None,
+    weights: NDArray[np.float64] | None = None,
 ) -> dict[str, Difference]:
     """The mean of `after - before` for each metric, with its 95 % percentile interval over resampled slates.
 
-    With `users` (R,), users are drawn with all their slates, since one user's slates are alike. Both map a metric to
-    its values, (R,), on the same slates. One resample draws the same slates for every metric.
+    With `users` (R,), users are drawn with all their slates, since one user's slates are alike; with
+    `weights` (R,), means are weighted by them. Both map a metric to its values, (R,), on the same slates. One resample
+    draws the same slates for every metric.
     Slates with equal differences are interchangeable, so a resample is drawn as multinomial counts over the distinct
     differences: the same distribution as drawing R slates, at a cost that does not grow with R.
     """
@@ -126,12 +147,12 @@ def paired_bootstrap(
     differences = np.stack([after[name] - before[name] for name in names], axis=1)
     if not len(differences):
         raise ValueError("no slates to resample")
-    sums, sizes = differences, np.ones(len(differences))
+    sizes = np.ones(len(differences)) if weights is None else weights
+    units = np.column_stack([differences * sizes[:, None], sizes])
+    mean = units[:, :-1].sum(axis=0) / units[:, -1].sum()
     if users is not None:
         who = np.unique(users, return_inverse=True)[1]
-        sizes = np.bincount(who).astype(np.float64)
-        sums = np.stack([np.bincount(who, weights=column) for column in differences.T], axis=1)
-    units = np.column_stack([sums, sizes])
+        units = np.stack([np.bincount(who, weights=column) for column in units.T], axis=1)
     distinct, counts = np.unique(units, axis=0, return_counts=True)
     # Common differences first: numpy draws a multinomial as a chain of binomials and stops when all draws are placed.
     order = np.argsort(-counts, kind="stable")
@@ -146,7 +167,6 @@ def paired_bootstrap(
     )
     means = totals[:, :-1] / totals[:, -1:]
     low, high = np.percentile(means, (2.5, 97.5), axis=0)
-    mean = differences.mean(axis=0)
     return {name: Difference(float(mean[i]), float(low[i]), float(high[i])) for i, name in enumerate(names)}
 
 
@@ -170,14 +190,15 @@ def compare(
     name: str,
     resamples: int = 10_000,
     users: NDArray[np.integer] | None = None,
+    weights: NDArray[np.float64] | None = None,
 ) -> dict[str, Any]:
     """The means of each metric's values, (R,), under the incoming order and under `other`, called `name`, and the
     intervals of their differences (see `paired_bootstrap`).
     """
-    differences = paired_bootstrap(incoming, other, seed, resamples=resamples, users=users)
+    differences = paired_bootstrap(incoming, other, seed, resamples=resamples, users=users, weights=weights)
     return {
         "slates": len(next(iter(incoming.values()))),
-        "incoming": {metric: float(values.mean()) for metric, values in incoming.items()},
-        name: {metric: float(values.mean()) for metric, values in other.items()},
+        "incoming": {metric: float(np.average(values, weights=weights)) for metric, values in incoming.items()},
+        name: {metric: float(np.average(values, weights=weights)) for metric, values in other.items()},
         "difference": {metric: asdict(difference) for metric, difference in differences.items()},
     }

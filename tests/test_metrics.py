@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 
 from gr2.metrics import (
     METRICS,
+    compare,
     compare_ranks,
     graded_values,
     metric_values,
     paired_bootstrap,
     rank_of_target,
     ranking_metrics,
+    weighed_values,
 )
 
 slates = st.integers(1, 12).flatmap(
@@ -159,6 +161,27 @@ def test_graded_values_follow_their_formulas(grades: list[int]) -> None:
 def test_a_slate_without_a_negative_has_no_graded_values() -> None:
     with pytest.raises(ValueError, match="slate 1 needs a positive and a negative, has 2 and 0"):
         graded_values(np.array([[1, 0], [1, 2]]), np.ones((2, 2), dtype=np.bool_))
+
+
+def test_weighed_values_follow_their_formulas() -> None:
+    weights = np.array([[0.0, 4.0, 0.0, 1.0], [2.0, 0.0, 0.0, 0.0]])
+    found = weighed_values(weights)
+    np.testing.assert_allclose(found["R@1"], [0.0, 1.0])
+    np.testing.assert_allclose(found["R@3"], [0.8, 1.0])
+    np.testing.assert_allclose(found["D@3"], [0.8 / math.log2(3), 1.0])
+    np.testing.assert_allclose(found["D@5"], [0.8 / math.log2(3) + 0.2 / math.log2(5), 1.0])
+    with pytest.raises(ValueError, match="slate 1 has no positive"):
+        weighed_values(np.array([[1.0, 0.0], [0.0, 0.0]]))
+
+
+def test_a_weighted_difference_counts_slates_by_their_weight() -> None:
+    before, after = {"R@1": np.zeros(4)}, {"R@1": np.array([1.0, 0.0, 0.0, 1.0])}
+    weights = np.array([3.0, 1.0, 1.0, 1.0])
+    found = compare(before, after, 0, name="student", weights=weights, users=np.array([0, 0, 1, 1]))
+    assert found["difference"]["R@1"]["mean"] == pytest.approx(4 / 6)
+    assert found["student"]["R@1"] == pytest.approx(4 / 6)
+    assert found["difference"]["R@1"]["low"] == pytest.approx(1 / 2)  # the second user twice
+    assert found["difference"]["R@1"]["high"] == pytest.approx(3 / 4)
 
 
 def test_the_interval_over_users_is_wider_where_their_slates_are_alike() -> None:

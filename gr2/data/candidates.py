@@ -136,13 +136,19 @@ class CandidateLists:
             held &= ((self.grades == 0) & (self.candidates != PADDING)).any(axis=1)
         return self.take(held)
 
-    def gains(self) -> NDArray[np.float64]:
-        """(R, K) float64: what each candidate is worth, 2^grade - 1; of lists that are not graded, 1 for the target."""
+    def gains(self, propensities: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+        """(R, K) float64: what each candidate is worth, 2^grade - 1; of lists that are not graded, 1 for the target.
+
+        With `propensities` (P,) of the places from 1, the gains of graded lists are divided by them; places beyond the
+        last have its propensity.
+        """
         if self.grades is None:
             found: NDArray[np.float64] = (self.candidates == self.target[:, None]).astype(np.float64)
             return found
         worth: NDArray[np.float64] = np.exp2(self.grades.astype(np.float64)) - 1.0
-        return worth
+        if propensities is None or self.places is None:
+            return worth
+        return worth / propensities[np.clip(self.places - 1, 0, len(propensities) - 1)]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one Parquet row a list, without the padding; features are row-major, K * F values."""

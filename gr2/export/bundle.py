@@ -164,6 +164,8 @@ def run(config: ExportConfig, inputs: Mapping[str, Artifact], out: Path, seed: i
         )
         for path in sorted(bundle.path.iterdir()):
             path.replace(work.path / path.name)
+        if "propensities" in inputs["distill"].metrics:
+            work.metrics["propensities"] = inputs["distill"].metrics["propensities"]
         work.metrics.update(version=bundle.version, graphs=asdict(graphs), **_sizes(work.path))
     return Artifact.load(out, "export")
 

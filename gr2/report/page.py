@@ -11,6 +11,7 @@ from typing import Any
 from gr2.artifact import write_atomic, write_json
 from gr2.errors import MissingExtraError
 from gr2.interrupts import interrupts_wait
+from gr2.metrics import WEIGHED_METRICS
 from gr2.report import pictures
 from gr2.report.curves import monitor_pictures, training_curves
 from gr2.report.examples import example_slates, explanations
@@ -101,7 +102,9 @@ def report_page(report: Mapping[str, Any], monitors: Mapping[str, bytes]) -> byt
     curves = {name.removeprefix("curves "): svg for name, svg in drawn.items() if name.startswith("curves ")}
     template = environment.from_string((resources.files("gr2.report") / "run.html").read_text(encoding="utf-8"))
     encoded = {name: base64.b64encode(picture).decode() for name, picture in monitors.items()}
-    page = template.render(**report, pictures=drawn, stage_curves=curves, monitors=encoded)
+    page = template.render(
+        **report, weighed_metrics=WEIGHED_METRICS, pictures=drawn, stage_curves=curves, monitors=encoded
+    )
     # A folder's name may hold bytes that are no text.
     return page.encode(errors="replace")
 

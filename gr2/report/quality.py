@@ -58,6 +58,7 @@ def quality_facts(run: Run, *, seed: int, resamples: int) -> dict[str, Any]:
         "lists": evaluation["lists"],
         "graded": run.judged.slates.grades is not None,
         "shuffled_differ": evaluation["shuffled"]["slates_that_differ"],
+        "weighed": evaluation.get("weighed"),
         "metrics": [name for name in GRADED_METRICS if name in incoming],
         "student": {metric: float(each.mean()) for metric, each in student.items()},
         "rankers": rankers,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from gr2.metrics import GRADED_METRICS
+from gr2.metrics import GRADED_METRICS, WEIGHED_METRICS
 
 if TYPE_CHECKING:
     from gr2.catalog import ItemId
@@ -57,11 +57,12 @@ def evaluation_table(metrics: Mapping[str, Any]) -> Table:
     )
     if "note" in metrics:
         table.caption += f" {metrics['note']}"
-    for group in ("all", "untied"):
+    for group in ("all", "weighed", "untied"):
         figures = metrics.get(group)
         if figures is None:
             continue
-        names = [name for name in GRADED_METRICS if name in figures["difference"]]
+        known = WEIGHED_METRICS if group == "weighed" else GRADED_METRICS
+        names = [name for name in known if name in figures["difference"]]
         for name in names:
             change = figures["difference"][name]
             label = f"{group} ({figures['slates']:,})" if name == names[0] else ""

@@ -221,8 +221,10 @@ def distill(
     train, val = train.top(config.slate).with_target(), val.top(config.slate).with_target()
     features, memory = remember(config, dataset, codes, train, vectors=vectors, seed=seed)
     known = features[:, :, len(SCORE_FEATURES) :]
-    propensities = place_propensities(config.propensity, train, known, config.propensities)
-    clicks = [(lists, click_weights(lists, propensities, config.least_propensity)) for lists in (train, val)]
+    propensities = place_propensities(
+        config.propensity, train, known, given=config.propensities, least=config.least_propensity
+    )
+    clicks = [(lists, click_weights(lists, propensities)) for lists in (train, val)]
     taught = train, _worth(config, dataset, codes, clicks[0], lessons, entropy)
     student, metrics = fit_student(
         config, dataset, codes, level_size, features, taught, clicks[1], memory, seed=seed, checkpoint=checkpoint

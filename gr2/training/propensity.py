@@ -35,9 +35,14 @@ TINY = 1e-6
 
 
 def place_propensities(
-    method: Method, lists: CandidateLists, features: NDArray[np.float32], given: Sequence[float] = ()
+    method: Method,
+    lists: CandidateLists,
+    features: NDArray[np.float32],
+    *,
+    given: Sequence[float] = (),
+    least: float = TINY,
 ) -> NDArray[np.float64] | None:
-    """(P,) float64: the propensity of each place, from 1, as `method` has it; None if that is off.
+    """(P,) float64: the propensity of each place, from 1, as `method` has it, at least `least`; None if that is off.
 
     `lists` are impressions, `features` (R, K, F) what is known of their candidates but for their rank. Raises DataError
     if the lists have no places, or if swaps are asked for and too few candidates were moved.
@@ -47,28 +52,21 @@ def place_propensities(
     if lists.places is None or lists.grades is None:
         raise DataError(f"[distill] propensity = {method!r} needs lists of impressions, which have places and clicks")
     if method == "given":
-        return np.asarray(given, dtype=np.float64)
+        return np.maximum(given, least)
     shown = lists.candidates != PADDING
     clicked, places = (lists.grades > 0)[shown], lists.places[shown]
     ranks = np.broadcast_to(1 + np.arange(lists.width), shown.shape)[shown]
     if method == "swaps":
-        return estimate_swaps(clicked, places, ranks)
+        return np.maximum(estimate_swaps(clicked, places, ranks), least)
     told = features[shown]
     if _moved(places, ranks).min() >= LEAST_MOVED:
         told = np.column_stack([told, np.log2(ranks), 1.0 / ranks]).astype(np.float32)
-    return estimate_em(clicked, places, told)
+    return np.maximum(estimate_em(clicked, places, told), least)
 
 
-def click_weights(lists: CandidateLists, propensities: NDArray[np.float64] | None, least: float) -> NDArray[np.float64]:
-    """(R, K) float64: the gains of the lists, each over the propensity of its place, `least` at the least.
-
-    Their sum is then that of the gains. Places beyond the last have its propensity.
-    """
-    gains = lists.gains()
-    if propensities is None or lists.places is None:
-        return gains
-    seen = np.maximum(propensities, least)[np.clip(lists.places - 1, 0, len(propensities) - 1)]
-    weighed = gains / seen
+def click_weights(lists: CandidateLists, propensities: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    """(R, K) float64: the gains of the lists over the propensities of their places, scaled to the sum of before."""
+    gains, weighed = lists.gains(), lists.gains(propensities)
     total = float(weighed.sum())
     return weighed * (float(gains.sum()) / total) if total else weighed
 

@@ -56,6 +56,8 @@ layers = 1
 epochs = 1
 batch = 64
 threads = 1
+propensity = "given"
+propensities = [1.0, 0.5]
 [export]
 requests = 30
 batched = false
@@ -111,6 +113,19 @@ def test_evaluation_grades_what_the_engine_answers(run: Path, evaluation: Artifa
     assert evaluation.metrics["shuffled"]["slates_that_differ"] == 0
 
 
+def test_clicks_that_were_weighed_to_learn_are_weighed_to_judge(run: Path, evaluation: Artifact) -> None:
+    slates = CandidateLists.load(run / "prerank" / "test.parquet").with_target()
+    orders = pq.read_table(evaluation.file("ranks.parquet")).column("order").to_pylist()
+    assert slates.grades is not None
+    assert slates.places is not None
+    weighed = (2.0**slates.grades - 1) / np.where(slates.places == 1, 1.0, 0.5)
+    first = sum(float(weighed[row, order[0]]) for row, order in enumerate(orders))
+    found = evaluation.metrics["weighed"]
+    assert found["student"]["R@1"] == pytest.approx(first / weighed.sum())
+    assert found["difference"]["D@5"]["low"] > 0
+    assert "weighed" in str(evaluation_table(evaluation.metrics).columns[0]._cells)
+
+
 def test_the_order_of_every_slate_is_kept(run: Path, evaluation: Artifact) -> None:
     slates = CandidateLists.load(run / "prerank" / "test.parquet").with_target()
     ranks = pq.read_table(evaluation.file("ranks.parquet")).to_pydict()
@@ -131,7 +146,9 @@ def test_the_report_grades_its_slices_and_examples(run: Path, evaluation: Artifa
     assert "AUC" in quality["metrics"]
     assert "positives of the slate" in [group["title"] for group in report["slices"]]
     assert {item["grade"] for slate in report["examples"] for item in slate["before"]} >= {0, 1}
-    assert b"AUC" in report_page(report, {})
+    page = report_page(report, {})
+    assert b"AUC" in page
+    assert b"By clicks that weigh one over how likely their place is looked at" in page
 
 
 def test_impressions_and_lists_exclude_each_other() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from gr2.data.candidates import CandidateLists
 from gr2.errors import DataError
+from gr2.metrics import weighed_values
 from gr2.training.distill import DistillConfig
 from gr2.training.propensity import click_weights, estimate_em, estimate_swaps, place_propensities
 
@@ -69,24 +70,43 @@ def test_swaps_need_slates_that_were_moved() -> None:
 
 def test_weighed_clicks_are_in_proportion_to_the_relevance() -> None:
     lists, relevance, _ = impressions(40_000, 3)
-    plain, weighed = click_weights(lists, None, 0.01), click_weights(lists, LOOKED, 0.01)
+    plain, weighed = click_weights(lists, None), click_weights(lists, LOOKED)
     expected = relevance.mean(0) / relevance.mean()
     np.testing.assert_allclose(weighed.mean(0) / weighed.mean(), expected, rtol=0.06)
     assert plain.mean(0)[0] / plain.mean() > 1.5 * expected[0]
     assert weighed.sum() == pytest.approx(plain.sum())
 
 
+def test_weighed_clicks_judge_a_ranking_as_its_relevance_does() -> None:
+    lists, relevance, told = impressions(40_000, 9)
+    assert lists.grades is not None
+    judged = np.flatnonzero(lists.grades.any(axis=1))
+    orders = {"shown": np.tile(np.arange(WIDTH), (len(judged), 1)), "told": np.argsort(-told[judged, :, 0], axis=1)}
+    truth, weighed, plain = {}, {}, {}
+    for name, order in orders.items():
+        everywhere = np.tile(np.arange(WIDTH), (40_000, 1)) if name == "shown" else np.argsort(-told[:, :, 0], axis=1)
+        ranked = np.take_along_axis(relevance, everywhere, axis=1)
+        truth[name] = np.average(weighed_values(ranked)["D@3"], weights=ranked.sum(axis=1))
+        for found, looked in ((weighed, LOOKED), (plain, None)):
+            gains = np.take_along_axis(lists.take(judged).gains(looked), order, axis=1)
+            found[name] = np.average(weighed_values(gains)["D@3"], weights=gains.sum(axis=1))
+    assert weighed == pytest.approx(truth, abs=0.01)
+    assert truth["told"] > truth["shown"] + 0.03
+    assert plain["told"] < plain["shown"]  # by clicks as they are, what was shown is best
+
+
 def test_no_click_weighs_more_than_the_least_propensity_allows() -> None:
-    lists, _, _ = impressions(200, 4)
-    weighed = click_weights(lists, LOOKED, 0.5)
+    lists, _, features = impressions(200, 4)
+    found = place_propensities("given", lists, features, given=LOOKED.tolist(), least=0.5)
+    weighed = click_weights(lists, found)
     assert weighed[weighed > 0].max() == pytest.approx(2 * weighed[weighed > 0].min())
 
 
 def test_conversions_count_by_their_gain() -> None:
     lists, _, _ = impressions(200, 5)
     assert lists.grades is not None
-    weighed = click_weights(replace(lists, grades=(lists.grades * 2).astype(np.int8)), LOOKED, 0.1)
-    np.testing.assert_allclose(weighed, 3 * click_weights(lists, LOOKED, 0.1))
+    weighed = click_weights(replace(lists, grades=(lists.grades * 2).astype(np.int8)), LOOKED)
+    np.testing.assert_allclose(weighed, 3 * click_weights(lists, LOOKED))
 
 
 def test_estimates_of_nothing_but_looks_are_flat() -> None:
