@@ -193,4 +193,5 @@ def _reduced(matrix: Any, dim: int, *, power: float = 1.0) -> NDArray[np.float64
 def _unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     """Rows of length 1; those shorter than can be told from 0 are 0."""
     length = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.divide(rows, length, out=np.zeros_like(rows), where=length > 1e-9)
+    unit: NDArray[np.float64] = np.divide(rows, length, out=np.zeros_like(rows), where=length > 1e-9)
+    return unit
