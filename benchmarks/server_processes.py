@@ -102,6 +102,7 @@ def started(name: str, bundle: Path, core: int, venvs: Path, request: bytes, *op
             preexec_fn=_pinned(core),  # noqa: PLW1509
         )
         try:
+            _share_priority(process.pid)
             _await(call, request, process, log)
             yield Started(target, worker, call, process.pid)
         finally:
@@ -110,6 +111,15 @@ def started(name: str, bundle: Path, core: int, venvs: Path, request: bytes, *op
 
 def _pinned(core: int) -> Callable[[], None]:
     return lambda: os.sched_setaffinity(0, [core])
+
+
+def _share_priority(process: int) -> None:
+    """Give a process the priority of this one: Linux may schedule sessions as groups, and a new one's is the default."""
+    try:
+        nice = Path("/proc/self/autogroup").read_text(encoding="ascii").split()[-1]
+        Path(f"/proc/{process}/autogroup").write_text(nice, encoding="ascii")
+    except OSError:  # no such groups, or not allowed
+        return
 
 
 def _await(call: Call, request: bytes, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -162,9 +162,13 @@ py::tuple answer(const Engine& engine, const ParsedRequest& request, Admission& 
   std::string out;
   Outcome outcome = Outcome::kInvalid;
   if (request.valid) {
-    const Clock::time_point deadline = deadline_after(seconds);
-    const py::gil_scoped_release release;
-    outcome = handle(engine, request.message, request.arrival, admission, call, deadline, out);
+    RequestHandler handler(engine, request.message, request.arrival, admission, call, deadline_after(seconds));
+    // A refusal is made before another thread could have taken the GIL.
+    std::optional<py::gil_scoped_release> release;
+    if (view_of(request.bytes).size() > kHeldBytes) release.emplace();
+    const auto refusal = handler.start(out);
+    if (!refusal && !release) release.emplace();
+    outcome = refusal ? *refusal : handler.finish(out);
   }
   return py::make_tuple(static_cast<int>(outcome), py::bytes(out));
 }

@@ -12,9 +12,9 @@ using std::chrono::nanoseconds;
 constexpr double kWeight = 0.125;  // of the latest duration in the moving average
 // A duration counts as at most so many times the average, which a pause of the machine would raise too far.
 constexpr double kMostTimes = 4.0;
-// Of the time that a call has, the share that it may wait. The rest is for its own work, and for work that takes longer
-// than it did of late.
-constexpr double kMostWait = 0.5;
+// Of the time that a call has, the share that it may wait. The rest is for its own work, for its way back, and for work
+// that takes longer than it did of late. A longer queue answers no more calls, only later.
+constexpr double kMostWait = 0.25;
 
 }  // namespace
 
@@ -65,8 +65,8 @@ std::optional<Outcome> Admission::refusal(const Call& call, Clock::time_point no
   return late ? std::optional(Outcome::kLate) : std::nullopt;
 }
 
-std::optional<Outcome> Admission::enter(Call& call, Priority priority, Clock::time_point deadline, std::size_t size) {
-  std::unique_lock lock(mutex_);
+std::optional<Outcome> Admission::ask(Call& call, Priority priority, Clock::time_point deadline, std::size_t size) {
+  const std::lock_guard lock(mutex_);
   const Clock::time_point now = Clock::now();
   call.priority_ = priority;
   call.deadline_ = deadline;
@@ -84,10 +84,15 @@ std::optional<Outcome> Admission::enter(Call& call, Priority priority, Clock::ti
   Queue& queue = waiting(priority);
   call.place_ = queue.insert(queue.end(), &call);
   dispatch(now);
+  return std::nullopt;
+}
+
+std::optional<Outcome> Admission::wait(Call& call) {
+  std::unique_lock lock(mutex_);
   const auto decided = [&] { return call.state_ != Call::State::kWaiting; };
-  if (deadline == Clock::time_point::max()) {
+  if (call.deadline_ == Clock::time_point::max()) {
     call.changed_.wait(lock, decided);
-  } else if (!call.changed_.wait_until(lock, deadline, decided)) {
+  } else if (!call.changed_.wait_until(lock, call.deadline_, decided)) {
     refuse(call, Outcome::kExpired);
   }
   if (call.state_ == Call::State::kWorking) return std::nullopt;

@@ -71,9 +71,16 @@ class Admission {
   std::size_t workers() const { return workers_; }
   std::size_t queue() const { return queue_; }
 
-  // Waits for a worker. Returns nothing once the call may work, and `leave` must follow; else why it may not.
-  // `size` is a measure of its work, as the number of its items.
-  std::optional<Outcome> enter(Call& call, Priority priority, Clock::time_point deadline, std::size_t size);
+  // Asks for a worker, without waiting. Returns nothing if the call has one or waits for one, and `wait` must follow;
+  // else why it may not. `size` is a measure of its work, as the number of its items.
+  std::optional<Outcome> ask(Call& call, Priority priority, Clock::time_point deadline, std::size_t size);
+  // Returns nothing once the call may work, and `leave` must follow; else why it may not.
+  std::optional<Outcome> wait(Call& call);
+  // Both.
+  std::optional<Outcome> enter(Call& call, Priority priority, Clock::time_point deadline, std::size_t size) {
+    if (const auto outcome = ask(call, priority, deadline, size)) return outcome;
+    return wait(call);
+  }
   // Ends the work. `done` says that it took the time that such work takes.
   void leave(Call& call, bool done);
   // The caller has gone: a call that waits, or enters later, is refused. From any thread.

@@ -30,36 +30,41 @@ std::size_t size_of(const Engine& engine, const RequestMessage& request) {
   return std::min(request.history.size(), engine.spec().model.max_history) + request.candidates.size();
 }
 
-Outcome admit_and_rank(const Engine& engine, const RequestMessage& request, const Arrival& arrival,
-                       Admission& admission, Call& call, Clock::time_point deadline, Timings& timings,
-                       std::string& out) {
-  const Clock::time_point handed = Clock::now();
-  if (!keeps_rules(request, engine.spec().limits)) return Outcome::kInvalid;
-  const Clock::time_point checked = Clock::now();
-  of(timings, Phase::kParse) = (arrival.parsed - arrival.came) + (checked - handed);
-  const Priority priority = request.priority == RequestMessage::kPriorityLow ? Priority::kLow : Priority::kHigh;
-  const auto refusal = admission.enter(call, priority, deadline, size_of(engine, request));
-  of(timings, Phase::kQueue) = Clock::now() - checked;
-  if (refusal) {
-    if (!request.fallback || (*refusal != Outcome::kFull && *refusal != Outcome::kLate)) return *refusal;
-    of(timings, Phase::kTotal) = Clock::now() - arrival.came;
-    write_fallback(request, engine.spec().version, timings, out);
-    return Outcome::kFallback;
-  }
-  Place place(admission, call);
-  const Outcome outcome = engine.rank(request, arrival.came, timings, Admission::space(call), out);
-  place.done = outcome == Outcome::kAnswered;
-  return outcome == Outcome::kAnswered && Clock::now() > deadline ? Outcome::kExpired : outcome;
-}
-
 }  // namespace
 
-Outcome handle(const Engine& engine, const RequestMessage& request, const Arrival& arrival, Admission& admission,
-               Call& call, Clock::time_point deadline, std::string& out) {
-  Timings timings{};
-  const Outcome outcome = admit_and_rank(engine, request, arrival, admission, call, deadline, timings, out);
-  admission.counters().record(outcome);
-  if (outcome == Outcome::kAnswered) admission.counters().record(timings);
+std::optional<Outcome> RequestHandler::start(std::string& out) {
+  const Clock::time_point handed = Clock::now();
+  if (!keeps_rules(request_, engine_.spec().limits)) return count(Outcome::kInvalid);
+  asked_ = Clock::now();
+  of(timings_, Phase::kParse) = (arrival_.parsed - arrival_.came) + (asked_ - handed);
+  const Priority priority = request_.priority == RequestMessage::kPriorityLow ? Priority::kLow : Priority::kHigh;
+  if (const auto outcome = admission_.ask(call_, priority, deadline_, size_of(engine_, request_))) {
+    return refused(*outcome, out);
+  }
+  return std::nullopt;
+}
+
+Outcome RequestHandler::finish(std::string& out) {
+  if (const auto outcome = admission_.wait(call_)) return refused(*outcome, out);
+  Place place(admission_, call_);
+  of(timings_, Phase::kQueue) = Clock::now() - asked_;
+  const Outcome outcome = engine_.rank(request_, arrival_.came, timings_, Admission::space(call_), out);
+  place.done = outcome == Outcome::kAnswered;
+  return count(outcome == Outcome::kAnswered && Clock::now() > deadline_ ? Outcome::kExpired : outcome);
+}
+
+Outcome RequestHandler::refused(Outcome outcome, std::string& out) {
+  if (!request_.fallback || (outcome != Outcome::kFull && outcome != Outcome::kLate)) return count(outcome);
+  const Clock::time_point now = Clock::now();
+  of(timings_, Phase::kQueue) = now - asked_;
+  of(timings_, Phase::kTotal) = now - arrival_.came;
+  write_fallback(request_, engine_.spec().version, timings_, out);
+  return count(Outcome::kFallback);
+}
+
+Outcome RequestHandler::count(Outcome outcome) {
+  admission_.counters().record(outcome);
+  if (outcome == Outcome::kAnswered) admission_.counters().record(timings_);
   return outcome;
 }
 

@@ -1,6 +1,7 @@
 // A parsed request to the bytes of its reply, through the admission.
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include "core/admission.h"
@@ -14,9 +15,38 @@ struct Arrival {
   Clock::time_point came, parsed;
 };
 
-// Waits for a worker and ranks. `out` is the reply if the outcome is kAnswered or kFallback, else the reason, if there
-// is one. Nothing is answered after the deadline. Counts the request.
-Outcome handle(const Engine& engine, const RequestMessage& request, const Arrival& arrival, Admission& admission,
-               Call& call, Clock::time_point deadline, std::string& out);
+// A parsed request on its way through the admission to a reply. Counts what becomes of it. `engine`, `request`,
+// `admission` and `call` must outlive it.
+class RequestHandler {
+ public:
+  RequestHandler(const Engine& engine, const RequestMessage& request, const Arrival& arrival, Admission& admission,
+                 Call& call, Clock::time_point deadline)
+      : engine_(engine),
+        request_(request),
+        arrival_(arrival),
+        admission_(admission),
+        call_(call),
+        deadline_(deadline) {}
+
+  // Checks the request and asks for a worker, without waiting. Returns nothing if `finish` must follow; else the
+  // outcome, with the reply in `out` if that is kFallback.
+  std::optional<Outcome> start(std::string& out);
+  // Waits for the worker and ranks. `out` is the reply if the outcome is kAnswered or kFallback, else the reason, if
+  // there is one. Nothing is answered after the deadline.
+  Outcome finish(std::string& out);
+
+ private:
+  Outcome refused(Outcome outcome, std::string& out);
+  Outcome count(Outcome outcome);
+
+  const Engine& engine_;
+  const RequestMessage& request_;
+  const Arrival arrival_;
+  Admission& admission_;
+  Call& call_;
+  const Clock::time_point deadline_;
+  Clock::time_point asked_;
+  Timings timings_{};
+};
 
 }  // namespace gr2

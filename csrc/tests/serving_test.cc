@@ -298,7 +298,8 @@ std::string answer(const gr2::Engine& engine, Admission& admission, const std::s
   CHECK(request.parse(bytes));
   Call call;
   std::string out;
-  CHECK(handle(engine, request, {now, now}, admission, call, kNoDeadline, out) == Outcome::kAnswered);
+  gr2::RequestHandler handler(engine, request, {now, now}, admission, call, kNoDeadline);
+  CHECK(!handler.start(out).has_value() && handler.finish(out) == Outcome::kAnswered);
   const std::size_t version = out.find("version");
   CHECK(version != std::string::npos);
   return out.substr(0, version);

@@ -24,7 +24,7 @@ def serve(
     host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for all.")] = DEFAULTS.host,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free port.")] = DEFAULTS.port,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Requests handled at once.", show_default="the cores and one more")
+        int | None, typer.Option(min=1, help="Requests handled at once.", show_default="the cores")
     ] = DEFAULTS.threads,
     queue: Annotated[
         int, typer.Option(min=0, help="Requests that may wait; more are refused at once.")
@@ -32,6 +32,9 @@ def serve(
     device: Annotated[
         str, typer.Option(help="cpu, cuda, or auto: a GPU if it can be used, else the CPU and a line that says why.")
     ] = DEFAULTS.device,
+    native: Annotated[
+        bool, typer.Option("--native/--python", help="On a CPU: answer in the C++ core, or in Python.")
+    ] = DEFAULTS.native,
     batch: Annotated[int, typer.Option(min=1, help="On a GPU: the most requests of a batch.")] = DEFAULTS.batch,
     batch_delay: Annotated[
         float, typer.Option(min=0, help="On a GPU: microseconds that a request waits for others.")
@@ -90,6 +93,7 @@ def serve(
         queue=queue,
         grace=grace,
         device=device,
+        native=native,
         batch=batch,
         batch_delay=batch_delay,
         default=default,

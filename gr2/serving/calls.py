@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import grpc
@@ -37,13 +36,14 @@ class CallPool(ThreadPoolExecutor):
         with self._lock:
             self.taken += 1
             self.pending += 1
-        future = super().submit(fn, *args, **kwargs)
-        future.add_done_callback(self._done)
-        return future
+        return super().submit(self._counted, fn, args, kwargs)
 
-    def _done(self, _: Future[Any]) -> None:
-        with self._lock:
-            self.pending -= 1
+    def _counted(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        try:
+            return fn(*args, **kwargs)
+        finally:
+            with self._lock:
+                self.pending -= 1
 
 
 def in_pool(pool: CallPool, behavior: Behavior) -> Behavior:
@@ -87,6 +87,23 @@ class Admission:
         self.refusals.shutdown()
 
 
+class _Waiting:
+    """A call's entry among those that wait, for the time of a `with` block."""
+
+    __slots__ = ("_all", "_context", "_seconds")
+
+    def __init__(
+        self, waiting: dict[grpc.ServicerContext, tuple[float, float]], context: grpc.ServicerContext, seconds: float
+    ) -> None:
+        self._all, self._context, self._seconds = waiting, context, seconds
+
+    def __enter__(self) -> None:
+        self._all[self._context] = time.monotonic(), self._seconds
+
+    def __exit__(self, *_: object) -> None:
+        del self._all[self._context]
+
+
 class Patience:
     """Cancels calls that keep a thread waiting for a message. grpc waits without an end, inside the thread.
 
@@ -104,14 +121,9 @@ class Patience:
         """Begin to look."""
         self._thread.start()
 
-    @contextmanager
-    def waiting(self, context: grpc.ServicerContext, seconds: float) -> Iterator[None]:
-        """Cancels the call if the block takes longer than `seconds`."""
-        self._waiting[context] = time.monotonic(), seconds
-        try:
-            yield
-        finally:
-            del self._waiting[context]
+    def waiting(self, context: grpc.ServicerContext, seconds: float) -> _Waiting:
+        """A `with` block that cancels the call if it takes longer than `seconds`."""
+        return _Waiting(self._waiting, context, seconds)
 
     def hurry(self, seconds: float) -> None:
         """From now on, no call may wait longer than `seconds`."""
@@ -145,7 +157,8 @@ def messages_of(messages: Iterator[T], context: grpc.ServicerContext, patience: 
 
 def only_message(messages: Iterator[T], context: grpc.ServicerContext, patience: Patience, limit: float) -> T:
     """The message of a call that has one. Aborts the call if it ends without a message or is silent for `limit` s."""
-    for message in messages_of(messages, context, patience, limit):
-        return message
+    with patience.waiting(context, limit):
+        for message in messages:
+            return message
     context.abort(grpc.StatusCode.UNIMPLEMENTED, "exactly one request message is needed, uncompressed")
     raise AssertionError("abort raises")

@@ -17,8 +17,8 @@ MOST_THREADS = 4096
 class ServeConfig:
     """Everything that a server can be told. Raises ConfigError for what cannot be.
 
-    `threads` requests are at work at once, by default one more than there are cores; `queue` more may wait. Port 0
-    takes a free port. `grace` is the seconds that accepted requests have when the server stops. `device`, `native`,
+    `threads` requests are at work at once, by default as many as there are cores; `queue` more may wait. Port 0 takes
+    a free port. `grace` is the seconds that accepted requests have when the server stops. `device`, `native`,
     `batch` and `batch_delay` are the engine's; `default` and `poll` the repository's; of what it answers,
     `shadow_share` is compared with the bundle named `shadow`. `cert` and `key` are PEM files for TLS; with
     `client_ca` callers need a certificate too. `tokens` is a file of `gr2.serving.tokens`. Without TLS the server

@@ -88,7 +88,7 @@ class Server:
         config, threads = self.config, self.config.threads
         if threads is None:
             cores = len(os.sched_getaffinity(0))
-            threads = cores + 1 if self.engine.device == "cpu" else min(2 * config.batch, MOST_THREADS)
+            threads = cores if self.engine.device == "cpu" else min(2 * config.batch, MOST_THREADS)
         self._patience = Patience()
         self._admission = Admission(threads, config.queue)
         self._patience.pressed = lambda: self._admission.full

@@ -86,7 +86,7 @@ def test_auto_serves_on_the_cpu_when_the_gpu_does_not_load(bundle: Path, caplog:
     assert server.engine.device == "cpu"
     assert len(caplog.messages) == 1
     assert caplog.messages[0].startswith("serving on the CPU: device cuda: it cannot be used: ")
-    assert server._admission.bound == server.config.queue + len(os.sched_getaffinity(0)) + 1
+    assert server._admission.bound == server.config.queue + len(os.sched_getaffinity(0))
     plain = Engine(bundle)
     assert server.engine.rerank([1, 2], [5, 6, 7]).items == plain.rerank([1, 2], [5, 6, 7]).items
     server.engine.close()
