@@ -62,13 +62,16 @@ class Impressions:
     def splits(self, dataset: Dataset) -> tuple[dict[Split, CandidateLists], dict[str, Any]]:
         """The lists of each split that an order can be judged by, and how many slates were left out and why.
 
-        A slate without a positive, or without a negative, says nothing of an order.
+        A slate without a positive, or without a negative, says nothing of an order. Raises DataError if all are such.
         """
         lists, counts = self.lists, {"requests": len(self.lists), "unknown_users": self.unknown_users}
         assert lists.grades is not None
         positive = lists.grades.any(axis=1)
         negative = ((lists.grades == 0) & (lists.candidates != PADDING)).any(axis=1)
         counts |= {"without_positive": int((~positive).sum()), "without_negative": int((~negative).sum())}
+        if not (positive & negative).any():
+            said = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counts.items())
+            raise DataError(f"no slate of the impressions has a positive and a negative: {said}")
         kept: dict[Split, CandidateLists] = {}
         for split in ("train", "val", "test"):
             rows = self.rows(dataset, split)

@@ -109,6 +109,12 @@ def test_slates_that_say_nothing_of_an_order_are_left_out_and_counted(tmp_path: 
     }  # fmt: skip
 
 
+def test_slates_that_all_say_nothing_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, slate("none", "u", 35, "abc", [0, 0, 0]), slate("all", "v", 36, "ab", [2, 1]))
+    with pytest.raises(DataError, match=r"no slate .* has a positive and a negative: 2 requests, .* 1 without negative"):
+        read_impressions(path, dataset()).splits(dataset())
+
+
 def test_graded_lists_come_back_from_their_file(tmp_path: Path) -> None:
     path = write(tmp_path, slate("r", "u", 35, "abc", [1, 0, 2]), slate("s", "v", 35, "de", [0, 1]))
     lists = read_impressions(path, dataset()).lists
