@@ -80,14 +80,16 @@ def overload(server: Started, requests: Sequence[bytes], seconds: float) -> Reco
     return Record("server.overload", "The server under overload", "make server-overload", figures, [table], notes)
 
 
-def memory(server: Started, requests: Sequence[bytes], minutes: float) -> Record:
-    """Resident memory while twice the capacity is offered, sampled between steps."""
-    capacity = step(server, requests, 5.0, concurrency=CALLERS).throughput
+def memory(server: Started, requests: Sequence[bytes], minutes: float, rate: float | None) -> Record:
+    """Resident memory while twice the capacity, or `rate` a second, is offered; sampled between steps."""
+    rate = rate or 2 * step(server, requests, 5.0, concurrency=CALLERS).throughput
     end = time.monotonic() + 60 * minutes
-    samples, answered = [], 0.0
+    samples: list[float] = []
+    answered, offered = 0.0, 0
     while time.monotonic() < end:
-        found = step(server, requests, WINDOW, rate=2 * capacity)
+        found = step(server, requests, WINDOW, rate=rate)
         answered += found.throughput * WINDOW
+        offered += found.calls
         samples.append(server.megabytes())
     if len(samples) < 10:
         raise Gr2Error(f"{minutes:g} minutes are too few to tell")
@@ -95,8 +97,8 @@ def memory(server: Started, requests: Sequence[bytes], minutes: float) -> Record
     early, last = float(np.median(samples[fifth : 2 * fifth])), float(np.median(samples[-fifth:]))
     growth = last / early - 1
     figures = [
-        Figure.judge(f"growth of memory over {minutes:.0f} minutes at twice the capacity", growth, FLAT, at_most=True),
-        Figure("requests answered meanwhile", f"{answered:,.0f}", "measured", "ok"),
+        Figure.judge(f"growth of memory over {minutes:.0f} minutes of overload", growth, FLAT, at_most=True),
+        Figure("requests meanwhile", f"{offered:,} sent, {answered:,.0f} answered", "measured", "ok"),
     ]
     table = {
         "title": "memory in MB, at fifths of the run",
@@ -113,6 +115,7 @@ def main() -> None:
     """Store the record, or with --dry print it."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--minutes", type=float, help="memory over so many minutes in place of the overload")
+    parser.add_argument("--rate", type=float, help="requests a second for it; by default twice what is answered")
     parser.add_argument("--seconds", type=float, default=10.0, help="of a step of the overload")
     parser.add_argument("--dry", action="store_true")
     arguments = parser.parse_args()
@@ -121,7 +124,7 @@ def main() -> None:
         requests = draw_requests(Bundle.load(bundle), REQUESTS, history=EVENTS, candidates=CANDIDATES)
         with started(OURS, bundle, SERVER, Path(), requests[0]) as server:
             if arguments.minutes:
-                found = memory(server, requests, arguments.minutes)
+                found = memory(server, requests, arguments.minutes, arguments.rate)
             else:
                 found = overload(server, requests, arguments.seconds)
     print(found if arguments.dry else store(found))

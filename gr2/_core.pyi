@@ -7,7 +7,7 @@ from typing import Any, Literal, final
 import numpy as np
 from numpy.typing import NDArray
 
-Port = tuple[str, int, list[int]]
+_Port = tuple[str, int, list[int]]
 
 @final
 class CodebookBuilder:
@@ -488,11 +488,11 @@ class RequestEngine:
         """
 
     @property
-    def scorer(self) -> tuple[list[Port], list[Port]]:
+    def scorer(self) -> tuple[list[_Port], list[_Port]]:
         """Inputs and outputs: names, element types as ONNX numbers them, shapes with -1 for what varies."""
 
     @property
-    def encoder(self) -> tuple[list[Port], list[Port]] | None:
+    def encoder(self) -> tuple[list[_Port], list[_Port]] | None:
         """The encoder's, likewise; None without one."""
 
     def cache_counts(self) -> dict[str, int]:
