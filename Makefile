@@ -3,7 +3,7 @@ PYTHON ?= python
 DATA ?= ../shared/data
 FUZZ_SECONDS ?= 600
 
-.PHONY: help dev lint format sanitize fuzz test bench proto constraints results show-spine show-decoding decoding-fuzz decoding-processors show-tokenizer tokenizer-ablation tokenizer-scale beauty games18 sasrec reasoner reasoner-teachers rl-compressor show-reasoner kernels-gpu kernels-serving kernels-lent show-kernels rl show-rl student-clicks server-faults server-comparison show-server quality show-student student-titles student-checks
+.PHONY: help dev lint format sanitize fuzz test bench proto constraints results show-spine show-decoding decoding-fuzz decoding-processors show-tokenizer tokenizer-ablation tokenizer-scale beauty games18 sasrec reasoner reasoner-teachers rl-compressor show-reasoner kernels-gpu kernels-serving kernels-lent show-kernels rl show-rl student-clicks server-faults server-comparison show-server quality show-student student-titles student-checks server-overhead server-overload server-memory server-equality
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -120,6 +120,18 @@ kernels-lent: ## build, then both of the above within ten minutes of a GPU; reco
 
 show-server: ## every figure of the server, one line each; exit code 1 if one is short
 	$(PYTHON) -m benchmarks.show_server
+
+server-overhead: ## what a request costs beside the model, over an empty call; stores its figures
+	$(PYTHON) -m benchmarks.server_overhead
+
+server-overload: ## twice the capacity offered; stores what is still answered in time
+	$(PYTHON) -m benchmarks.server_overload
+
+server-memory: ## the server's memory over half an hour of overload (long); stores its growth
+	$(PYTHON) -m benchmarks.server_overload --minutes 30
+
+server-equality: ## 100,000 replies over 50 connections against the in-process engine's (long); stores the count
+	$(PYTHON) -m benchmarks.server_equality
 
 server-comparison: ## our server beside mosec, LitServe, BentoML and Ray Serve, in environments of their own; stores its figures
 	$(PYTHON) -m benchmarks.server_comparison

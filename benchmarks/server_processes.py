@@ -114,7 +114,7 @@ def _pinned(core: int) -> Callable[[], None]:
 
 
 def _share_priority(process: int) -> None:
-    """Give a process the priority of this one: Linux may schedule sessions as groups, and a new one's is the default."""
+    """Give a process the priority of this one: Linux schedules sessions as groups, and a new one has the default."""
     try:
         nice = Path("/proc/self/autogroup").read_text(encoding="ascii").split()[-1]
         Path(f"/proc/{process}/autogroup").write_text(nice, encoding="ascii")
