@@ -15,6 +15,7 @@ ROUNDS = re.compile(r"(\w+)_fuzz: (\d+) rounds, no finding")
 TARGETS = {
     "catalog_trie": "catalogue files, opened, searched and filtered",
     "codebook": "codebook files, opened and looked up",
+    "request": "requests from the network: read or refused, and the reply read again",
     "decoder": "the decoders' inputs: codes, sets, logits of any bits, choices",
 }
 

@@ -12,6 +12,7 @@ from gr2.serving.calls import Admission
 from gr2.serving.exposition import Family, render
 from gr2.serving.histogram import Histogram
 from gr2.serving.observer import Observer
+from gr2.serving.outcomes import Outcome
 from gr2.serving.repository import Repository
 from gr2.version import __version__
 
@@ -57,6 +58,17 @@ class ServerMetrics:
         admission = self._admission
         yield Family("gr2_requests_pending", "gauge", "Calls at work or waiting.").add(admission.pending)
         yield Family("gr2_requests_capacity", "gauge", "Calls that may be at work or wait.").add(admission.bound)
+        stats = admission.core.stats()
+        outcomes = Family("gr2_outcomes_total", "counter", "What became of requests, by outcome.")
+        for outcome, count in zip(Outcome, stats["outcomes"], strict=True):
+            outcomes.add(count, outcome=outcome.name.lower())
+        yield outcomes
+        waiting = Family("gr2_requests_waiting", "gauge", "Requests that wait for a worker.")
+        for priority, count in zip(("high", "low"), stats["waiting"], strict=True):
+            waiting.add(count, priority=priority)
+        yield waiting
+        about = "Seconds that a request of low priority which came now would wait."
+        yield Family("gr2_expected_wait_seconds", "gauge", about).add(stats["expected_wait_ns"] / 1e9)
         yield Family("gr2_serving", "gauge", "1 while health says SERVING.").add(self._serving())
 
     def _bundles(self) -> Iterable[Family]:

@@ -53,6 +53,9 @@ def test_calls_are_counted_by_status_and_timed(server: Server) -> None:
     assert found['gr2_requests_total{"status": "INVALID_ARGUMENT"}'] == 1
     assert found["gr2_request_duration_seconds_count{}"] == 5
     assert found['gr2_phase_duration_seconds_count{"phase": "queue"}'] == 5
+    assert found['gr2_outcomes_total{"outcome": "answered"}'] == 5
+    assert found['gr2_outcomes_total{"outcome": "invalid"}'] == 1
+    assert found['gr2_requests_waiting{"priority": "high"}'] == 0
     model = found['gr2_phase_duration_seconds_sum{"phase": "model"}']
     assert model == pytest.approx(sum(each.model_ns for each in inside) / 1e9)
     assert model < found["gr2_request_duration_seconds_sum{}"] < 5
