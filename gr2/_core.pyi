@@ -428,7 +428,7 @@ class Admission:
     """
 
     def __init__(self, workers: int, queue: int) -> None:
-        """At most `workers` requests work at once, and at most `queue` wait."""
+        """At most `workers` requests work at once, and at most `queue` wait. Raises ValueError without any worker."""
 
     def enter(self, call: Call, *, seconds: float | None = None, low: bool = False, size: int = 1) -> int | None:
         """Wait for a worker. None once the call may work, and `leave` must follow; else the outcome.
@@ -438,7 +438,7 @@ class Admission:
         """
 
     def leave(self, call: Call, *, done: bool) -> None:
-        """End the work; `done` says that it took the time that such work takes."""
+        """End the work; `done` says that it took the time that such work takes. Raises ValueError if there is none."""
 
     def cancel(self, call: Call) -> None:
         """The caller has gone: a call that waits, or enters later, is refused."""

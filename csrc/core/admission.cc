@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <stdexcept>
 #include <utility>
 
 namespace gr2 {
@@ -15,6 +16,10 @@ constexpr double kMostTimes = 4.0;
 // Of the time that a call has, the share that it may wait. The rest is for its own work, for its way back, and for work
 // that takes longer than it did of late. A longer queue answers no more calls, only later.
 constexpr double kMostWait = 0.25;
+
+void require(bool holds, const char* what) {
+  if (!holds) throw std::invalid_argument(what);
+}
 
 }  // namespace
 
@@ -39,6 +44,7 @@ void ServiceTimes::record(std::size_t size_class, nanoseconds taken) {
 }
 
 Admission::Admission(std::size_t workers, std::size_t queue) : workers_(workers), queue_(queue) {
+  if (workers == 0) throw std::invalid_argument("workers must be at least 1, got 0");
   for (std::size_t i = 0; i < workers; ++i) spaces_.push_back(std::make_unique<Workspace>());
 }
 
@@ -67,6 +73,7 @@ std::optional<Outcome> Admission::refusal(const Call& call, Clock::time_point no
 
 std::optional<Outcome> Admission::ask(Call& call, Priority priority, Clock::time_point deadline, std::size_t size) {
   const std::lock_guard lock(mutex_);
+  require(call.state_ == Call::State::kOutside, "the call has asked already");
   const Clock::time_point now = Clock::now();
   call.priority_ = priority;
   call.deadline_ = deadline;
@@ -89,6 +96,7 @@ std::optional<Outcome> Admission::ask(Call& call, Priority priority, Clock::time
 
 std::optional<Outcome> Admission::wait(Call& call) {
   std::unique_lock lock(mutex_);
+  require(call.state_ != Call::State::kOutside, "the call has not asked");
   const auto decided = [&] { return call.state_ != Call::State::kWaiting; };
   if (call.deadline_ == Clock::time_point::max()) {
     call.changed_.wait(lock, decided);
@@ -128,6 +136,7 @@ void Admission::dispatch(Clock::time_point now) {
 
 void Admission::leave(Call& call, bool done) {
   const std::lock_guard lock(mutex_);
+  require(call.state_ == Call::State::kWorking, "the call is not at work");
   const Clock::time_point now = Clock::now();
   if (done) times_.record(call.size_class_, now - call.begun_);
   working_.erase(call.place_);

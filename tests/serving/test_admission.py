@@ -161,3 +161,20 @@ def test_durations_are_counted_in_the_buckets_of_the_metrics(timings: list[int])
 def test_unknown_outcomes_are_refused() -> None:
     with pytest.raises(ValueError, match="no outcome 99"):
         Admission(1, 0).count(99)
+
+
+def test_a_call_works_once_and_leaves_once() -> None:
+    core, call = Admission(1, 0), Call()
+    with pytest.raises(ValueError, match="not at work"):
+        core.leave(call, done=True)
+    assert core.enter(call) is None
+    with pytest.raises(ValueError, match="has asked already"):
+        core.enter(call)
+    core.leave(call, done=True)
+    with pytest.raises(ValueError, match="not at work"):
+        core.leave(call, done=True)
+
+
+def test_an_admission_without_workers_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        Admission(0, 1)

@@ -139,7 +139,7 @@ def test_silent_calls_that_fill_the_server_give_way_to_others(start: Callable[..
                 time.sleep(0.02)
         assert answered
         assert time.monotonic() - begin < 5
-        assert sum(call.done() for call in calls) > 70
+        assert sum(call.done() for call in calls) > 50
 
 
 def test_calls_without_a_message_hold_up_nobody(start: Callable[..., Server], silence: Silence) -> None:
