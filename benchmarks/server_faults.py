@@ -24,6 +24,7 @@ from benchmarks.faults_callers import half_open, malformed, slow_callers
 from benchmarks.faults_load import Replica, make_questions
 from benchmarks.results import Figure, Record, store
 from gr2.bundle import Bundle
+from gr2.client import Client
 from gr2.export.random_bundle import write_random_bundle
 from gr2.v1 import management_pb2
 
@@ -76,6 +77,27 @@ def swapped(bench: Bench) -> Outcome:
     done = info.swaps == bench.sizes.swaps + 2 and not info.refusals and len(load.tally.answers) == len(bench.bundles)
     note = f"both versions answered; memory {grown:+.1f} MiB from {before:.0f}"
     return Outcome(f"bundle swapped {bench.sizes.swaps} times", load.tally, done and grown < before / 10, note)
+
+
+def shadowed(bench: Bench) -> Outcome:
+    """Every answer is compared with a candidate's."""
+    pair = bench.folder / "pair"
+    for name, bundle in zip(("shop", "next"), bench.bundles, strict=True):
+        (pair / name).mkdir(parents=True)
+        (pair / name / "1").symlink_to(bundle)
+    arguments = ("--default", "shop", "--shadow", "next", "--shadow-share", "1.0")
+    with Replica(pair, *arguments) as replica:
+        with bench.load(replica) as load:
+            time.sleep(4 * SETTLE)
+        time.sleep(SETTLE)
+        with Client(replica.address) as client:
+            shadow = client.server_info().shadow
+    other, tau = shadow.top1_disagreement, shadow.kendall_tau
+    note = (
+        f"{shadow.compared} compared, {shadow.dropped} dropped: {other:.0%} another first item, Kendall's tau {tau:.2f}"
+    )
+    whole = 0 < shadow.compared <= load.tally.calls and not shadow.failed
+    return Outcome("candidate in the shadow", load.tally, whole, note)
 
 
 def corrupt(bench: Bench) -> Outcome:
@@ -140,6 +162,7 @@ SCENARIOS = (
     partial(ended, signal.SIGTERM, 0),
     partial(ended, signal.SIGKILL, -signal.SIGKILL),
     swapped,
+    shadowed,
     corrupt,
     full_disk,
     clock_jump,
