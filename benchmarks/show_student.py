@@ -15,7 +15,8 @@ STORED = {
     "student.quality": "make quality",
     "student.titles": "make student-titles",
     "student.checks": "make student-checks",
-    "export.variants": "make export-variants",
+    "student.int8": "make student-graphs",
+    "student.graphs": "make student-graphs",
     "student.clicks": "make student-clicks",
 }
 TESTS = {
