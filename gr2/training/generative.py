@@ -3,6 +3,8 @@
 Both losses ask for the item that came next. The path's is generative, -log p(target's codes) in one tree pass over the
 target's path. The head's is a softmax over the target and `negatives` uniformly drawn items, whose scores are raised by
 log(N / negatives), so that it estimates the softmax over the whole catalogue.
+
+With a deeper student for a teacher, the path learns the teacher's distributions instead (`pruning`).
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from gr2.models.slate import Slates, build_slates
 from gr2.models.student import MASKED, Head, Student
 from gr2.progress import track
 from gr2.training.optimisation import adamw, refuse_divergence
+from gr2.training.pruning import path_divergence
 from gr2.training.sequences import epoch_batches
 
 __all__ = ["GenerativeTrainer", "Recipe", "head_loss", "training_positions"]
@@ -84,10 +87,12 @@ class GenerativeTrainer:
         *,
         seed: int,
         checkpoint: Path | None = None,
+        teacher: Student | None = None,
     ) -> None:
         self.student, self.dataset, self.codes, self.recipe, self.seed = student, dataset, codes, recipe, seed
         self.positions = training_positions(dataset)
         self.lengths = np.minimum(self.positions.position, student.config.max_history)
+        self.teacher = None if teacher is None else teacher.eval()
         self.item_codes = torch.from_numpy(codes.astype(np.int64))
         self.optimiser = adamw(student, recipe.learning_rate, recipe.weight_decay)
         self.epoch = self.step = self.done = 0
@@ -123,7 +128,10 @@ class GenerativeTrainer:
         for group in self.optimiser.param_groups:
             group["lr"] = self.recipe.learning_rate * factor
         self.student.train()
-        path = -path_likelihood(self.student, slates).mean()
+        if self.teacher is None:
+            path = -path_likelihood(self.student, slates).mean()
+        else:
+            path = path_divergence(self.teacher, self.student, slates).mean()
         negatives = torch.randint(0, len(self.codes), (self.recipe.negatives,))
         head = head_loss(self.student.head, slates, self.item_codes, negatives)
         shown = {"path": path.item(), "head": head.item()}
