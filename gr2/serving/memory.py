@@ -10,8 +10,8 @@ __all__ = ["ATTENTION", "CAUSAL", "EVIDENCE", "HIDDEN", "LARGE", "MOST_OF_BATCH"
 LARGE, MOST_OF_BATCH, MOST_OF_REQUEST = 64 << 20, 1 << 30, 2 << 30
 # Bytes that onnxruntime's arena grew by, a cell of each: a query and a key (two heads' weights before and after the
 # softmax, and masks), two keys (the causal mask), a position's hidden values, and a candidate with an event (64
-# neighbours of the event).
-ATTENTION, CAUSAL, HIDDEN, EVIDENCE = 32, 6, 48, 14 * 64
+# co-purchases of the event, and half as many items that follow it and that have titles like its own).
+ATTENTION, CAUSAL, HIDDEN, EVIDENCE = 32, 6, 48, 18 * 64
 
 
 def run_bytes(model: ModelSpec, *, history: int, nodes: int, candidates: int) -> int:
