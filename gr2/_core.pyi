@@ -248,6 +248,34 @@ class CandidateTrie:
         """
 
 @final
+class ItemMemory:
+    """What is known of pairs of items, looked up for candidates against a history, in a mapped file. Thread-safe.
+
+    `gr2.models.memory` defines the columns, `gr2.export.memory` writes the file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Map the file. Raises ValueError with the reason if it is no memory file, OSError if unreadable."""
+
+    @property
+    def items(self) -> int: ...
+    @property
+    def levels(self) -> int: ...
+    def find(self, codes: NDArray[np.uint16]) -> NDArray[np.int64]:
+        """(n,) row of the first item that has each of `codes` (n, L), `items` where none has."""
+
+    def columns(
+        self,
+        past: NDArray[np.int64],
+        past_codes: NDArray[np.uint16],
+        own: NDArray[np.int64],
+        own_codes: NDArray[np.uint16],
+    ) -> NDArray[np.float32]:
+        """(K, 25) of candidates with rows `own` (K,) and their codes (K, L) after a history, oldest first, of rows
+        `past` (T,) and their codes (T, L). Raises ValueError on a row that is not 0 to `items`.
+        """
+
+@final
 class PrefixCache:
     """Values by key in bounded memory; the least recently used go first. Thread-safe.
 
@@ -464,6 +492,7 @@ class RequestEngine:
         scorer: bytes,
         encoder: bytes,
         codebook: Codebook,
+        items: ItemMemory | None,
         *,
         max_history: int,
         columns: int,
@@ -481,6 +510,7 @@ class RequestEngine:
         cache_bytes: int = 0,
     ) -> None:
         """`scorer` is the whole graph, or, after an `encoder`, the rest; encoded histories take up to `cache_bytes`.
+        `items` is the memory that the two need.
         `rank_features` (most_candidates, columns - feature_width) are what scores say of a candidate, by its rank.
         `memory` is what a run takes, in bytes (see `gr2.serving.memory`): a cell of attention, of the causal mask, of a
         position and of a candidate with an event, and then beyond what a request runs alone, and what it is refused.

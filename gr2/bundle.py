@@ -23,18 +23,20 @@ from typing import Any
 
 from gr2.artifact import file_digest, write_json
 from gr2.catalog import Catalog
-from gr2.decoding import Codebook
+from gr2.decoding import Codebook, ItemMemory
 from gr2.errors import BundleError
 from gr2.graphs import ROLES, Graphs, GraphVariant, graph_file
 from gr2.manifest import (
     CARD,
     FILES,
     MAX_REQUEST_BYTES,
+    MEMORY,
     CodebookSpec,
     FeatureSpec,
     Limits,
     Manifest,
     ModelSpec,
+    encoder_inputs,
     graph_inputs,
     graph_outputs,
     scorer_inputs,
@@ -48,6 +50,7 @@ __all__ = [
     "Manifest",
     "ModelSpec",
     "default_limits",
+    "encoder_inputs",
     "graph_inputs",
     "graph_outputs",
     "scorer_inputs",
@@ -142,6 +145,17 @@ class Bundle:
             fields = "fingerprint, items, ID type, levels, level size"
             raise BundleError(f"{path}: not the model's codebook: {fields} are {found}, expected {expected}")
         return codebook
+
+    def memory(self) -> ItemMemory:
+        """What encoder and scorer need to know of items, mapped into memory. Raises BundleError."""
+        path, model = self.path / MEMORY, self.manifest.model
+        try:
+            memory = ItemMemory(path)
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{path}: {error}") from error
+        if memory.levels != model.levels:
+            raise BundleError(f"{path}: not the model's memory: {memory.levels} levels, expected {model.levels}")
+        return memory
 
     def catalog(self) -> Catalog:
         """The catalogue, for titles. Raises DataError."""

@@ -73,6 +73,11 @@ class Graphs:
             raise ValueError(f"batch is {self.batch}, of which there is no graph for batches")
 
     @property
+    def split(self) -> bool:
+        """Whether a variant has an encoder and a scorer."""
+        return any(variant.split for variant in self.variants.values())
+
+    @property
     def files(self) -> tuple[str, ...]:
         """The names of all graphs' files."""
         return tuple(graph_file(role, name) for name, variant in self.variants.items() for role in variant.roles)

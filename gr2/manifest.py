@@ -20,11 +20,13 @@ __all__ = [
     "CARD",
     "FILES",
     "MAX_REQUEST_BYTES",
+    "MEMORY",
     "CodebookSpec",
     "FeatureSpec",
     "Limits",
     "Manifest",
     "ModelSpec",
+    "encoder_inputs",
     "graph_inputs",
     "graph_outputs",
     "scorer_inputs",
@@ -33,6 +35,7 @@ __all__ = [
 SCHEMA = 2
 FILES = ("codebook.bin", "items.parquet")  # beside those that `Graphs` names
 CARD = "README.md"  # a bundle may lack it
+MEMORY = "memory.bin"  # where there are an encoder and a scorer
 PROSE = ("parity", "quality", "created_by")
 MAX_CANDIDATES = 1024
 # What a request may hold; far above any history that is of use to a model.
@@ -65,15 +68,21 @@ def graph_inputs(levels: int, *, candidates: bool = False, batched: bool = False
     return {**inputs, "candidates": ("int64", rank + 1)} if candidates else inputs
 
 
+def encoder_inputs() -> dict[str, tuple[str, int]]:
+    """Name to (element type, rank) of the encoder's inputs: codes (T, L) of the history and its rows in the memory."""
+    return {"history": ("int64", 2), "past": ("int64", 1)}
+
+
 def scorer_inputs() -> dict[str, tuple[str, int]]:
     """Name to (element type, rank) of what a scorer may take of a request; it gets the encoder's outputs by name, too.
 
     The trie's m inner nodes below the root come as `nodes` (m,), V * (depth - 1) + code, with how many there are a
     depth, `counts` (L - 1,), and `ancestors` (m, L - 1): a node's own number among the m, its parent's and so on, -1
-    from the root on.
+    from the root on. `rows` (K,) are the candidates' in the memory, and `memory` (K, E) what it knows of them.
     """
     nodes = {"nodes": ("int64", 1), "counts": ("int64", 1), "ancestors": ("int64", 2)}
-    return {"history": ("int64", 2), **nodes, "features": ("float32", 2), "candidates": ("int64", 2)}
+    known = {"memory": ("float32", 2), "rows": ("int64", 1)}
+    return {**encoder_inputs(), **nodes, "features": ("float32", 2), **known, "candidates": ("int64", 2)}
 
 
 def graph_outputs(*, batched: bool = False) -> dict[str, tuple[str, int]]:
@@ -196,7 +205,7 @@ class Manifest:
         if set(record) != names:
             raise BundleError(f"keys missing or unknown: {', '.join(sorted(set(record) ^ names))}")
         files, graphs = record["files"], Graphs.parse(record["graphs"])
-        names = {*FILES, *graphs.files}
+        names = {*FILES, *graphs.files, *([MEMORY] if graphs.split else [])}
         if not isinstance(files, dict) or set(files) - {CARD} != names:
             raise BundleError(f"files must be {', '.join(sorted(names))}, and {CARD} if there is one")
         for name, entry in files.items():

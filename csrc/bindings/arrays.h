@@ -94,6 +94,7 @@ void bind_candidate_decoder(py::module_& module);
 void bind_candidate_trie(py::module_& module);
 void bind_codebook(py::module_& module);
 void bind_catalog_trie(py::module_& module);
+void bind_item_memory(py::module_& module);
 void bind_prefix_cache(py::module_& module);
 void bind_engine(py::module_& module);
 void bind_retrieval(py::module_& module);

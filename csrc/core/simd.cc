@@ -62,15 +62,15 @@ inline std::uint32_t above_bits(const float* values, float limit) {
 #undef GR2_TARGET
 }  // namespace base
 
-constexpr SimdKernels kBase{"base",           base::any_nonfinite, base::summarize,
-                            base::reached_by, base::find_above,    base::shared_codes};
+constexpr SimdKernels kBase{"base",           base::any_nonfinite, base::summarize,   base::reached_by,
+                            base::find_above, base::dot,           base::shared_codes};
 #if defined(__x86_64__)
-constexpr SimdKernels kV2{"x86-64-v2",    v2::any_nonfinite, v2::summarize,
-                          v2::reached_by, v2::find_above,    v2::shared_codes};
-constexpr SimdKernels kV3{"x86-64-v3",    v3::any_nonfinite, v3::summarize,
-                          v3::reached_by, v3::find_above,    v3::shared_codes};
-constexpr SimdKernels kV4{"x86-64-v4",    v4::any_nonfinite, v4::summarize,
-                          v4::reached_by, v4::find_above,    v4::shared_codes};
+constexpr SimdKernels kV2{"x86-64-v2",    v2::any_nonfinite, v2::summarize,   v2::reached_by,
+                          v2::find_above, v2::dot,           v2::shared_codes};
+constexpr SimdKernels kV3{"x86-64-v3",    v3::any_nonfinite, v3::summarize,   v3::reached_by,
+                          v3::find_above, v3::dot,           v3::shared_codes};
+constexpr SimdKernels kV4{"x86-64-v4",    v4::any_nonfinite, v4::summarize,   v4::reached_by,
+                          v4::find_above, v4::dot,           v4::shared_codes};
 #endif
 
 // Until the best ones are found, when the library is loaded, the lowest.

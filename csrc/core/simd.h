@@ -31,6 +31,8 @@ struct SimdKernels {
   // Writes the places of the values above `limit` in ascending order, and returns their number. `places` has room for
   // `count`.
   std::size_t (*find_above)(const float* values, std::size_t count, float limit, std::uint32_t* places);
+  // The product of two vectors.
+  float (*dot)(const float* a, const float* b, std::size_t count);
   // Writes how many codes each of `count` rows of four shares with the row before from the front on, but not of the
   // first row; returns whether the rows are in lexicographic order.
   bool (*shared_codes)(const std::uint16_t* rows, std::size_t count, std::uint8_t* shared);

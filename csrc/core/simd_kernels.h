@@ -158,6 +158,15 @@ GR2_TARGET std::size_t find_above(const float* values, std::size_t count, float 
   return found;
 }
 
+GR2_TARGET float dot(const float* a, const float* b, std::size_t count) {
+  Floats sums{};
+  std::size_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) sums += load(a + i) * load(b + i);
+  float sum = sum_of(sums);
+  for (; i < count; ++i) sum += a[i] * b[i];
+  return sum;
+}
+
 // Four codes to a word, the first in its lowest bits, and each code's answer in its highest bit: whether it differs
 // from the one before, then whether any up to it does, and whether it is the first one and smaller.
 GR2_TARGET bool shared_codes(const std::uint16_t* rows, std::size_t count, std::uint8_t* shared) {

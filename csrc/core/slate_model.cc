@@ -41,10 +41,18 @@ void ModelBuffers::trim() {
 
 SlateModel::SlateModel(std::shared_ptr<const OnnxRuntime> runtime, const Graphs& graphs, const ModelSpec& spec,
                        int threads, std::size_t cache_bytes)
-    : spec_(spec), scorer_(runtime, graphs.scorer, threads), cache_(cache_bytes, random_seed()) {
+    : spec_(spec),
+      memory_(graphs.memory),
+      scorer_(runtime, graphs.scorer, threads),
+      cache_(cache_bytes, random_seed()) {
   if (!graphs.encoder.empty()) {
     encoder_ = std::make_unique<const OnnxSession>(std::move(runtime), graphs.encoder, threads);
     for (const OnnxSession::Port& port : encoder_->outputs()) encoded_names_.push_back(port.name.c_str());
+    for (const OnnxSession::Port& port : encoder_->inputs()) {
+      const bool known = port.name == "past" && memory_ != nullptr;
+      if (port.name != "history" && !known) throw OnnxError("the encoder takes an input " + port.name);
+      encoder_names_.push_back(port.name.c_str());
+    }
   }
   for (const OnnxSession::Port& port : scorer_.inputs()) {
     inputs_.push_back(input(port.name));
@@ -53,18 +61,22 @@ SlateModel::SlateModel(std::shared_ptr<const OnnxRuntime> runtime, const Graphs&
 }
 
 SlateModel::Input SlateModel::input(const std::string& name) const {
-  constexpr std::array<std::pair<std::string_view, Source>, 7> kNames = {{{"history", Source::kHistory},
+  constexpr std::array<std::pair<std::string_view, Source>, 9> kNames = {{{"history", Source::kHistory},
                                                                           {"mask", Source::kMask},
                                                                           {"features", Source::kFeatures},
                                                                           {"candidates", Source::kCandidates},
                                                                           {"nodes", Source::kTokens},
                                                                           {"counts", Source::kCounts},
-                                                                          {"ancestors", Source::kAncestors}}};
+                                                                          {"ancestors", Source::kAncestors},
+                                                                          {"rows", Source::kRows},
+                                                                          {"memory", Source::kMemory}}};
   for (std::size_t i = 0; i < encoded_names_.size(); ++i) {
     if (name == encoded_names_[i]) return {Source::kEncoded, i};
   }
   for (const auto& [known, source] : kNames) {
-    if (name == known) return {source, 0};
+    if (name != known) continue;
+    if ((source == Source::kRows || source == Source::kMemory) && memory_ == nullptr) break;
+    return {source, 0};
   }
   for (std::size_t depth = 1; depth < spec_.levels; ++depth) {
     if (name == "nodes_" + std::to_string(depth)) return {Source::kNodes, depth};
@@ -80,6 +92,16 @@ std::size_t SlateModel::run_bytes(std::size_t history, std::size_t nodes, std::s
   return std::max(attention, evidence) + 2 * sizeof(float) * nodes * spec_.level_size;
 }
 
+void SlateModel::fill_known(const Slate& slate, ModelBuffers& buffers) const {
+  if (memory_ == nullptr) return;
+  buffers.past_rows.resize(slate.past.size() / spec_.levels);
+  buffers.rows.resize(slate.known.size());
+  buffers.known.resize(slate.known.size() * ItemMemory::kColumns);
+  memory_->find(slate.past, buffers.past_rows);
+  memory_->find(slate.codes, buffers.rows);
+  memory_->columns(buffers.past_rows, slate.past, buffers.rows, slate.codes, buffers.known);
+}
+
 void SlateModel::fill(const Slate& slate, const CandidateTrie& trie, ModelBuffers& buffers) const {
   const std::size_t levels = spec_.levels, n = trie.node_count(), count = slate.known.size();
   const auto extent = [](std::size_t size) { return static_cast<std::int64_t>(size); };
@@ -89,6 +111,7 @@ void SlateModel::fill(const Slate& slate, const CandidateTrie& trie, ModelBuffer
     inputs.push_back({onnx::kInt64, memory_of(values), std::move(shape)});
   };
   widen(slate.past, buffers.history);
+  fill_known(slate, buffers);
   buffers.nodes.resize(levels);
   for (const auto& [source, index] : inputs_) {
     switch (source) {
@@ -126,6 +149,12 @@ void SlateModel::fill(const Slate& slate, const CandidateTrie& trie, ModelBuffer
         trie.fill_ancestors(buffers.ancestors);
         ints(buffers.ancestors, {extent(n - 1), extent(levels - 1)});
         break;
+      case Source::kRows:
+        ints(buffers.rows, {extent(count)});
+        break;
+      case Source::kMemory:
+        inputs.push_back({onnx::kFloat, buffers.known.data(), {extent(count), extent(ItemMemory::kColumns)}});
+        break;
       case Source::kEncoded:
         inputs.push_back({onnx::kFloat, nullptr, {}});
         break;
@@ -153,11 +182,17 @@ void SlateModel::run_filled(const Slate& slate, ModelBuffers& buffers, bool larg
 std::shared_ptr<const SlateModel::Encoded> SlateModel::encode(const Slate& slate, ModelBuffers& buffers) const {
   const std::string_view key(reinterpret_cast<const char*>(slate.past.data()), slate.past.size_bytes());
   if (auto found = cache_.find(key)) return std::static_pointer_cast<const Encoded>(found);
-  const char* const name = "history";
-  const auto extent = [](std::size_t size) { return static_cast<std::int64_t>(size); };
-  const OnnxTensor history{
-      onnx::kInt64, memory_of(buffers.history), {extent(slate.past.size() / spec_.levels), extent(spec_.levels)}};
-  auto encoded = std::make_shared<Encoded>(encoder_->compute({&name, 1}, {&history, 1}, encoded_names_));
+  const auto levels = static_cast<std::int64_t>(spec_.levels);
+  const std::int64_t events = static_cast<std::int64_t>(slate.past.size()) / levels;
+  std::vector<OnnxTensor> inputs;
+  for (const std::string_view name : encoder_names_) {
+    if (name == "history") {
+      inputs.push_back({onnx::kInt64, memory_of(buffers.history), {events, levels}});
+    } else {
+      inputs.push_back({onnx::kInt64, memory_of(buffers.past_rows), {events}});
+    }
+  }
+  auto encoded = std::make_shared<Encoded>(encoder_->compute(encoder_names_, inputs, encoded_names_));
   std::size_t bytes = 0;
   for (OwnedTensor& part : *encoded) {
     bytes += part.data.size();

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/candidate_trie.h"
+#include "core/item_memory.h"
 #include "core/onnx_runtime.h"
 #include "core/prefix_cache.h"
 
@@ -47,17 +48,18 @@ struct Slate {
 
 // Memory that one request after another uses.
 struct ModelBuffers {
-  std::vector<std::int64_t> history, candidates, tokens, counts, ancestors;
+  std::vector<std::int64_t> history, candidates, tokens, counts, ancestors, past_rows, rows;
   std::vector<std::vector<std::int64_t>> nodes;
-  std::vector<float> mask, logits, prior;
+  std::vector<float> mask, known, logits, prior;
   std::vector<OnnxTensor> inputs, outputs;
   // Give back what a large slate took.
   void trim();
 };
 
-// A model's graphs: the whole one, or, with an encoder before it, a scorer.
+// A model's graphs: the whole one, or, with an encoder before it, a scorer, and the memory of items that both need.
 struct Graphs {
   std::string_view scorer, encoder;
+  std::shared_ptr<const ItemMemory> memory = nullptr;
 };
 
 // The model. Of one with an encoder, encoded histories are kept, by the codes that the encoder sees. Thread-safe.
@@ -90,23 +92,37 @@ class SlateModel {
 
  private:
   using Encoded = std::vector<OwnedTensor>;
-  enum class Source { kHistory, kNodes, kMask, kFeatures, kCandidates, kTokens, kCounts, kAncestors, kEncoded };
+  enum class Source {
+    kHistory,
+    kNodes,
+    kMask,
+    kFeatures,
+    kCandidates,
+    kTokens,
+    kCounts,
+    kAncestors,
+    kRows,
+    kMemory,
+    kEncoded
+  };
   struct Input {
     Source source;
     std::size_t index;  // the depth of nodes, or the place among the encoder's outputs
   };
 
   Input input(const std::string& name) const;
+  void fill_known(const Slate& slate, ModelBuffers& buffers) const;
   void fill(const Slate& slate, const CandidateTrie& trie, ModelBuffers& buffers) const;
   void run_filled(const Slate& slate, ModelBuffers& buffers, bool large) const;
   std::shared_ptr<const Encoded> encode(const Slate& slate, ModelBuffers& buffers) const;
 
   ModelSpec spec_;
+  std::shared_ptr<const ItemMemory> memory_;
   OnnxSession scorer_;
   std::unique_ptr<const OnnxSession> encoder_;
   mutable PrefixCache cache_;
   std::vector<Input> inputs_;
-  std::vector<const char*> input_names_, encoded_names_;
+  std::vector<const char*> input_names_, encoder_names_, encoded_names_;
   std::vector<const char*> output_names_{"logits", "prior"};
   mutable std::mutex one_large_;
 };

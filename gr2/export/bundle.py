@@ -26,6 +26,7 @@ from gr2.export.parity import Asked
 from gr2.export.proof import export_variants, prove_variants, sample_lists
 from gr2.features import SCORE_FEATURES
 from gr2.graphs import VARIANTS, graph_file
+from gr2.manifest import MEMORY as MEMORY_FILE
 from gr2.models.memory import MEMORY
 from gr2.models.student import Student
 from gr2.training.distill import load_memory, load_student
@@ -131,6 +132,7 @@ def run(config: ExportConfig, inputs: Mapping[str, Artifact], out: Path, seed: i
         held = {
             path.name: path for name, paths in made.items() for path in paths.values() if graphs.variants[name].roles
         }
+        held[MEMORY_FILE] = work.checkpoints / MEMORY_FILE
         quality = {
             name: inputs["distill"].metrics[name]
             for name in ("incoming", "student")

@@ -41,11 +41,11 @@ def add_mlp(graph: Builder, block: Block, x: str) -> str:
     return graph.add("Add", x, graph.project(graph.add("Gelu", hidden), block.down.weight, block.down.bias))
 
 
-def add_prior(graph: Builder, prior: Prior, features: str) -> str:
-    """(K, 1): the part of the score that comes from features (K, F)."""
-    linear = graph.add("MatMul", features, graph.weight(prior.linear.weight.T))
+def add_prior(graph: Builder, prior: Prior, features: str, weight: float) -> str:
+    """(K, 1): the part of the score that comes from features (K, F), times its weight."""
+    linear = graph.add("MatMul", features, graph.weight(weight * prior.linear.weight.T))
     hidden = graph.add("Gelu", graph.dense(features, prior.up.weight, prior.up.bias))
-    return graph.add("Add", linear, graph.add("MatMul", hidden, graph.weight(prior.down.weight.T)))
+    return graph.add("Add", linear, graph.add("MatMul", hidden, graph.weight(weight * prior.down.weight.T)))
 
 
 def add_items(graph: Builder, head: Head, codes: str, rows: str) -> str:
@@ -54,8 +54,11 @@ def add_items(graph: Builder, head: Head, codes: str, rows: str) -> str:
     return graph.add("Add", add_code_sum(graph, head.codes, codes), graph.add("Gather", memory, rows))
 
 
-def add_query(graph: Builder, head: Head, items: str, history: History) -> str:
-    """(1, d): what the head multiplies a candidate's vector with; `items` (T, d) are its vectors of the history."""
+def add_query(graph: Builder, head: Head, items: str, history: History, weight: float) -> str:
+    """(1, d): what the head multiplies a candidate's vector with, times the head's weight.
+
+    `items` (T, d) are its vectors of the history.
+    """
     weighted = graph.add("Mul", items, history.recent(graph, graph.weight(head.recency.exp())))
     if graph.batched:
         weighted = graph.add("Mul", weighted, graph.facing(history.present, -1))
@@ -63,4 +66,6 @@ def add_query(graph: Builder, head: Head, items: str, history: History) -> str:
     pooled = add_norm(graph, head.norm_pool, graph.add("Add", pooled, graph.weight(head.begin)))
     hidden = graph.add("Gelu", graph.dense(pooled, head.up.weight, head.up.bias))
     query = graph.add("Add", pooled, graph.dense(hidden, head.down.weight, head.down.bias))
-    return graph.add("Add", add_norm(graph, head.norm_query, query), graph.weight(head.bias.weight))
+    norm = head.norm_query
+    scale, bias = graph.weight(weight * norm.weight), graph.weight(weight * (norm.bias + head.bias.weight[0]))
+    return graph.add("LayerNormalization", query, scale, bias, epsilon=norm.eps)

@@ -80,9 +80,9 @@ def student_graph(
     own = graph.slice(rows, history.width, end, axis=-1)
     known = add_memory(graph, memory, past, own, history)
     features = graph.add("Concat", "features", known, axis=-1)
-    weights = [graph.constant(np.array([value], dtype=np.float32)) for value in student.weights.tolist()]
-    prior = graph.add("Mul", add_prior(graph, student.prior, features), weights[0])
-    head = graph.add("Mul", _head(graph, student.head, past, own, history), weights[1])
+    first, second = student.weights.tolist()
+    prior = add_prior(graph, student.prior, features, first)
+    head = _head(graph, student.head, past, own, history, second)
     graph.add("Squeeze", graph.add("Add", prior, head), graph.integers(-1), output="prior")
     integer, real = TensorProto.INT64, TensorProto.FLOAT
     batch = ("B",) if batched else ()
@@ -152,9 +152,9 @@ def _block(graph: Builder, block: Block, x: str, mask: str, start: str | None) -
     return add_mlp(graph, block, x)
 
 
-def _head(graph: Builder, head: Head, past: str, own: str, history: History) -> str:
-    """(K, 1): the head's scores; `past` (T,) and `own` (K,) are rows, of which the one past the last is no item's."""
+def _head(graph: Builder, head: Head, past: str, own: str, history: History, weight: float) -> str:
+    """(K, 1): the head's scores, times its weight; `past` (T,) and `own` (K,) are rows, the one past the last none."""
     items, candidates = (
         add_items(graph, head, codes, rows) for codes, rows in (("history", past), ("candidates", own))
     )
-    return graph.add("MatMul", candidates, graph.transpose(add_query(graph, head, items, history), (1, 0)))
+    return graph.add("MatMul", candidates, graph.transpose(add_query(graph, head, items, history, weight), (1, 0)))

@@ -8,13 +8,16 @@ from pathlib import Path
 import numpy as np
 
 from gr2.data.candidates import CandidateLists
+from gr2.decoding import ItemMemory
 from gr2.errors import BundleError
 from gr2.export.agreement import Agreement
 from gr2.export.gate import Gate, choose, judge
+from gr2.export.memory_file import write_memory
 from gr2.export.parity import Asked, measure_parity, queries_of, random_lists
 from gr2.export.served import Scorer, batch_scorer, pair_scorer, whole_scorer
 from gr2.export.variants import export_variant, find_ranges
 from gr2.graphs import Graphs
+from gr2.manifest import MEMORY
 
 __all__ = ["export_variants", "prove_variants", "sample_lists"]
 
@@ -24,15 +27,16 @@ Paths = dict[str, Path]  # by role
 def export_variants(
     asked: Asked, names: Sequence[str], folder: Path, *, batched: bool, calibrated_on: CandidateLists
 ) -> dict[str, Paths]:
-    """Write fp32 and the variants in `names` to `folder`; fp16 only if there are graphs for batches."""
+    """Write the memory, fp32 and the variants in `names` to `folder`; fp16 only if there are graphs for batches."""
     made: dict[str, Paths] = {}
+    write_memory(folder / MEMORY, asked.memory, asked.codes)
     for name in ("fp32", *names):
         if name == "fp16" and not batched:
             continue
         ranges = None
         if name == "int8-static":
             queries = queries_of(asked, calibrated_on, asked.features(calibrated_on))
-            ranges = find_ranges(asked.student, asked.memory, asked.codes, queries)
+            ranges = find_ranges(asked.student, ItemMemory(folder / MEMORY), queries)
         made[name] = export_variant(
             name, asked.student, asked.memory, asked.codes, folder, batched=batched, ranges=ranges
         )
@@ -86,7 +90,8 @@ def _ways(made: Mapping[str, Paths], longest: int) -> dict[str, Scorer]:
         if "whole" in paths:
             ways[f"{name} whole"] = whole_scorer(paths["whole"])
         if "encoder" in paths:
-            ways[f"{name} split"] = pair_scorer(paths["encoder"], paths["scorer"])
+            memory = ItemMemory(paths["encoder"].with_name(MEMORY))
+            ways[f"{name} split"] = pair_scorer(paths["encoder"], paths["scorer"], memory)
         if "batch" in paths:
             ways[f"{name} batch"] = batch_scorer(paths["batch"], longest=longest)
     return ways

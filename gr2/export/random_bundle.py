@@ -7,15 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from gr2.bundle import write_bundle
 from gr2.catalog import Catalog
 from gr2.decoding import write_codebook
 from gr2.export.bundle import feature_spec, model_spec
+from gr2.export.memory_file import write_memory
 from gr2.export.onnx import student_graph
 from gr2.export.variants import export_variant
 from gr2.features import SCORE_FEATURES
 from gr2.graphs import graph_file
+from gr2.manifest import MEMORY as MEMORY_FILE
 from gr2.models.evidence import CoPurchase
 from gr2.models.memory import MEMORY, ItemMemory, Neighbours
 from gr2.models.student import Student, StudentConfig
@@ -65,6 +68,8 @@ def write_random_bundle(
         if not pruned:
             paths["whole"].write_bytes(student_graph(student, memory, codes, pruned=False).SerializeToString())
         graphs = {path.name: path for path in paths.values()}
+        graphs[MEMORY_FILE] = Path(work) / MEMORY_FILE
+        write_memory(graphs[MEMORY_FILE], memory, codes)
         codebook = Path(work) / "codebook.bin"
         write_codebook(codebook, np.arange(items), codes, level_size)
         write_bundle(
@@ -89,20 +94,24 @@ def _student(config: StudentConfig, spread: float, seed: int) -> Student:
 
 
 def _memory(items: int, rng: np.random.Generator) -> ItemMemory:
+    together, text = (rng.normal(0, VECTORS**-0.5, (items, VECTORS)).astype(np.float32) for _ in range(2))
     copurchase = CoPurchase(
-        rng.integers(-1, items, (items, NEIGHBOURS)).astype(np.int32),
+        _neighbours(items, NEIGHBOURS, rng),
         rng.integers(0, 20, (items, NEIGHBOURS)).astype(np.float32),
         rng.integers(0, 500, items).astype(np.float32),
     )
     following, titles = (
-        Neighbours(
-            rng.integers(-1, items, (items, NEIGHBOURS // 2)).astype(np.int32),
-            rng.random((items, NEIGHBOURS // 2), dtype=np.float32),
-        )
+        Neighbours(_neighbours(items, NEIGHBOURS // 2, rng), rng.random((items, NEIGHBOURS // 2), dtype=np.float32))
         for _ in range(2)
     )
-    together, text = (rng.normal(0, VECTORS**-0.5, (items, VECTORS)).astype(np.float32) for _ in range(2))
     return ItemMemory(copurchase, following, titles, together, text)
+
+
+def _neighbours(items: int, width: int, rng: np.random.Generator) -> NDArray[np.int32]:
+    """(N, M) random items, -1 where an item has been drawn for its row before."""
+    near = np.sort(rng.integers(-1, items, (items, width)).astype(np.int32), axis=1)
+    near[:, 1:][near[:, 1:] == near[:, :-1]] = -1
+    return near
 
 
 def _catalog(items: int) -> Catalog:

@@ -10,10 +10,11 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from gr2.decoding import ItemMemory
 from gr2.serving.padding import pad
 from gr2.serving.query import Query
 
-__all__ = ["Scorer", "batch_scorer", "encode", "open_graph", "pair_scorer", "scorer_feed", "whole_scorer"]
+__all__ = ["Scorer", "batch_scorer", "encoder_feed", "open_graph", "pair_scorer", "scorer_feed", "whole_scorer"]
 
 # The scores (K,) of each of some requests.
 Scorer = Callable[[Sequence[Query]], list[NDArray[np.float32]]]
@@ -43,12 +44,14 @@ def whole_scorer(graph: Path) -> Scorer:
     return lambda queries: [score(query) for query in queries]
 
 
-def pair_scorer(encoder: Path, scorer: Path) -> Scorer:
+def pair_scorer(encoder: Path, scorer: Path, memory: ItemMemory) -> Scorer:
     """Scores by an encoder and a scorer, one request a run."""
     first, second = open_graph(encoder), open_graph(scorer)
+    names = [item.name for item in first.get_outputs()]
 
     def score(query: Query) -> NDArray[np.float32]:
-        return _scores(query, second.run(["logits", "prior"], scorer_feed(query, encode(first, query))))
+        encoded = dict(zip(names, first.run(names, encoder_feed(query, memory)), strict=True))
+        return _scores(query, second.run(["logits", "prior"], scorer_feed(query, memory, encoded)))
 
     return lambda queries: [score(query) for query in queries]
 
@@ -68,18 +71,24 @@ def batch_scorer(graph: Path, *, longest: int) -> Scorer:
     return score
 
 
-def encode(encoder: ort.InferenceSession, query: Query, names: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
-    """The encoder's outputs, or those in `names`, by name."""
-    names = names or [item.name for item in encoder.get_outputs()]
-    return dict(zip(names, encoder.run(names, {"history": query.past.astype(np.int64)}), strict=True))
+def encoder_feed(query: Query, memory: ItemMemory) -> dict[str, NDArray[Any]]:
+    """An encoder's inputs."""
+    return {"history": query.past.astype(np.int64), "past": memory.find(query.past)}
 
 
-def scorer_feed(query: Query, encoded: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """A scorer's inputs."""
-    trie = query.trie
-    own: dict[str, NDArray[Any]] = {"history": query.past.astype(np.int64), "features": query.features}
-    own |= {"nodes": trie.tokens(), "counts": trie.counts(), "ancestors": trie.ancestors()}
-    return {**encoded, **own, "candidates": query.codes.astype(np.int64)}
+def scorer_feed(query: Query, memory: ItemMemory, encoded: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """A scorer's inputs; `encoded` are the encoder's outputs by name."""
+    trie, past, rows = query.trie, memory.find(query.past), memory.find(query.codes)
+    return {
+        **encoded,
+        "nodes": trie.tokens(),
+        "counts": trie.counts(),
+        "ancestors": trie.ancestors(),
+        "features": query.features,
+        "memory": memory.columns(past, query.past, rows, query.codes),
+        "candidates": query.codes.astype(np.int64),
+        "rows": rows,
+    }
 
 
 def _scores(query: Query, outputs: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:

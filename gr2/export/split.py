@@ -10,21 +10,19 @@ Both together compute what the whole graph of `gr2.export.onnx` does.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 from onnx import TensorProto
 from torch import Tensor
 from torch.nn import functional as F
 
 from gr2.export.builder import Builder, Shape
-from gr2.export.evidence import item_rows
 from gr2.export.layers import add_code_sum, add_items, add_mlp, add_norm, add_prior, add_query, attention_weights
-from gr2.export.lookup import build_code_table
-from gr2.export.memory import add_memory
 from gr2.export.visibility import add_history
-from gr2.models.memory import MEMORY, ItemMemory
+from gr2.models.memory import MEMORY
 from gr2.models.student import MASKED, Block, Student
 
 __all__ = ["encoder_graph", "scorer_graph"]
@@ -35,7 +33,7 @@ END = np.iinfo(np.int64).max
 def encoded_shapes(student: Student) -> dict[str, Shape]:
     """The encoder's outputs, which are inputs of the scorer, C = T + 2 columns: begin token, history, root.
 
-    Keys and values of each block, the root's logits, the head's query and the history's rows of the catalogue.
+    Keys and values of each block, the root's logits and the head's query.
     """
     config, real = student.config, TensorProto.FLOAT
     heads, width = config.heads, config.dim // config.heads
@@ -45,16 +43,18 @@ def encoded_shapes(student: Student) -> dict[str, Shape]:
         shapes[f"values_{layer}"] = (real, (heads, "C", width))
     shapes["root"] = (real, (1, config.level_size))
     shapes["query"] = (real, (config.dim, 1))
-    shapes["past"] = (TensorProto.INT64, ("T",))
     return shapes
 
 
-def encoder_graph(student: Student, codes: NDArray[np.integer], *, graph: Builder | None = None) -> onnx.ModelProto:
-    """The graph, written to an empty builder: history (T, L) -> `encoded_shapes`."""
+def encoder_graph(student: Student, *, graph: Builder | None = None) -> onnx.ModelProto:
+    """The graph, written to an empty builder: history (T, L), past (T,) -> `encoded_shapes`.
+
+    `past` are the rows of the history's items in the catalogue that the student was trained with, N for others.
+    """
     config, graph = student.config, graph or Builder()
     history = add_history(graph, config.max_history)
-    past = item_rows(graph, build_code_table(codes), len(codes), "history", output="past")
-    query = add_query(graph, student.head, add_items(graph, student.head, "history", past), history)
+    weight = float(student.weights[1])
+    query = add_query(graph, student.head, add_items(graph, student.head, "history", "past"), history, weight)
     graph.add("Transpose", query, perm=(1, 0), output="query")
 
     recency = history.recent(graph, graph.weight(student.position))
@@ -69,7 +69,10 @@ def encoder_graph(student: Student, codes: NDArray[np.integer], *, graph: Builde
         assert isinstance(block, Block)
         x = _encode(graph, block, x, layer, mask if layer < config.layers - 1 else None)
     graph.add("MatMul", add_norm(graph, student.norm, x), graph.weight(student.logits[0].T), output="root")
-    inputs = {"history": (TensorProto.INT64, ("T", config.levels))}
+    inputs: dict[str, Shape] = {
+        "history": (TensorProto.INT64, ("T", config.levels)),
+        "past": (TensorProto.INT64, ("T",)),
+    }
     return graph.model("encoder", inputs, encoded_shapes(student))
 
 
@@ -91,36 +94,30 @@ def _encode(graph: Builder, block: Block, x: str, layer: int, mask: str | None) 
     return _finish(graph, block, x, graph.add("MatMul", weights, value))
 
 
-def scorer_graph(
-    student: Student, memory: ItemMemory, codes: NDArray[np.integer], *, graph: Builder | None = None
-) -> onnx.ModelProto:
-    """The graph, written to an empty builder: `encoded_shapes`, history (T, L), nodes (m,), counts (L - 1,), ancestors
-    (m, L - 1), features and candidates -> logits (1 + m, V), prior (K,).
+def scorer_graph(student: Student, *, graph: Builder | None = None) -> onnx.ModelProto:
+    """The graph, written to an empty builder: `encoded_shapes`, nodes (m,), counts (L - 1,), ancestors (m, L - 1),
+    features (K, 3 + F), memory (K, E), candidates (K, L) and rows (K,) -> logits (1 + m, V), prior (K,).
 
     `nodes` are the trie's inner nodes below the root, V * (depth - 1) + code, and `counts` how many each depth has.
     `ancestors` has for each of them its own number, its parent's and so on, counted without the root; -1 from there on.
+    `memory` are the columns of `gr2.models.memory`, and `rows` as `past` of the encoder.
     """
     config, graph = student.config, graph or Builder()
     graph.add("Concat", *["root", *_node_logits(graph, student)], axis=0, output="logits")
-    rows, code_table = len(codes), build_code_table(codes)
-    own = item_rows(graph, code_table, rows, "candidates")
-    known = add_memory(graph, memory, "past", own, add_history(graph, config.max_history))
-    features = graph.add("Concat", "features", known, axis=-1)
-    weights = [graph.constant(np.array([value], dtype=np.float32)) for value in student.weights.tolist()]
-    prior = graph.add("Mul", add_prior(graph, student.prior, features), weights[0])
-    head = graph.add("MatMul", add_items(graph, student.head, "candidates", own), "query")
-    graph.add(
-        "Squeeze", graph.add("Add", prior, graph.add("Mul", head, weights[1])), graph.integers(-1), output="prior"
-    )
+    features = graph.add("Concat", "features", "memory", axis=-1)
+    prior = add_prior(graph, student.prior, features, float(student.weights[0]))
+    head = graph.add("MatMul", add_items(graph, student.head, "candidates", "rows"), "query")
+    graph.add("Squeeze", graph.add("Add", prior, head), graph.integers(-1), output="prior")
     integer, real, levels = TensorProto.INT64, TensorProto.FLOAT, config.levels
     inputs: dict[str, Shape] = {
         **encoded_shapes(student),
-        "history": (integer, ("T", levels)),
         "nodes": (integer, ("m",)),
         "counts": (integer, (levels - 1,)),
         "ancestors": (integer, ("m", levels - 1)),
         "features": (real, ("K", config.features - len(MEMORY))),
+        "memory": (real, ("K", len(MEMORY))),
         "candidates": (integer, ("K", levels)),
+        "rows": (integer, ("K",)),
     }
     return graph.model("scorer", inputs, {"logits": (real, ("n", config.level_size)), "prior": (real, ("K",))})
 
@@ -130,9 +127,10 @@ def _node_logits(graph: Builder, student: Student) -> list[str]:
     config = student.config
     if config.levels == 1:
         return []
-    unseen = graph.add("Less", "ancestors", graph.integers(0))
+    # Sums over what a node sees are fast along an axis before the nodes'.
+    above = graph.add("Transpose", "ancestors", perm=(1, 0))  # (L - 1, m)
     values = [graph.constant(np.array([value], dtype=np.float32)) for value in (MASKED, 0)]
-    mask = graph.add("Where", unseen, *values)  # (m, L - 1)
+    mask = graph.add("Where", graph.add("Less", above, graph.integers(0)), *values)
     inputs = [
         student.node.weight[at * config.level_size : (at + 1) * config.level_size] + student.depth[at + 1]
         for at in range(config.levels - 1)
@@ -141,27 +139,38 @@ def _node_logits(graph: Builder, student: Student) -> list[str]:
     x = graph.add("Gather", graph.weight(table), "nodes", axis=0)
     for layer, block in enumerate(student.blocks):
         assert isinstance(block, Block)
-        x = _score(graph, block, x, mask, layer, table if layer == 0 else None, config.levels - 1)
+        x = _score(graph, block, x, _Sight(above, mask, config.levels - 1), layer, table if layer == 0 else None)
     states = add_norm(graph, student.norm, x)
     return graph.project_parts(states, "counts", list(student.logits[1:]))
 
 
-def _score(graph: Builder, block: Block, x: str, mask: str, layer: int, table: Tensor | None, above: int) -> str:
-    """A block over the nodes (m, d), each of which sees `above` nodes; `table` (N, d): what rows of `x` may be."""
+@dataclass(frozen=True)
+class _Sight:
+    """What a node sees of the nodes: their numbers (count, m), the additive mask (count, m), and how many at most."""
+
+    above: str
+    mask: str
+    count: int
+
+
+def _score(graph: Builder, block: Block, x: str, sight: _Sight, layer: int, table: Tensor | None) -> str:
+    """A block over the nodes (m, d); `table` (N, d): what rows of `x` may be."""
     if table is None:
-        rows, chosen = add_norm(graph, block.norm_attention, x), "ancestors"
+        rows, chosen = add_norm(graph, block.norm_attention, x), sight.above
         query, key, value = (_heads(graph, block, graph.project(rows, *each)) for each in attention_weights(block))
     else:
-        rows, chosen = block.norm_attention(table), graph.add("Gather", "nodes", "ancestors", axis=0)
+        rows, chosen = block.norm_attention(table), graph.add("Gather", "nodes", sight.above, axis=0)
         query, key, value = (graph.weight(_by_head(block, F.linear(rows, *each))) for each in attention_weights(block))
         query = graph.add("Gather", query, "nodes", axis=1)
-    key, value = (graph.add("Gather", each, chosen, axis=1) for each in (key, value))  # (h, m, L - 1, d / h)
-    near = graph.reduce("Sum", graph.add("Mul", graph.add("Unsqueeze", query, graph.integers(2)), key), 3)
+    key, value = (graph.add("Gather", each, chosen, axis=1) for each in (key, value))  # (h, L - 1, m, d / h)
+    near = graph.reduce("Sum", graph.add("Mul", graph.add("Unsqueeze", query, graph.integers(1)), key), 3)
+    near = graph.add("Transpose", graph.add("Add", near, sight.mask), perm=(0, 2, 1))
     far = graph.add("MatMul", query, f"keys_{layer}")
-    weights = graph.add("Softmax", graph.add("Concat", far, graph.add("Add", near, mask), axis=-1), axis=-1)
-    far = graph.slice(weights, graph.integers(0), graph.integers(-above), axis=-1)
-    near = graph.slice(weights, graph.integers(-above), graph.integers(END), axis=-1)
-    near = graph.reduce("Sum", graph.add("Mul", graph.add("Unsqueeze", near, graph.integers(-1)), value), 2)
+    weights = graph.add("Softmax", graph.add("Concat", far, near, axis=-1), axis=-1)
+    far = graph.slice(weights, graph.integers(0), graph.integers(-sight.count), axis=-1)
+    near = graph.slice(weights, graph.integers(-sight.count), graph.integers(END), axis=-1)
+    near = graph.add("Unsqueeze", graph.add("Transpose", near, perm=(0, 2, 1)), graph.integers(-1))
+    near = graph.reduce("Sum", graph.add("Mul", near, value), 1)
     return _finish(graph, block, x, graph.add("Add", graph.add("MatMul", far, f"values_{layer}"), near))
 
 

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from gr2.artifact import write_atomic
+from gr2.decoding import ItemMemory as MappedMemory
 from gr2.export.arithmetic import HalfBuilder, Int8Builder, WatchingBuilder
 from gr2.export.builder import Builder
 from gr2.export.onnx import student_graph
-from gr2.export.served import encode, open_graph, scorer_feed
+from gr2.export.served import encoder_feed, open_graph, scorer_feed
 from gr2.export.split import encoder_graph, scorer_graph
 from gr2.graphs import graph_file
 from gr2.models.memory import ItemMemory
@@ -45,8 +46,8 @@ def export_variant(
         models["batch"] = student_graph(student, memory, codes, graph=HalfBuilder(batched=True))
     else:
         builders = [_builder(variant, role, ranges) for role in ("encoder", "scorer")]
-        models["encoder"] = encoder_graph(student, codes, graph=builders[0])
-        models["scorer"] = scorer_graph(student, memory, codes, graph=builders[1])
+        models["encoder"] = encoder_graph(student, graph=builders[0])
+        models["scorer"] = scorer_graph(student, graph=builders[1])
     if batched and variant == "fp32":
         models["batch"] = student_graph(student, memory, codes, graph=Builder(batched=True))
     paths = {role: folder / graph_file(role, variant) for role in models}
@@ -61,21 +62,22 @@ def _builder(variant: str, role: str, ranges: Ranges | None) -> Builder:
     return Int8Builder(None if variant == "int8" else (ranges or {})[role])
 
 
-def find_ranges(student: Student, memory: ItemMemory, codes: NDArray[np.integer], queries: Sequence[Query]) -> Ranges:
+def find_ranges(student: Student, memory: MappedMemory, queries: Sequence[Query]) -> Ranges:
     """What goes into the products of encoder and scorer when these requests are ranked."""
     watching = {"encoder": WatchingBuilder(), "scorer": WatchingBuilder()}
     models = {
-        "encoder": encoder_graph(student, codes, graph=watching["encoder"]),
-        "scorer": scorer_graph(student, memory, codes, graph=watching["scorer"]),
+        "encoder": encoder_graph(student, graph=watching["encoder"]),
+        "scorer": scorer_graph(student, graph=watching["scorer"]),
     }
     outputs = [value.name for value in models["encoder"].graph.output]
     sessions = {role: open_graph(_watched(models[role], watching[role].watched)) for role in models}
     ranges: Ranges = {role: [(0.0, 0.0)] * len(watching[role].watched) for role in models}
     for query in queries:
-        feed = {"history": query.past.astype(np.int64)}
+        feed = encoder_feed(query, memory)
         for role in models:
             if role == "scorer":
-                feed = scorer_feed(query, encode(sessions["encoder"], query, outputs))
+                encoded = dict(zip(outputs, sessions["encoder"].run(outputs, feed), strict=True))
+                feed = scorer_feed(query, memory, encoded)
             values = sessions[role].run(watching[role].watched, feed)
             ranges[role] = [_wider(old, value) for old, value in zip(ranges[role], values, strict=True)]
     return ranges

@@ -98,6 +98,7 @@ class NativeModel:
                 bundle.read_graph(scorer),
                 b"" if encoder is None else bundle.read_graph(encoder),
                 codebook,
+                None if pair is None else bundle.memory(),
                 max_history=model.max_history,
                 columns=features.columns,
                 normalization=model.normalization,

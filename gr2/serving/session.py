@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gr2.bundle import Bundle, Manifest, graph_inputs, graph_outputs, scorer_inputs
+from gr2.bundle import Bundle, Manifest, encoder_inputs, graph_inputs, graph_outputs, scorer_inputs
 from gr2.errors import BundleError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def pair_differences(encoder: Any, scorer: Any) -> tuple[list[str], list[str]]:
     inputs = {**scorer_inputs(), **encoded}
     wanted = {item.name: inputs[item.name] for item in scorer.get_inputs() if item.name in inputs}
     return (
-        _mismatches(encoder.get_inputs(), {"history": inputs["history"]}),
+        _mismatches(encoder.get_inputs(), encoder_inputs()),
         _mismatches(scorer.get_inputs(), wanted) + _mismatches(scorer.get_outputs(), graph_outputs()),
     )
 

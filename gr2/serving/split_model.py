@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gr2.bundle import Bundle, graph_outputs
-from gr2.decoding import PrefixCache
+from gr2.decoding import ItemMemory, PrefixCache
 from gr2.errors import BundleError
 from gr2.serving.memory import LARGE
 from gr2.serving.query import Query, Scored, UnrankableError
 from gr2.serving.session import open_pair
 
-__all__ = ["SplitModel"]
+__all__ = ["SplitModel", "known_of"]
 
 
 class SplitModel:
@@ -40,10 +40,11 @@ class SplitModel:
         if pair is None:
             raise BundleError(f"{bundle.path}: holds no encoder and scorer; export it again")
         self.cache = PrefixCache(cache_bytes)
+        self._memory = bundle.memory()
         self._model = bundle.manifest.model
         self._encoder, self._scorer = open_pair(bundle, pair, threads)
         self._encoded = [item.name for item in self._encoder.get_outputs()]
-        self._taken = {item.name for item in self._scorer.get_inputs()}
+        self._taken = [{item.name for item in session.get_inputs()} for session in (self._encoder, self._scorer)]
         self._outputs = list(graph_outputs())
         self._shrinking = ort.RunOptions()
         self._shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
@@ -55,9 +56,9 @@ class SplitModel:
         # The wait of a large request for another is not the model's time.
         with self._one_large if large else nullcontext():
             start = perf_counter_ns()
-            history = query.past.astype(np.int64)
-            feed = {**self._encode(query.past.tobytes(), history), **self._request(query, history)}
-            feed = {name: value for name, value in feed.items() if name in self._taken}
+            feed = self._request(query)
+            feed |= self._encode(query.past.tobytes(), feed)
+            feed = {name: value for name, value in feed.items() if name in self._taken[1]}
             logits, prior = self._scorer.run(self._outputs, feed, self._shrinking if large else None)
             end = perf_counter_ns()
             try:
@@ -70,21 +71,29 @@ class SplitModel:
         """Forget the histories."""
         self.cache.clear()
 
-    def _encode(self, key: bytes, history: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    def _encode(self, key: bytes, request: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The encoder's outputs by name, which nobody may change."""
         encoded: dict[str, NDArray[Any]] | None = self.cache.find(key)
         if encoded is None:
-            encoded = dict(zip(self._encoded, self._encoder.run(self._encoded, {"history": history}), strict=True))
+            feed = {name: request[name] for name in self._taken[0]}
+            encoded = dict(zip(self._encoded, self._encoder.run(self._encoded, feed), strict=True))
             self.cache.insert(key, encoded, sum(array.nbytes for array in encoded.values()))
         return encoded
 
-    def _request(self, query: Query, history: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    def _request(self, query: Query) -> dict[str, NDArray[Any]]:
         trie = query.trie
-        return {
-            "history": history,
+        request: dict[str, NDArray[Any]] = {
+            "history": query.past.astype(np.int64),
             "nodes": trie.tokens(),
             "counts": trie.counts(),
             "ancestors": trie.ancestors(),
             "features": query.features,
             "candidates": query.codes.astype(np.int64),
         }
+        return request | known_of(self._memory, query)
+
+
+def known_of(memory: ItemMemory, query: Query) -> dict[str, NDArray[Any]]:
+    """What the memory knows: the rows of history and candidates, and the candidates' columns, by their names."""
+    past, rows = memory.find(query.past), memory.find(query.codes)
+    return {"past": past, "rows": rows, "memory": memory.columns(past, query.past, rows, query.codes)}

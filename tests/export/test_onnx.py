@@ -13,7 +13,9 @@ import torch
 from gr2.data.candidates import CandidateLists
 from gr2.data.dataset import Dataset
 from gr2.decoding import CandidateTrie
+from gr2.decoding import ItemMemory as MappedMemory
 from gr2.export.builder import Builder
+from gr2.export.memory_file import write_memory
 from gr2.export.onnx import graph_names, student_graph
 from gr2.export.parity import Asked, measure_parity, random_lists
 from gr2.export.served import batch_scorer, pair_scorer, whole_scorer
@@ -57,9 +59,10 @@ def test_graphs_score_as_the_student(layers: int, shop: tuple, tmp_path: Path) -
     dataset, codes, lists, memory = shop
     student = make_student(len(codes), layers)
     paths = export_variant("fp32", student, memory, codes, tmp_path, batched=True)
+    write_memory(tmp_path / "memory.bin", memory, codes)
     scorers = {
         "whole": whole_scorer(paths["whole"]),
-        "split": pair_scorer(paths["encoder"], paths["scorer"]),
+        "split": pair_scorer(paths["encoder"], paths["scorer"], MappedMemory(tmp_path / "memory.bin")),
         "batch": batch_scorer(paths["batch"], longest=LONGEST),
     }
     asked = Asked(student, dataset, codes, memory)
