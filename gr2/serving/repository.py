@@ -27,7 +27,8 @@ logger = logging.getLogger(__name__)
 
 PATIENCE = 30.0  # seconds that a swap waits for the users of the old bundle; then they are looked for at every poll
 RETRY = 60.0  # seconds after which a refused version that has not changed is tried again
-LOWEST_PRIORITY = 19
+# Of a tenth of the weight: with less, a thread that holds Python's lock on a busy machine would hold up the requests.
+LOW_PRIORITY = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,8 +215,8 @@ class Repository:
 
 
 def yield_to_requests() -> None:
-    """Give the calling thread the lowest priority, for good: a bundle is loaded on what the requests leave."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
+    """Give the calling thread a low priority, for good: requests come first."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOW_PRIORITY)
 
 
 def _status(name: str, shelf: _Shelf) -> BundleStatus:

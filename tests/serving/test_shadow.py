@@ -180,5 +180,5 @@ def test_server_answers_as_without_and_tells_the_disagreement(root: Path) -> Non
     assert -1 <= shadow.kendall_tau <= 1
     assert 'gr2_shadow_requests_total{bundle="next",outcome="compared"} 1' in server.metrics.text()
     tid = next(thread.native_id for thread in threading.enumerate() if thread.name == "gr2-shadow")
-    assert os.getpriority(os.PRIO_PROCESS, tid or 0) == 19
+    assert os.getpriority(os.PRIO_PROCESS, tid or 0) == 10
     server.stop(5)
