@@ -61,7 +61,7 @@ def test_weighted_round_robin_asks_the_less_loaded_server_more(
 
     def slowed(servicer: Servicer, *arguments: object) -> bytes:
         if servicer is slow:
-            time.sleep(0.02)
+            time.sleep(0.005)
         return answer(servicer, *arguments)
 
     monkeypatch.setattr(Servicer, "answer", slowed)
