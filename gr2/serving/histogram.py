@@ -14,7 +14,8 @@ BUCKETS = 96
 def bucket(ns: int) -> int:
     """The bucket of a duration: two for each power of two, cut at one and a half times it."""
     bits = ns.bit_length()
-    return min(BUCKETS - 1, 2 * bits + (ns >> (bits - 2) & 1 if bits > 1 else 0))
+    index = 2 * bits + (ns >> (bits - 2) & 1 if bits > 1 else 0)
+    return index if index < BUCKETS else BUCKETS - 1
 
 
 def upper(index: int) -> int:

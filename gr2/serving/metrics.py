@@ -44,7 +44,7 @@ class ServerMetrics:
     def _calls(self) -> Iterable[Family]:
         codes = Family("gr2_requests_total", "counter", "Rerank calls that have ended, by gRPC status.")
         # A rate needs a series from the first scrape on.
-        for code, count in {"OK": 0, **self._observer.codes}.items():
+        for code, count in self._observer.codes.items():
             codes.add(count, status=code)
         yield codes
         about = "Seconds from a call's arrival to its answer, of calls answered."

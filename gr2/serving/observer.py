@@ -29,12 +29,18 @@ class Observer(grpc.ServerInterceptor):  # type: ignore[misc]
 
     def __init__(self, methods: Sequence[str], tracing: Tracing | None = None) -> None:
         self.methods = methods
-        self.codes: Counter[str] = Counter()
+        self._failures: Counter[str] = Counter()
         self.durations = Recorder()
         self._tracing = tracing
         self._lock = threading.Lock()
         # A server has a handful of handlers, and returns the same ones again.
         self._watched: dict[int, tuple[grpc.RpcMethodHandler, grpc.RpcMethodHandler]] = {}
+
+    @property
+    def codes(self) -> dict[str, int]:
+        """Status to the calls that ended with it; OK is always there."""
+        with self._lock:
+            return {"OK": self.durations.read().total, **self._failures}
 
     def intercept_service(
         self,
@@ -68,14 +74,13 @@ class Observer(grpc.ServerInterceptor):  # type: ignore[misc]
         return make(watched, handler.request_deserializer, handler.response_serializer)
 
     def _ended(self, method: str, context: grpc.ServicerContext, start: int, reply: bytes | None) -> None:
-        duration = time.perf_counter_ns() - start
-        code = "OK"
-        if reply is None:
-            code = getattr(context.code(), "name", "UNKNOWN")
-        else:
+        duration, code = time.perf_counter_ns() - start, "OK"
+        if reply is not None:
             self.durations.add(duration)
-        with self._lock:
-            self.codes[code] += 1
+        else:
+            code = getattr(context.code(), "name", "UNKNOWN")
+            with self._lock:
+                self._failures[code] += 1
         if self._tracing is not None:
             phases = reply if method == self.methods[0] else None
             self._tracing.record(method, context.invocation_metadata(), code, duration, phases)
