@@ -69,6 +69,7 @@ def constrained_step_kernel(
     bests,  # (B, BEAMS) int64: the best key of each beam's children
     stage,  # (B, POOL) int64
     arrivals,  # (B,) int32, zeros before and after
+    bounds,  # (B,) int64, NEVER before and after: a key that M of the search's keys so far do not exceed
     fault,  # (1,) int64: the first bad logit, as beam of the batch << 16 | column
     VOCAB: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -84,11 +85,18 @@ def constrained_step_kernel(
 ):
     """A program a group of beams: the sums over their rows, and the best of their children as keys. The last of a
     search to arrive takes the best of all. One launch: the second of two would wait for every search's last beam.
+
+    All searches' best beams begin first: most children of the others exceed the bound that these leave behind, so that
+    there is nothing to choose among them.
     """
     GROUPS: tl.constexpr = (WIDTH + ROWS - 1) // ROWS
-    i_group = tl.program_id(0)
-    i_search = tl.program_id(1).to(tl.int64)
+    # A few beams are chosen fast, and registers are better spent on more programs.
+    BOUNDED: tl.constexpr = GROUPS > 1 and ROOM > 16
+    i_group = tl.program_id(1)
+    i_search = tl.program_id(0).to(tl.int64)
     first = i_search * BEAMS
+    if BOUNDED:
+        bound = tl.load(bounds + i_search, cache_modifier=".cg")
     o_beam = i_group * ROWS + tl.arange(0, ROWS)
     inside = o_beam < WIDTH
     # Rows of dead beams are read, too, rather than after it is known which are dead.
@@ -123,6 +131,8 @@ def constrained_step_kernel(
     key = tl.where(live, packed_key(score, (o_beam[:, None] << 16) | o_child[None, :]), NEVER)
     tl.store(bests + first + o_beam, tl.min(key, axis=1), mask=inside)
     key = tl.reshape(key, [ROWS * CHILDREN], can_reorder=True)
+    if BOUNDED:
+        key = tl.where(key <= bound, key, NEVER)
     chosen = key < NEVER
     if ROWS * CHILDREN > ROOM:
         chosen = chosen & (key <= key_limit(key, BEAMS, ROOM))
@@ -131,12 +141,17 @@ def constrained_step_kernel(
     count = tl.sum(chosen.to(tl.int32))
     tl.store(counts + first + i_group, count)
     limit = tl.max(tl.where(chosen, key, -NEVER))
-    tl.store(limits + first + i_group, tl.where(count >= BEAMS, limit, NEVER))
+    limit = tl.where(count >= BEAMS, limit, NEVER)
+    tl.store(limits + first + i_group, limit)
+    if BOUNDED:
+        tl.atomic_min(bounds + i_search, limit, sem="relaxed")
     # What the others wrote is seen after their arrival, if all threads had written before it.
     tl.debug_barrier()
     arrived = tl.atomic_add(arrivals + i_search, 1, sem="acq_rel")
     if arrived == GROUPS - 1:
         tl.store(arrivals + i_search, 0)
+        if BOUNDED:
+            tl.store(bounds + i_search, tl.full((), NEVER, tl.int64))
         pool = best_of_search(
             keys + i_search * GROUPS * KEPT,
             counts + first,

@@ -11,7 +11,7 @@ import torch
 from gr2.kernels.constrained_step import constrained_step_kernel, step_shape
 from gr2.kernels.device_catalog import DeviceCatalog, DeviceFilter
 from gr2.kernels.leaf_items import leaf_items_kernel, leaf_shape
-from gr2.kernels.tensors import NO_FAULT, Launch, as_logits, capturing, check_grid, launch, raise_fault, stride
+from gr2.kernels.tensors import NO_FAULT, Launch, as_logits, capturing, launch, raise_fault, stride
 
 __all__ = ["DeviceRetriever"]
 
@@ -47,8 +47,7 @@ class DeviceRetriever:
         """Begin `batch` searches; `filters` is one for all, or one for each.
 
         Memory is kept where catalogue, batch and filters are those of before. Raises ValueError on a filter of another
-        catalogue and on a batch of more than 65,535, and RuntimeError if they are not what a CUDA graph was captured
-        with.
+        catalogue, and RuntimeError if they are not what a CUDA graph was captured with.
         """
         each = [filters] if filters is None or isinstance(filters, DeviceFilter) else list(filters)
         if len(each) not in {1, batch}:
@@ -72,7 +71,6 @@ class DeviceRetriever:
     def _allocate(self, catalog: DeviceCatalog, batch: int) -> None:
         if batch < 1:
             raise ValueError(f"batch must be at least 1, got {batch}")
-        check_grid("batch", batch)
         # Without memory for it there is no search, rather than one over the memory of the last.
         self._catalog, self._filters = None, []
         device, slots = catalog.device, (batch, self.beams)
@@ -95,6 +93,7 @@ class DeviceRetriever:
         self._keys = memory(torch.int64, batch, max(_groups(shape) * shape["KEPT"] for shape in shapes))
         self._stage = memory(torch.int64, batch, max(shape["POOL"] for shape in shapes))
         self._arrivals = torch.zeros(batch, dtype=torch.int32, device=device)
+        self._bounds = torch.full((batch,), NO_FAULT, dtype=torch.int64, device=device)
         self._fault = torch.full((catalog.levels,), NO_FAULT, dtype=torch.int64, device=device)
         self._items, self._item_scores = memory(torch.int64, *slots), memory(torch.float32, *slots)
         self._which = torch.full((batch,), -1, dtype=torch.int32, device=device)
@@ -147,7 +146,7 @@ class DeviceRetriever:
         permitted = self._edges[level] if self._filters else self._which
         self._launch(
             constrained_step_kernel,
-            (_groups(shape), self.batch),
+            (self.batch, _groups(shape)),
             rows,
             stride(rows),
             catalog.offsets[level],
@@ -163,6 +162,7 @@ class DeviceRetriever:
             self._bests,
             self._stage,
             self._arrivals,
+            self._bounds,
             self._faults[level],
             LOCAL=self._local,
             FILTERED=bool(self._filters),

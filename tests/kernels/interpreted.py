@@ -77,6 +77,7 @@ class Search:
             np.testing.assert_allclose(scores[i], values, rtol=1e-5, atol=1e-5)
         self.ours.check()
         assert self.ours._arrivals.tolist() == [0] * self.ours.batch
+        assert self.ours._bounds.tolist() == [torch.iinfo(torch.int64).max] * self.ours.batch
 
 
 class TestConstrainedStep:
@@ -125,6 +126,18 @@ class TestConstrainedStep:
             assert search.step(-128.0 * generator.integers(0, 2, (1, 1, size)))
             search.step(flat * generator.standard_normal((1, beams, size)))
             search.finish()
+
+    def test_children_below_the_best_of_other_beams_are_not_kept(self, monkeypatch):
+        monkeypatch.setattr("gr2.kernels.constrained_step.CHILD_TILE", 32)
+        size, beams = 32, 20
+        codes = np.array([[first, second] for first in range(size) for second in range(size)], np.uint16)
+        search = Search(codes, size, beams)
+        assert search.step(-10.0 * np.arange(size).reshape(1, 1, size))
+        assert search.step(np.random.default_rng(0).standard_normal((1, beams, size)))
+        # A beam's children are 10 below those of the one before, so that the first beam has all that are wanted.
+        assert search.ours._counts[0, 0] >= beams
+        assert search.ours._counts[0, 1:beams].tolist() == [0] * (beams - 1)
+        search.finish()
 
     def test_rows_of_several_blocks(self, monkeypatch):
         monkeypatch.setattr("gr2.kernels.constrained_step.TILE", 16)

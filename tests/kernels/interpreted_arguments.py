@@ -89,9 +89,6 @@ def test_a_search_of_which_a_graph_was_captured_keeps_what_the_graph_reads(monke
 
 
 def test_batches_that_no_grid_holds_are_refused():
-    _, catalog = begun(np.zeros((1, 1), np.uint16), 1)
-    with pytest.raises(ValueError, match="batch must be at most 65535 on a GPU, got 65536"):
-        DeviceDecoder("cpu").retriever(1).start(catalog, 65_536)
     tables = CandidateTables.build(np.zeros((65_536, 1, 1), np.uint16), np.ones((65_536, 1), np.bool_), 4)
     with pytest.raises(ValueError, match="requests must be at most 65535 on a GPU, got 65536"):
         DeviceDecoder("cpu").candidates(tables)

@@ -43,6 +43,6 @@ def test_kernel_starts_on_the_device_of_its_arguments(current, index):
 
 
 def test_batch_that_no_grid_holds_is_refused():
-    check_grid("batch", 65_535)
-    with pytest.raises(ValueError, match="batch must be at most 65535 on a GPU, got 65536"):
-        check_grid("batch", 65_536)
+    check_grid("requests", 65_535)
+    with pytest.raises(ValueError, match="requests must be at most 65535 on a GPU, got 65536"):
+        check_grid("requests", 65_536)
