@@ -15,7 +15,7 @@ STORED = {
     "student.quality": "make quality",
     "student.titles": "make student-titles",
     "student.checks": "make student-checks",
-    "student.int8": "make student-graphs",
+    "student.int8": "make student-int8",
     "student.graphs": "make student-graphs",
     "student.clicks": "make student-clicks",
 }

@@ -17,7 +17,7 @@ from gr2.export.memory_file import write_memory
 from gr2.export.onnx import student_graph
 from gr2.export.variants import export_variant
 from gr2.features import SCORE_FEATURES
-from gr2.graphs import graph_file
+from gr2.graphs import Graphs, GraphVariant, graph_file
 from gr2.manifest import MEMORY as MEMORY_FILE
 from gr2.models.evidence import CoPurchase
 from gr2.models.memory import MEMORY, ItemMemory, Neighbours
@@ -40,13 +40,16 @@ def write_random_bundle(
     width: int = 0,
     batched: bool = True,
     pruned: bool = True,
+    split: bool = True,
+    arithmetic: str = "fp32",
     spread: float = 0.1,
     seed: int = 0,
 ) -> Path:
     """`folder`, with a bundle of items 0..`items` - 1 that have distinct random codes and no titles.
 
-    The weights are normal with the standard deviation `spread`; `pruned` is as for `student_graph`. Raises ValueError
-    if there are too few codes.
+    The weights are normal with the standard deviation `spread`; `pruned` is as for `student_graph`. A CPU serves
+    encoder and scorer in "fp32" or "int8", or without `split` the whole graph. Raises ValueError if there are too few
+    codes.
     """
     rng = np.random.default_rng(seed)
     codes = np.unique(rng.integers(0, level_size, (2 * items, levels)).astype(np.uint16), axis=0)
@@ -67,15 +70,24 @@ def write_random_bundle(
         paths = export_variant("fp32", student, memory, codes, Path(work), batched=batched)
         if not pruned:
             paths["whole"].write_bytes(student_graph(student, memory, codes, pruned=False).SerializeToString())
-        graphs = {path.name: path for path in paths.values()}
-        graphs[MEMORY_FILE] = Path(work) / MEMORY_FILE
-        write_memory(graphs[MEMORY_FILE], memory, codes)
+        others = {role: path for role, path in paths.items() if split or role == "batch"}
+        variants = {"fp32": GraphVariant(("whole", *(role for role in others if role != "whole")))}
+        graphs = {path.name: path for path in others.values()}
+        if arithmetic != "fp32":
+            rounded = export_variant(arithmetic, student, memory, codes, Path(work))
+            variants[arithmetic] = GraphVariant(tuple(rounded))
+            graphs |= {path.name: path for path in rounded.values()}
+        graphs.pop(graph_file("whole"), None)
+        if split:
+            graphs[MEMORY_FILE] = Path(work) / MEMORY_FILE
+            write_memory(graphs[MEMORY_FILE], memory, codes)
         codebook = Path(work) / "codebook.bin"
         write_codebook(codebook, np.arange(items), codes, level_size)
         write_bundle(
             folder,
-            graph=graphs.pop(graph_file("whole")),
+            graph=paths["whole"],
             others=graphs,
+            graphs=Graphs(variants, default=arithmetic),
             codebook=codebook,
             catalog=_catalog(items),
             model=model_spec(student),
