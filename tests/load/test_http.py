@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import socket
 import threading
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
-
-from benchmarks.server_http import HttpCall
 
 ANSWERS = {
     "length": (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", (0, b"hello")),
@@ -20,6 +21,18 @@ ANSWERS = {
     "other": (b"HTTP/1.1 418 I'm a teapot\r\ncontent-length: 0\r\n\r\n", (2, b"")),
     "cut": (b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhel", (14, b"")),
 }
+
+
+@pytest.fixture(scope="module")
+def sender() -> Any:
+    """`HttpCall` of `benchmarks/server_http.py`, which is not installed."""
+    path = Path(__file__).resolve().parents[2] / "benchmarks" / "server_http.py"
+    spec = importlib.util.spec_from_file_location("gr2_server_http", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.HttpCall
 
 
 @pytest.fixture
@@ -48,12 +61,14 @@ def answering() -> Callable[[bytes, int], str]:
 
 @pytest.mark.parametrize("piece", [1, 7, 1000])
 @pytest.mark.parametrize("kind", list(ANSWERS))
-def test_an_answer_is_read_however_it_arrives(answering: Callable[[bytes, int], str], kind: str, piece: int) -> None:
+def test_an_answer_is_read_however_it_arrives(
+    sender: Any, answering: Callable[[bytes, int], str], kind: str, piece: int
+) -> None:
     answer, expected = ANSWERS[kind]
-    call = HttpCall(answering(answer, piece))
+    call = sender(answering(answer, piece))
     assert call(b"request", 5.0) == expected
     call.close()
 
 
-def test_nobody_there_is_unavailable() -> None:
-    assert HttpCall("127.0.0.1:1/x")(b"", 1.0) == (14, b"")
+def test_nobody_there_is_unavailable(sender: Any) -> None:
+    assert sender("127.0.0.1:1/x")(b"", 1.0) == (14, b"")
