@@ -15,6 +15,11 @@ __all__ = ["JsonFormatter", "TextFormatter", "configure_logs"]
 STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
+def _fields(record: logging.LogRecord) -> dict[str, object]:
+    """What `extra` has added; names with an underscore are other libraries' own."""
+    return {key: value for key, value in vars(record).items() if key not in STANDARD and not key.startswith("_")}
+
+
 def _frames(record: logging.LogRecord) -> list[str]:
     """The exception's type and where it went, without its message: a message may quote the request."""
     if not record.exc_info or record.exc_info[1] is None:
@@ -35,7 +40,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
-            **{key: value for key, value in vars(record).items() if key not in STANDARD},
+            **_fields(record),
         }
         if frames := _frames(record):
             line["exception"] = frames
@@ -47,7 +52,7 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """See logging.Formatter."""
-        fields = [f"{key}={value}" for key, value in vars(record).items() if key not in STANDARD]
+        fields = [f"{key}={value}" for key, value in _fields(record).items()]
         head = f"{self.formatTime(record)} {record.levelname.lower()} {record.name}: {record.getMessage()}"
         return "\n  ".join([" ".join([head, *fields]), *_frames(record)])
 

@@ -144,6 +144,7 @@ class TestStructure:
             while not over.is_set():
                 codes[rows] = other
                 codes[rows] = own
+                time.sleep(0.002)
 
         thread = threading.Thread(target=change)
         thread.start()

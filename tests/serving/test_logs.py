@@ -19,6 +19,7 @@ def failing() -> logging.LogRecord:
         record.args = ("request failed",)
         record.exc_info = (ValueError, error, error.__traceback__)
         record.bundle = "v1"
+        record._of_another_library = 1
         return record
 
 
@@ -32,6 +33,7 @@ def test_a_json_line_has_the_fields_and_the_frames_without_the_message() -> None
     assert found["time"].endswith("+00:00")
     assert found["exception"][-1] == "builtins.ValueError"
     assert "test_logs.py" in found["exception"][0]
+    assert "_of_another_library" not in found
     assert "secret" not in line
 
 
