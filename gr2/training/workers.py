@@ -95,6 +95,8 @@ class Workers:
 
     def end(self) -> None:
         """Close the tracker and the connection between the processes."""
+        # A trainer that is left in a cycle keeps the connection's threads, which abort an interpreter that ends first.
+        self.release()
         self.accelerator.end_training()
 
     def share(self, rows: int) -> NDArray[np.int64]:
