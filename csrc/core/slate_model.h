@@ -85,8 +85,10 @@ class SlateModel {
     const bool large = bytes > spec_.memory.large;
     std::unique_lock lock(one_large_, std::defer_lock);
     if (large) lock.lock();
+    // What the memory of items knows is a part of the model, though no graph computes it.
+    if (memory_ != nullptr) begin();
     fill(slate, trie, buffers);
-    begin();
+    if (memory_ == nullptr) begin();
     run_filled(slate, buffers, large);
   }
 

@@ -16,7 +16,7 @@ __all__ = ["Admission", "CallPool", "Patience", "in_pool", "messages_of", "only_
 
 REFUSAL_THREADS = 2
 PRESSED = 0.5  # seconds
-SPARE = 16
+SPARE = 4
 SWEEP = 0.25  # seconds between two looks at silent calls
 
 T = TypeVar("T")

@@ -31,7 +31,7 @@ class ServeConfig:
     host: str = "127.0.0.1"
     port: int = 50051
     threads: int | None = None
-    queue: int = 64
+    queue: int = 16
     grace: float = 10.0
     device: str = "cpu"
     native: bool = True
