@@ -16,7 +16,8 @@ __all__ = ["Admission", "CallPool", "Patience", "in_pool", "messages_of", "only_
 
 REFUSAL_THREADS = 2
 PRESSED = 0.5  # seconds
-SPARE = 4
+SPARE, SILENT = 4, 64
+QUIET = 0.01  # seconds after which a call that has sent no message is silent
 SWEEP = 0.25  # seconds between two looks at silent calls
 
 T = TypeVar("T")
@@ -57,19 +58,22 @@ class Admission:
 
     `core` decides which of them work, and counts them. Each call has a thread in `pool` from its arrival on, and
     SPARE more are there to read requests, and to refuse them. Beyond that, refusals run in a pool of their own, which
-    no other call can fill.
+    no other call can fill. Calls that are silent take none of that room: SILENT more threads wait for their messages.
     """
+
+    silent: Callable[[], int] = staticmethod(lambda: 0)
 
     def __init__(self, threads: int, queue: int) -> None:
         self.bound = threads + queue
         self.core = CoreAdmission(threads, queue)
-        self.pool = CallPool(self.bound + SPARE, "rerank")
+        self.pool = CallPool(self.bound + SPARE + SILENT, "rerank")
         self.refusals = CallPool(REFUSAL_THREADS, "refuse")
 
     @property
     def full(self) -> bool:
         """Whether a call that arrives now must be refused unread."""
-        return self.pool.pending >= self.bound + SPARE
+        room = self.bound + SPARE
+        return self.pool.pending >= room and self.pool.pending - min(self.silent(), SILENT) >= room
 
     @property
     def taken(self) -> int:
@@ -124,6 +128,11 @@ class Patience:
     def waiting(self, context: grpc.ServicerContext, seconds: float) -> _Waiting:
         """A `with` block that cancels the call if it takes longer than `seconds`."""
         return _Waiting(self._waiting, context, seconds)
+
+    def silent(self) -> int:
+        """How many calls have been waited for longer than a moment."""
+        before = time.monotonic() - QUIET
+        return sum(since < before for since, _ in list(self._waiting.values()))
 
     def hurry(self, seconds: float) -> None:
         """From now on, no call may wait longer than `seconds`."""

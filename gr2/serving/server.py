@@ -92,6 +92,7 @@ class Server:
         self._patience = Patience()
         self._admission = Admission(threads, config.queue)
         self._patience.pressed = lambda: self._admission.full
+        self._admission.silent = self._patience.silent
         self._threads, self._stopping = threads, False
         self._shadow = Shadow(self.repository, config.shadow, config.shadow_share) if config.shadow else None
         if self._shadow is not None:
