@@ -49,7 +49,7 @@ class Family:
         running = sum(given.counts[:FIRST])
         for index in range(FIRST, LAST + 1):
             running += given.counts[index]
-            edge = f"{upper(index) / 1e9:.9g}"
+            edge = f"{upper(index) / 1e9:.12g}"
             self.samples.append(Sample(f"{self.name}_bucket", {**labels, "le": edge}, running))
         total = running + sum(given.counts[LAST + 1 : BUCKETS])
         self.samples.append(Sample(f"{self.name}_bucket", {**labels, "le": "+Inf"}, total))
