@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from gr2.artifact import write_atomic, write_json
 from gr2.errors import MissingExtraError
 from gr2.interrupts import interrupts_wait
 from gr2.metrics import WEIGHED_METRICS
+from gr2.page import render_page
 from gr2.report import pictures
 from gr2.report.curves import monitor_pictures, training_curves
 from gr2.report.examples import example_slates, explanations
@@ -84,29 +84,15 @@ def report_page(report: Mapping[str, Any], monitors: Mapping[str, bytes]) -> byt
     """A self-contained page, UTF-8, without scripts or links, for light and dark screens. All text is escaped."""
     try:
         with interrupts_wait():
-            import jinja2
             import markupsafe
     except ImportError as error:
         raise MissingExtraError("the page of the report", "train", error) from error
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
-        "count": "{:,}".format,
-        "percent": "{:.1%}".format,
-        "figure": "{:.4f}".format,
-        "signed": "{:+.4f}".format,
-        "short": lambda text: text if len(text) <= TITLE_LENGTH else text[: TITLE_LENGTH - 1] + "\u2026",
-    }
+    filters = {"percent": "{:.1%}".format, "figure": "{:.4f}".format, "signed": "{:+.4f}".format}
     drawn = {name: markupsafe.Markup(svg) for name, svg in _pictures(report).items()}  # noqa: S704
     curves = {name.removeprefix("curves "): svg for name, svg in drawn.items() if name.startswith("curves ")}
-    template = environment.from_string((resources.files("gr2.report") / "run.html").read_text(encoding="utf-8"))
     encoded = {name: base64.b64encode(picture).decode() for name, picture in monitors.items()}
-    page = template.render(
-        **report, weighed_metrics=WEIGHED_METRICS, pictures=drawn, stage_curves=curves, monitors=encoded
-    )
-    # A folder's name may hold bytes that are no text.
-    return page.encode(errors="replace")
+    shown = {"weighed_metrics": WEIGHED_METRICS, "pictures": drawn, "stage_curves": curves, "monitors": encoded}
+    return render_page("gr2.report", "run.html", filters, {**report, **shown}, title=TITLE_LENGTH)
 
 
 def _pictures(report: Mapping[str, Any]) -> dict[str, str]:

@@ -38,7 +38,7 @@ class HostRanking:
     """By CandidateTrie, request by request, from logits in memory."""
 
     def __init__(self, model: ModelSpec) -> None:
-        self._normalization = model.normalization
+        self._model = model
 
     def __call__(
         self, queries: Sequence[Query], _: Batch, logits: torch.Tensor, prior: torch.Tensor, clock: Clock
@@ -57,9 +57,9 @@ class HostRanking:
         self, query: Query, logits: NDArray[np.float32], prior: NDArray[np.float32]
     ) -> tuple[NDArray[np.int32], NDArray[np.float32]] | UnrankableError:
         try:
-            return query.trie.score(logits, prior, normalization=self._normalization)
-        except ValueError as error:
-            return UnrankableError(str(error), in_prior=not np.isfinite(prior).all())
+            return query.rank(self._model, logits, prior)
+        except UnrankableError as error:
+            return error
 
 
 class DeviceRanking:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gr2.bundle import Bundle, graph_outputs
 from gr2.serving.memory import LARGE
-from gr2.serving.query import Query, Scored, UnrankableError
+from gr2.serving.query import Query, Scored
 from gr2.serving.session import open_session
 
 __all__ = ["HostModel"]
@@ -47,10 +47,7 @@ class HostModel:
             start = perf_counter_ns()
             logits, prior = self._session.run(self._outputs, feed, self._shrinking if large else None)
             end = perf_counter_ns()
-            try:
-                order, scores = query.trie.score(logits, prior, normalization=self._model.normalization)
-            except ValueError as error:
-                raise UnrankableError(str(error), in_prior=not np.isfinite(prior).all()) from error
+            order, scores = query.rank(self._model, logits, prior)
         return Scored(order, scores, (start, end))
 
     def close(self) -> None:

@@ -30,6 +30,15 @@ class Query:
         """About the bytes of memory that `model` takes to answer it alone."""
         return run_bytes(model, history=len(self.past), nodes=self.trie.node_count, candidates=len(self.codes))
 
+    def rank(
+        self, model: ModelSpec, logits: NDArray[np.float32], prior: NDArray[np.float32]
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Order and scores (see `Scored`) by what `model` gave. Raises UnrankableError if that is not finite."""
+        try:
+            return self.trie.score(logits, prior, normalization=model.normalization)
+        except ValueError as error:
+            raise UnrankableError(str(error), in_prior=not np.isfinite(prior).all()) from error
+
 
 @dataclass(frozen=True, slots=True)
 class Scored:

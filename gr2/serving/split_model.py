@@ -19,7 +19,7 @@ from gr2.bundle import Bundle, graph_outputs
 from gr2.decoding import ItemMemory, PrefixCache
 from gr2.errors import BundleError
 from gr2.serving.memory import LARGE
-from gr2.serving.query import Query, Scored, UnrankableError
+from gr2.serving.query import Query, Scored
 from gr2.serving.session import open_pair
 
 __all__ = ["SplitModel", "known_of"]
@@ -61,10 +61,7 @@ class SplitModel:
             feed = {name: value for name, value in feed.items() if name in self._taken[1]}
             logits, prior = self._scorer.run(self._outputs, feed, self._shrinking if large else None)
             end = perf_counter_ns()
-            try:
-                order, scores = query.trie.score(logits, prior, normalization=self._model.normalization)
-            except ValueError as error:
-                raise UnrankableError(str(error), in_prior=not np.isfinite(prior).all()) from error
+            order, scores = query.rank(self._model, logits, prior)
         return Scored(order, scores, (start, end))
 
     def close(self) -> None:

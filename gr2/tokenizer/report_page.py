@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from gr2.artifact import Artifact, write_atomic, write_json
-from gr2.errors import MissingExtraError
-from gr2.interrupts import interrupts_wait
+from gr2.page import render_page
 from gr2.tokenizer.report import SemanticIds, tokenizer_report
 from gr2.tokenizer.report_picture import usage_picture
 
@@ -38,21 +36,6 @@ def write_report(inputs: Mapping[str, Artifact], out: Path, *, samples: int = 8,
 
 def report_page(report: Mapping[str, Any], picture: bytes) -> bytes:
     """A self-contained page, UTF-8: the report and the PNG, without scripts or links. Titles are escaped."""
-    try:
-        with interrupts_wait():
-            import jinja2
-    except ImportError as error:
-        raise MissingExtraError("the page of the report", "train", error) from error
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
-        "count": "{:,}".format,
-        "number": "{:.2f}".format,
-        "percent": "{:.2%}".format,
-        "short": lambda text: text if len(text) <= TITLE_LENGTH else text[: TITLE_LENGTH - 1] + "…",
-    }
-    template = environment.from_string((resources.files("gr2.tokenizer") / "report.html").read_text(encoding="utf-8"))
-    page = template.render(**report, picture=base64.b64encode(picture).decode())
-    # A folder's name may hold bytes that are no text.
-    return page.encode(errors="replace")
+    filters = {"number": "{:.2f}".format, "percent": "{:.2%}".format}
+    shown = {**report, "picture": base64.b64encode(picture).decode()}
+    return render_page("gr2.tokenizer", "report.html", filters, shown, title=TITLE_LENGTH)
