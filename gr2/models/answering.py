@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gr2.decoding import CandidateTrie
-from gr2.models.answer_decoding import Written, generate_answers, process_answers, takes_gaps
+from gr2.models.answer_decoding import Written, generate_answers, process_answers
 from gr2.models.answer_grammar import AnswerGrammar
 from gr2.models.answer_processor import AnswerProcessor
+from gr2.models.reading import takes_gaps
 from gr2.models.reasoner import Reasoner
 from gr2.progress import track
 from gr2.prompts.answer import Answer, AnswerError, parse_answer

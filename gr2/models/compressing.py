@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gr2.models.answer_decoding import generate_answers, process_answers, takes_gaps
+from gr2.models.answer_decoding import generate_answers, process_answers
+from gr2.models.reading import takes_gaps
 from gr2.models.reasoner import Reasoner
 from gr2.models.selection import Option, SelectionProcessor, selection_options
 from gr2.prompts.context import Passage, compression_messages, line_cost, written_lines

@@ -25,8 +25,8 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from gr2.errors import ConfigError
-from gr2.models.answer_decoding import takes_gaps
 from gr2.models.policy import Choices, Divergence, add_choice_scores, anchor_of
+from gr2.models.reading import takes_gaps
 from gr2.training.resumable import Resumable, checkpointing, tracker_callbacks
 from gr2.training.rollouts import Draw, Group, Scale, advantages, has_signal, training_batch
 

@@ -6,9 +6,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from gr2.decoding import CandidateTrie
-from gr2.models.answer_decoding import generate_answers, process_answers, takes_gaps
+from gr2.models.answer_decoding import generate_answers, process_answers
 from gr2.models.answer_grammar import AnswerGrammar
 from gr2.models.answer_processor import AnswerProcessor
+from gr2.models.reading import takes_gaps
 from gr2.prompts.answer import parse_answer
 from gr2.training.vllm_explanations import explanation_sets
 
