@@ -26,7 +26,7 @@ format: ## rewrite what the linters can mend
 	clang-format -i $$(git ls-files '*.h' '*.cc')
 
 sanitize: ## the C++ tests under the address, undefined-behaviour and thread sanitizers
-	export GR2_ONNXRUNTIME="$$($(PYTHON) -c 'from gr2.serving.native_model import find_library; print(find_library())')"; \
+	export GR2_ONNXRUNTIME="$$($(PYTHON) -c 'from gr2.serving.models.native_model import find_library; print(find_library())')"; \
 	for preset in asan tsan; do cmake --preset $$preset && cmake --build --preset $$preset && ctest --preset $$preset || exit 1; done
 
 fuzz: ## the fuzz targets, FUZZ_SECONDS in all (600)

@@ -25,12 +25,12 @@ from gr2.bundle import Bundle
 from gr2.decoding import CandidateTrie
 from gr2.export.random_bundle import write_random_bundle
 from gr2.features import candidate_features
-from gr2.serving.batcher import BatchLimits
-from gr2.serving.device import Device, obstacle
-from gr2.serving.device_model import PHASES, DeviceModel
 from gr2.serving.engine import Engine
-from gr2.serving.host_model import HostModel
-from gr2.serving.query import Query, UnrankableError
+from gr2.serving.models.batcher import BatchLimits
+from gr2.serving.models.device import Device, obstacle
+from gr2.serving.models.device_model import PHASES, DeviceModel
+from gr2.serving.models.host_model import HostModel
+from gr2.serving.models.query import Query, UnrankableError
 
 __all__ = ["main", "serving"]
 

@@ -20,12 +20,12 @@ import torch
 from gr2.artifact import Artifact
 from gr2.data.dataset import Dataset
 from gr2.models.reasoner import Reasoner, SidSpec, from_scratch
-from gr2.training.attention import fast_attention
-from gr2.training.causal_loss import CausalLoss, keeps_rows_apart
-from gr2.training.midtrain_settings import MidtrainConfig
-from gr2.training.midtrain_tasks import TASKS, sequential_rows, task_texts, text_rows, tokenizer_texts
-from gr2.training.mix import Mix
-from gr2.training.packing import Batch, packed_batches
+from gr2.training.language.causal_loss import CausalLoss, keeps_rows_apart
+from gr2.training.language.midtrain_settings import MidtrainConfig
+from gr2.training.language.mix import Mix
+from gr2.training.language.packing import Batch, packed_batches
+from gr2.training.language.tasks import TASKS, sequential_rows, task_texts, text_rows, tokenizer_texts
+from gr2.training.loop.attention import fast_attention
 
 __all__ = ["Pace", "compare"]
 

@@ -36,8 +36,8 @@ from gr2.prompts.render import Prompt, read_candidates
 from gr2.training.teachers.claims import read_statements
 from gr2.training.teachers.ledger import Case, Ledger
 from gr2.training.teachers.scores import score_new_lists
-from gr2.training.trace_table import Trace, load_traces
 from gr2.training.traces import TracesConfig, run
+from gr2.training.tracing.table import Trace, load_traces
 
 __all__ = ["teachers"]
 

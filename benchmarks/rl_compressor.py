@@ -18,7 +18,7 @@ from benchmarks.quality import gr2
 from benchmarks.reasoner_quality import BASE, CONFIG, METRICS, SHARED, difference, link, shown
 from benchmarks.results import ROOT, Figure, Record, details, store
 from gr2.artifact import Artifact
-from gr2.training.contexts import CONTEXTS, Contexts
+from gr2.training.reasoner.contexts import CONTEXTS, Contexts
 
 __all__ = ["compressor", "main"]
 

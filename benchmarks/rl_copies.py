@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gr2.artifact import Artifact, open_stage
-from gr2.training.trace_table import load_traces, save_traces
+from gr2.training.tracing.table import load_traces, save_traces
 
 __all__ = ["write_copies"]
 

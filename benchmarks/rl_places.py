@@ -22,9 +22,9 @@ from benchmarks.rl_picture import hacking_picture
 from benchmarks.rl_tables import first_to_last
 from gr2.data.candidates import CandidateLists
 from gr2.data.dataset import Dataset
-from gr2.training.monitors import Outcome, monitor
-from gr2.training.rewards import Reward, reward
-from gr2.training.rollouts import Rollout, advantages, has_signal
+from gr2.training.policy.monitors import Outcome, monitor
+from gr2.training.policy.rewards import Reward, reward
+from gr2.training.policy.rollouts import Rollout, advantages, has_signal
 
 __all__ = ["ARMS", "Arm", "places", "train_places"]
 

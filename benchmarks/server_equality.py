@@ -26,10 +26,10 @@ from gr2.bundle import Bundle
 from gr2.export.random_bundle import write_random_bundle
 from gr2.load.requests import encode_request
 from gr2.load.worker import METHOD
-from gr2.serving.calls import Admission
+from gr2.serving.access.calls import Admission
 from gr2.serving.engine import Engine
 from gr2.serving.ranking import Timings
-from gr2.serving.replies import reply_in_python
+from gr2.serving.services.replies import reply_in_python
 from gr2.v1 import reranker_pb2
 
 __all__ = ["equality", "main"]

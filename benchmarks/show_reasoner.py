@@ -20,7 +20,7 @@ TESTS = {
         "tests/training/test_midtrain.py", "-k", "killed or processes",
     ],
     "SIGKILL in sft, then again: the same weights and figures": ["tests/training/test_sft.py", "-k", "kill"],
-    "the weighted loss against sums by hand and TRL's": ["tests/training/test_weighted.py", "-k", "loss"],
+    "the weighted loss against sums by hand and TRL's": ["tests/training/language/test_weighted.py", "-k", "loss"],
 }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks.results import Figure, Record
 from benchmarks.show import show
 from benchmarks.show_spine import judged_tests
-from gr2.training.rewards import REWARDS
+from gr2.training.policy.rewards import REWARDS
 
 __all__ = ["main"]
 
@@ -27,20 +27,22 @@ STORED = {
 }
 TESTS = {
     "rewards: no order that ignores the history is paid more than the incoming one (hypothesis)": [
-        "tests/training/test_rewards.py",
+        "tests/training/policy/test_rewards.py",
     ],
     "DAPO's gradient equals a brute-force policy gradient over all answers of a toy": [
-        "tests/training/test_dapo.py", "-k", "brute or gradient",
+        "tests/training/policy/test_dapo.py", "-k", "brute or gradient",
     ],
     "log-probabilities of constrained tokens are those that they were sampled with": ["tests/models/test_policy.py"],
     "SIGKILL or an interrupt in rl, then again: the same weights, figures and ranks": [
         "tests/training/test_rl.py", "-k", "kill or clock",
     ],
-    "a policy that copies is ended; monitors": ["tests/training/test_monitors.py", "tests/training/test_rl.py", "-k",
-        "monitor or copies or figures"],
+    "a policy that copies is ended; monitors": [
+        "tests/training/policy/test_monitors.py", "tests/training/test_rl.py", "-k", "monitor or copies or figures",
+    ],
     "on-policy distillation comes close to a teacher of another size": ["tests/training/test_opd.py"],
     "what the model reads does not depend on the target": [
-        "tests/training/test_list_rollouts.py", "tests/training/test_reranking.py", "-k", "depend_on_the_target",
+        "tests/training/policy/test_list_rollouts.py", "tests/training/reasoner/test_reranking.py",
+        "-k", "depend_on_the_target",
     ],
 }  # fmt: skip
 WIDTH = 10

@@ -28,17 +28,18 @@ FRESH = {
 TESTS = {
     "health, reflection, deadlines, limits, drain: a real server, a real client": ["tests/serving/test_server.py"],
     "bundles swapped, refused, several, in the shadow": [
-        "tests/serving/test_repository.py", "tests/serving/test_shadow.py",
+        "tests/serving/bundles/test_repository.py", "tests/serving/bundles/test_shadow.py",
     ],
     "TLS, mutual TLS, certificates replaced, tokens": [
-        "tests/serving/test_certificates.py", "tests/serving/test_tokens.py",
+        "tests/serving/access/test_certificates.py", "tests/serving/access/test_tokens.py",
     ],
     "several processes: started again, stopped together": ["tests/serving/test_processes.py"],
     "metrics, traces and logs of a real server; gr2 top; the dashboard's queries": [
-        "tests/serving/test_metrics.py", "tests/serving/test_observer.py", "tests/serving/test_logs.py",
-        "tests/serving/test_watched_process.py", "tests/test_top.py", "tests/deploy/test_grafana.py",
+        "tests/serving/test_metrics.py", "tests/serving/observing/test_observer.py",
+        "tests/serving/observing/test_logs.py", "tests/serving/test_watched_process.py", "tests/test_top.py",
+        "tests/deploy/test_grafana.py",
     ],
-    "Open Inference Protocol v2: the answers of Rerank": ["tests/serving/test_inference.py"],
+    "Open Inference Protocol v2: the answers of Rerank": ["tests/serving/services/test_inference.py"],
     "manifests of Kubernetes and KServe, container file": ["tests/deploy/test_manifests.py"],
     "load generator: latency from when requests were due; one that is the bottleneck is refused": ["tests/load"],
     "a Node client (@grpc/grpc-js) gets Python's answer": ["tests/serving/test_node_client.py"],

@@ -21,8 +21,8 @@ STORED = {
 }
 TESTS = {
     "the memory's columns are their formulas, whatever the candidates' order": ["tests/models/test_memory.py"],
-    "training lists get the memory of other users": ["tests/training/test_remember.py"],
-    "a reasoner's distribution, kept and mixed with the outcomes": ["tests/training/test_lessons.py"],
+    "training lists get the memory of other users": ["tests/training/student/test_remember.py"],
+    "a reasoner's distribution, kept and mixed with the outcomes": ["tests/training/student/test_lessons.py"],
     "the graphs score as the torch student does, and are the same bytes each time": ["tests/export/test_onnx.py"],
     "ties keep the incoming order, so that no shuffle can help": [
         "tests/test_metrics.py",

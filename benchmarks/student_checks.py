@@ -29,8 +29,8 @@ from gr2.models.answering import answers
 from gr2.models.reasoner import Reasoner
 from gr2.prompts.render import PromptConfig
 from gr2.serving.engine import Engine
-from gr2.training.lessons import Lessons
-from gr2.training.reranking import list_prompts, list_slates
+from gr2.training.reasoner.reranking import list_prompts, list_slates
+from gr2.training.student.lessons import Lessons
 
 __all__ = ["checks", "main"]
 

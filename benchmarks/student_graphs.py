@@ -19,8 +19,8 @@ from gr2.bundle import Bundle
 from gr2.decoding import CandidateTrie
 from gr2.export.random_bundle import write_random_bundle
 from gr2.features import candidate_features
-from gr2.serving.native_model import NativeModel, native_runtime
-from gr2.serving.query import Query
+from gr2.serving.models.native_model import NativeModel, native_runtime
+from gr2.serving.models.query import Query
 
 __all__ = ["main"]
 

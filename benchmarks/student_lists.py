@@ -21,7 +21,7 @@ from gr2.data.dataset import Dataset
 from gr2.data.imported_lists import import_lists
 from gr2.models.memory import ItemMemory
 from gr2.training.distill import DistillConfig, remember, student_features
-from gr2.training.remember import code_vectors
+from gr2.training.student.remember import code_vectors
 
 __all__ = ["RANKERS", "SOURCES", "Lists", "Source", "load_source"]
 

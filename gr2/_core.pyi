@@ -452,7 +452,7 @@ class Call:
 class Admission:
     """Which requests work now, which wait, and which are refused; and what became of them. Thread-safe.
 
-    Outcomes are those of `gr2.serving.outcomes.Outcome`, as numbers.
+    Outcomes are those of `gr2.serving.models.outcomes.Outcome`, as numbers.
     """
 
     def __init__(self, workers: int, queue: int) -> None:
@@ -478,8 +478,8 @@ class Admission:
         """Counts since the start, and the load now.
 
         `outcomes`: how many requests each outcome had. `phases`: for parse, lookup, trie, model, rank, total and queue
-        a pair, of counts in the buckets of `gr2.serving.histogram` and of the sum in ns. `working`, `waiting` (high,
-        low), `expected_wait_ns`.
+        a pair, of counts in the buckets of `gr2.serving.observing.histogram` and of the sum in ns. `working`, `waiting`
+        (high, low), `expected_wait_ns`.
         """
 
 @final
@@ -512,8 +512,9 @@ class RequestEngine:
         """`scorer` is the whole graph, or, after an `encoder`, the rest; encoded histories take up to `cache_bytes`.
         `items` is the memory that the two need.
         `rank_features` (most_candidates, columns - feature_width) are what scores say of a candidate, by its rank.
-        `memory` is what a run takes, in bytes (see `gr2.serving.memory`): a cell of attention, of the causal mask, of a
-        position and of a candidate with an event, and then beyond what a request runs alone, and what it is refused.
+        `memory` is what a run takes, in bytes (see `gr2.serving.models.memory`): a cell of attention, of the causal
+        mask, of a position and of a candidate with an event, and then beyond what a request runs alone, and what it is
+        refused.
         Raises OnnxError if the graph cannot be loaded, ValueError on sizes that do not fit.
         """
 

@@ -14,7 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from gr2.errors import ConfigError, Gr2Error
-from gr2.serving.exposition import Sample, parse
+from gr2.serving.observing.exposition import Sample, parse
 
 __all__ = ["Reading", "Screen", "quantile", "read_metrics", "watch"]
 

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from gr2.cli.app import app
 from gr2.client import Client
 from gr2.errors import ConfigError, Gr2Error
-from gr2.serving.http_face import HttpFace
 from gr2.serving.observation import http_face
+from gr2.serving.observing.http_face import HttpFace
 from gr2.serving.server import Server
 from gr2.top import Screen, quantile, read_metrics, watch
 

@@ -13,7 +13,8 @@
 
 namespace gr2 {
 
-// Durations in the buckets of gr2.serving.histogram: two for each power of two, cut at one and a half times it.
+// Durations in the buckets of gr2.serving.observing.histogram: two for each power of two, cut at one and a half
+// times it.
 class Histogram {
  public:
   static constexpr std::size_t kBuckets = 96;

@@ -17,7 +17,7 @@
 
 namespace gr2 {
 
-// The memory that a model run takes, as gr2.serving.memory counts it: bytes a cell of each, and the bounds.
+// The memory that a model run takes, as gr2.serving.models.memory counts it: bytes a cell of each, and the bounds.
 struct RunMemory {
   std::size_t attention = 0, causal = 0, hidden = 0, evidence = 0;
   // Whether the last layer, which computes the nodes' rows only, is the only one.

@@ -140,7 +140,7 @@ def rl(
 
         from gr2.artifact import Artifact, write_atomic
         from gr2.report.tables import steps_table
-        from gr2.training.monitor_picture import monitor_picture, read_steps
+        from gr2.training.policy.monitor_picture import monitor_picture, read_steps
 
     steps = read_steps(Artifact.load(plan.out / stage, stage, verify=True))
     folder = plan.out / f"report-{stage}" if out is None else out

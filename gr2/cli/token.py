@@ -26,7 +26,7 @@ def token(
         gr2 token ranker-a --file tokens.txt
     """
     from gr2.artifact import write_atomic
-    from gr2.serving.tokens import make_token
+    from gr2.serving.access.tokens import make_token
 
     secret, line = make_token(name)
     if file is not None:

@@ -19,7 +19,7 @@ from gr2.models.scoring import slate_scores
 from gr2.models.slate import build_slates, pad_histories
 from gr2.models.student import Student
 from gr2.progress import track
-from gr2.serving.query import Query
+from gr2.serving.models.query import Query
 from gr2.training.distill import student_features
 
 __all__ = ["Asked", "measure_parity", "queries_of", "random_lists"]

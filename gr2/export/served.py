@@ -11,8 +11,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from gr2.decoding import ItemMemory
-from gr2.serving.padding import pad
-from gr2.serving.query import Query
+from gr2.serving.models.padding import pad
+from gr2.serving.models.query import Query
 
 __all__ = ["Scorer", "batch_scorer", "encoder_feed", "open_graph", "pair_scorer", "scorer_feed", "whole_scorer"]
 

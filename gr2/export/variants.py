@@ -20,7 +20,7 @@ from gr2.export.split import encoder_graph, scorer_graph
 from gr2.graphs import graph_file
 from gr2.models.memory import ItemMemory
 from gr2.models.student import Student
-from gr2.serving.query import Query
+from gr2.serving.models.query import Query
 
 __all__ = ["Ranges", "export_variant", "find_ranges"]
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gr2.load.job import EXPIRED, OK, Calls
 from gr2.load.step import Step
-from gr2.serving.phases import PHASES
+from gr2.serving.observing.phases import PHASES
 from gr2.v1 import reranker_pb2
 
 __all__ = ["PERCENTILES", "Summary", "obstacle", "summarize"]

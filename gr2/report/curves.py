@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gr2.report.run import Run
-from gr2.training.monitor_picture import read_steps, smoothed
+from gr2.training.policy.monitor_picture import read_steps, smoothed
 
 __all__ = ["TRYING", "monitor_pictures", "training_curves"]
 
@@ -38,7 +38,7 @@ def training_curves(run: Run) -> list[dict[str, Any]]:
 
 def monitor_pictures(run: Run) -> dict[str, bytes]:
     """The picture of `monitor_picture` of each training by trying but the compressor's, as PNG."""
-    from gr2.training.monitor_picture import monitor_picture
+    from gr2.training.policy.monitor_picture import monitor_picture
 
     return {
         name: monitor_picture(read_steps(stage))

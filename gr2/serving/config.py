@@ -6,7 +6,7 @@ import ipaddress
 from dataclasses import dataclass
 
 from gr2.errors import ConfigError
-from gr2.serving.batcher import BatchLimits
+from gr2.serving.models.batcher import BatchLimits
 
 __all__ = ["MOST_THREADS", "ServeConfig"]
 
@@ -21,9 +21,9 @@ class ServeConfig:
     a free port. `grace` is the seconds that accepted requests have when the server stops. `device`, `native`,
     `batch` and `batch_delay` are the engine's; `default` and `poll` the repository's; of what it answers,
     `shadow_share` is compared with the bundle named `shadow`. `cert` and `key` are PEM files for TLS; with
-    `client_ca` callers need a certificate too. `tokens` is a file of `gr2.serving.tokens`. Without TLS the server
-    listens on loopback only, unless `insecure` asks for more. `gzip` accepts compressed requests, which
-    older versions of grpcio inflate, a thousandfold, before they look at the size. `/metrics` and `/healthz` are at
+    `client_ca` callers need a certificate too. `tokens` is a file of `gr2.serving.access.tokens`. Without TLS the
+    server listens on loopback only, unless `insecure` asks for more. `gzip` accepts compressed requests, which older
+    versions of grpcio inflate, a thousandfold, before they look at the size. `/metrics` and `/healthz` are at
     `metrics_host` and `metrics_port`, if it is given; 0 takes a free one. `log_format` is text or json; `traces`
     exports spans as the OTEL_* variables say.
     """

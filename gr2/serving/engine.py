@@ -16,16 +16,16 @@ from gr2.catalog import ItemId
 from gr2.decoding import CandidateTrie, PrefixCache
 from gr2.errors import BundleError, ConfigError, Gr2Error, RequestError
 from gr2.features import candidate_features
-from gr2.serving.batcher import BatchLimits
-from gr2.serving.device import choose_device, say_fallback
-from gr2.serving.device_model import DeviceModel
-from gr2.serving.host_model import HostModel
-from gr2.serving.memory import MOST_OF_REQUEST
-from gr2.serving.native_model import NativeModel, native_runtime
-from gr2.serving.query import Query, UnrankableError
+from gr2.serving.models.batcher import BatchLimits
+from gr2.serving.models.device import choose_device, say_fallback
+from gr2.serving.models.device_model import DeviceModel
+from gr2.serving.models.host_model import HostModel
+from gr2.serving.models.memory import MOST_OF_REQUEST
+from gr2.serving.models.native_model import NativeModel, native_runtime
+from gr2.serving.models.query import Query, UnrankableError
+from gr2.serving.models.split_model import SplitModel
 from gr2.serving.ranking import CandidateStatus, RankedItem, Ranking, Timings
 from gr2.serving.request import RequestRules, Slate, float_array, split_ids, text, whole_number
-from gr2.serving.split_model import SplitModel
 
 __all__ = ["CACHE_BYTES", "Answer", "Engine"]
 

@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from gr2.serving.calls import Admission
-from gr2.serving.exposition import Family, render
-from gr2.serving.histogram import Histogram
-from gr2.serving.observer import Observer
-from gr2.serving.outcomes import Outcome
-from gr2.serving.repository import Repository
+from gr2.serving.access.calls import Admission
+from gr2.serving.bundles.repository import Repository
+from gr2.serving.models.outcomes import Outcome
+from gr2.serving.observing.exposition import Family, render
+from gr2.serving.observing.histogram import Histogram
+from gr2.serving.observing.observer import Observer
 from gr2.version import __version__
 
 __all__ = ["ServerMetrics"]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gr2.serving.http_face import HttpFace
-from gr2.serving.logs import configure_logs
+from gr2.serving.observing.http_face import HttpFace
+from gr2.serving.observing.logs import configure_logs
 
 if TYPE_CHECKING:
     from gr2.serving.config import ServeConfig
+    from gr2.serving.observing.tracing import Tracing
     from gr2.serving.server import Server
-    from gr2.serving.tracing import Tracing
 
 __all__ = ["http_face", "start_watching"]
 
@@ -20,7 +20,7 @@ def start_watching(config: ServeConfig) -> Tracing | None:
     configure_logs(config.log_format, config.log_level)
     if not config.traces:
         return None
-    from gr2.serving.tracing import Tracing, exporting_provider
+    from gr2.serving.observing.tracing import Tracing, exporting_provider
 
     return Tracing(exporting_provider())
 

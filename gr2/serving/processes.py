@@ -22,7 +22,7 @@ from types import FrameType
 
 from gr2.errors import ConfigError, Gr2Error
 from gr2.serving.config import ServeConfig
-from gr2.serving.logs import configure_logs
+from gr2.serving.observing.logs import configure_logs
 from gr2.serving.worker import REFUSED
 
 __all__ = ["MOST_PROCESSES", "next_delay", "serve_processes"]

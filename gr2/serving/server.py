@@ -20,26 +20,26 @@ from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
 from gr2.bundle import Bundle
-from gr2.serving.calls import Admission, Patience
+from gr2.serving.access.calls import Admission, Patience
+from gr2.serving.access.load import LoadReport
+from gr2.serving.access.tokens import TokenFile, TokenInterceptor
+from gr2.serving.access.transport import listen, options
+from gr2.serving.bundles.repository import Repository
+from gr2.serving.bundles.shadow import Shadow
 from gr2.serving.config import MOST_THREADS, ServeConfig
 from gr2.serving.engine import Engine
-from gr2.serving.inference import INFER, INFERENCE, InferenceService
-from gr2.serving.load import LoadReport
-from gr2.serving.management import MANAGEMENT, ManagementService
 from gr2.serving.metrics import ServerMetrics
 from gr2.serving.observation import http_face, start_watching
-from gr2.serving.observer import Observer
-from gr2.serving.phases import read_phases
-from gr2.serving.repository import Repository
-from gr2.serving.servicer import METHOD, SERVICE, Servicer
-from gr2.serving.shadow import Shadow
-from gr2.serving.standard import HealthService, ReflectionService
-from gr2.serving.tokens import TokenFile, TokenInterceptor
-from gr2.serving.transport import listen, options
+from gr2.serving.observing.observer import Observer
+from gr2.serving.observing.phases import read_phases
+from gr2.serving.services.inference import INFER, INFERENCE, InferenceService
+from gr2.serving.services.management import MANAGEMENT, ManagementService
+from gr2.serving.services.servicer import METHOD, SERVICE, Servicer
+from gr2.serving.services.standard import HealthService, ReflectionService
 from gr2.v1 import management_pb2
 
 if TYPE_CHECKING:
-    from gr2.serving.tracing import Tracing
+    from gr2.serving.observing.tracing import Tracing
 
 __all__ = ["Server", "serve"]
 
@@ -51,7 +51,7 @@ SERVED = ("", SERVICE)
 
 
 class Server:
-    """A server for one bundle, or for a repository of them (see `gr2.serving.repository`).
+    """A server for one bundle, or for a repository of them (see `gr2.serving.bundles.repository`).
 
     Requests beyond those that are at work or may wait are refused with RESOURCE_EXHAUSTED at once. Health checks and
     reflection have threads of their own. On a GPU the default of `threads` is two batches: one at work and the next,

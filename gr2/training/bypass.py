@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Literal
 
 from gr2.artifact import Artifact
-from gr2.training.contexts import context_sources
-from gr2.training.trying import follow_lesson, learn, read_by
-from gr2.training.trying_settings import TryingConfig
-from gr2.training.workers import leave
+from gr2.training.loop.workers import leave
+from gr2.training.policy.trying import follow_lesson, learn, read_by
+from gr2.training.policy.trying_settings import TryingConfig
+from gr2.training.reasoner.contexts import context_sources
 
 __all__ = ["BypassConfig", "follow", "inputs", "leave", "run", "sources"]
 

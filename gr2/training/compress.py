@@ -37,22 +37,22 @@ from gr2.models.reasoner import Reasoner, SidSpec
 from gr2.models.selection import selection_tokens
 from gr2.prompts.context import Passage, covering, newest
 from gr2.prompts.render import PromptConfig, Slate
-from gr2.training.capacity import context_length
-from gr2.training.compress_settings import CompressConfig
-from gr2.training.context_making import make_contexts
-from gr2.training.context_quality import rank_contexts
-from gr2.training.context_ranking import AnswerRanker, LikelihoodRanker, Ranker
-from gr2.training.context_rollouts import ContextRollouts, ContextWorth, context_monitor
-from gr2.training.contexts import CONTEXTS
-from gr2.training.judge import Judge, ReasonerJudge, TeacherJudge
-from gr2.training.optimisation import in_bfloat16, threads
-from gr2.training.policy_training import STEPS, ends, steps_table, train_policy, training_lists
-from gr2.training.reranking import list_slates
-from gr2.training.resumable import epoch_means
+from gr2.training.compression.judge import Judge, ReasonerJudge, TeacherJudge
+from gr2.training.compression.making import make_contexts
+from gr2.training.compression.quality import rank_contexts
+from gr2.training.compression.ranking import AnswerRanker, LikelihoodRanker, Ranker
+from gr2.training.compression.rollouts import ContextRollouts, ContextWorth, context_monitor
+from gr2.training.compression.settings import CompressConfig
+from gr2.training.language.weighted import PROMPT, RANKING, Example, weighted_trainer
+from gr2.training.loop.capacity import context_length
+from gr2.training.loop.optimisation import in_bfloat16, threads
+from gr2.training.loop.resumable import epoch_means
+from gr2.training.loop.workers import LEAVE, TRAIN, Workers, leave
+from gr2.training.policy.training import STEPS, ends, steps_table, train_policy, training_lists
+from gr2.training.reasoner.contexts import CONTEXTS
+from gr2.training.reasoner.reranking import list_slates
 from gr2.training.teachers.endpoint import EndpointTeacher
 from gr2.training.teachers.local import LocalTeacher
-from gr2.training.weighted import PROMPT, RANKING, Example, weighted_trainer
-from gr2.training.workers import LEAVE, TRAIN, Workers, leave
 
 __all__ = ["CompressConfig", "follow", "inputs", "leave", "run", "sources"]
 

@@ -35,14 +35,14 @@ from gr2.models.memory import ItemMemory, Neighbours, list_memory
 from gr2.models.scoring import Parts, score_parts
 from gr2.models.slate import build_slates, list_features
 from gr2.models.student import Student, StudentConfig
-from gr2.training.distill_settings import DistillConfig
-from gr2.training.generative import GenerativeTrainer
-from gr2.training.lessons import Lessons, mixed_worth
-from gr2.training.optimisation import refuse_divergence, threads
-from gr2.training.prior import combine_parts, fit_prior
-from gr2.training.propensity import click_weights, place_propensities
-from gr2.training.pruning import prune
-from gr2.training.remember import catalog_memory, code_vectors, cross_fitted_memory, item_memory
+from gr2.training.loop.optimisation import refuse_divergence, threads
+from gr2.training.student.generative import GenerativeTrainer
+from gr2.training.student.lessons import Lessons, mixed_worth
+from gr2.training.student.prior import combine_parts, fit_prior
+from gr2.training.student.propensity import click_weights, place_propensities
+from gr2.training.student.pruning import prune
+from gr2.training.student.remember import catalog_memory, code_vectors, cross_fitted_memory, item_memory
+from gr2.training.student.settings import DistillConfig
 
 __all__ = [
     "INPUTS",

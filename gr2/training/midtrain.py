@@ -29,18 +29,18 @@ from gr2.errors import ConfigError, DataError
 from gr2.models.code_rows import start_from_centroids
 from gr2.models.pretrained import load_pretrained
 from gr2.models.reasoner import RECORD, Reasoner, SidSpec, extend, from_scratch
-from gr2.training.attention import fast_attention
-from gr2.training.capacity import context_length
-from gr2.training.causal import CausalTrainer, Recipe
-from gr2.training.causal_loss import CausalLoss, keeps_rows_apart
-from gr2.training.dropout import dropout
-from gr2.training.lora import adapters, only_new_rows
-from gr2.training.midtrain_settings import MidtrainConfig
-from gr2.training.midtrain_tasks import TASKS, sequential_rows, task_texts, text_rows, tokenizer_texts
-from gr2.training.mix import Mix
-from gr2.training.next_item import NextItem, list_metrics
-from gr2.training.optimisation import in_bfloat16, threads
-from gr2.training.workers import LEAVE, TRAIN, Workers, leave
+from gr2.training.language.causal import CausalTrainer, Recipe
+from gr2.training.language.causal_loss import CausalLoss, keeps_rows_apart
+from gr2.training.language.midtrain_settings import MidtrainConfig
+from gr2.training.language.mix import Mix
+from gr2.training.language.tasks import TASKS, sequential_rows, task_texts, text_rows, tokenizer_texts
+from gr2.training.loop.attention import fast_attention
+from gr2.training.loop.capacity import context_length
+from gr2.training.loop.dropout import dropout
+from gr2.training.loop.lora import adapters, only_new_rows
+from gr2.training.loop.optimisation import in_bfloat16, threads
+from gr2.training.loop.workers import LEAVE, TRAIN, Workers, leave
+from gr2.training.reasoner.next_item import NextItem, list_metrics
 
 __all__ = ["INPUTS", "MidtrainConfig", "follow", "leave", "positions", "run", "sources"]
 

@@ -20,11 +20,11 @@ from typing import Literal
 
 from gr2.artifact import Artifact
 from gr2.errors import ConfigError
-from gr2.training.contexts import context_sources
-from gr2.training.dapo import Recipe
-from gr2.training.trying import Teacher, follow_lesson, learn, read_by
-from gr2.training.trying_settings import TryingConfig
-from gr2.training.workers import leave
+from gr2.training.loop.workers import leave
+from gr2.training.policy.dapo import Recipe
+from gr2.training.policy.trying import Teacher, follow_lesson, learn, read_by
+from gr2.training.policy.trying_settings import TryingConfig
+from gr2.training.reasoner.contexts import context_sources
 
 __all__ = ["OpdConfig", "follow", "inputs", "leave", "run", "sources"]
 

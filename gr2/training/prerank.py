@@ -28,9 +28,9 @@ from gr2.data.imported_lists import SPLITS, Split, import_lists
 from gr2.data.impressions import read_impressions
 from gr2.errors import DataError
 from gr2.models.preranker import PreRanker
-from gr2.training.optimisation import threads
-from gr2.training.retrieval import NOT_RANKED, catalogue_metrics, target_ranks, top_candidates
-from gr2.training.sasrec import Fitted, Recipe, fit
+from gr2.training.loop.optimisation import threads
+from gr2.training.prerankers.retrieval import NOT_RANKED, catalogue_metrics, target_ranks, top_candidates
+from gr2.training.prerankers.sasrec import Fitted, Recipe, fit
 
 __all__ = ["INPUTS", "PrerankConfig", "fold_of_users", "run", "sources"]
 

@@ -24,17 +24,17 @@ from gr2.errors import DataError
 from gr2.models.answer_grammar import AnswerGrammar
 from gr2.models.reasoner import Reasoner, SidSpec
 from gr2.prompts.render import PromptConfig
-from gr2.training.capacity import refuse_long_prompts
-from gr2.training.contexts import Contexts, context_sources, load_contexts
-from gr2.training.dropout import dropout
-from gr2.training.optimisation import in_bfloat16, threads
-from gr2.training.resumable import epoch_means
+from gr2.training.language.weighted import PROMPT, Example, weighted_trainer
+from gr2.training.loop.capacity import refuse_long_prompts
+from gr2.training.loop.dropout import dropout
+from gr2.training.loop.optimisation import in_bfloat16, threads
+from gr2.training.loop.resumable import epoch_means
+from gr2.training.loop.workers import LEAVE, TRAIN, Workers, leave
+from gr2.training.reasoner.contexts import Contexts, context_sources, load_contexts
+from gr2.training.reasoner.split_ranks import rank_splits, refuse_missing_splits
 from gr2.training.sft_settings import SftConfig
-from gr2.training.split_ranks import rank_splits, refuse_missing_splits
-from gr2.training.trace_examples import TraceExamples
-from gr2.training.trace_table import Trace, load_traces
-from gr2.training.weighted import PROMPT, Example, weighted_trainer
-from gr2.training.workers import LEAVE, TRAIN, Workers, leave
+from gr2.training.tracing.examples import TraceExamples
+from gr2.training.tracing.table import Trace, load_traces
 
 __all__ = ["SftConfig", "follow", "inputs", "leave", "run", "sources"]
 

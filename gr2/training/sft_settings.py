@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from gr2.training.contexts import STAGE
-from gr2.training.reasoner_settings import RankedConfig, ReasonerConfig
-from gr2.training.weighted import Recipe
+from gr2.training.language.weighted import Recipe
+from gr2.training.reasoner.contexts import STAGE
+from gr2.training.reasoner.settings import RankedConfig, ReasonerConfig
 
 __all__ = ["SftConfig"]
 

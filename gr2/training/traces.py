@@ -30,10 +30,10 @@ from gr2.tokenizer.bulk.cluster import ray_pool
 from gr2.tokenizer.bulk.encode import Pool
 from gr2.training.teachers.endpoint import unwrap
 from gr2.training.teachers.scores import score_training_lists
-from gr2.training.trace_job import Desk, TraceJob
-from gr2.training.trace_log import Attempt, read_log
-from gr2.training.trace_settings import TracesConfig
-from gr2.training.trace_table import Trace, save_traces
+from gr2.training.tracing.job import Desk, TraceJob
+from gr2.training.tracing.log import Attempt, read_log
+from gr2.training.tracing.settings import TracesConfig
+from gr2.training.tracing.table import Trace, save_traces
 
 __all__ = ["TracesConfig", "inputs", "prepare", "run", "sources"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gr2.client import Client
-from gr2.serving.exposition import parse
+from gr2.serving.observing.exposition import parse
 from gr2.serving.server import Server
 
 DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana" / "gr2.json"

@@ -22,7 +22,7 @@ from gr2.export.served import batch_scorer, pair_scorer, whole_scorer
 from gr2.export.variants import export_variant
 from gr2.models.memory import MEMORY, ItemMemory
 from gr2.models.student import Student, StudentConfig
-from gr2.training.remember import catalog_memory, item_memory
+from gr2.training.student.remember import catalog_memory, item_memory
 
 SIZE, LEVELS, LONGEST = 8, 3, 6
 

@@ -14,8 +14,8 @@ from gr2.errors import Gr2Error
 from gr2.load.plan import Plan, check_target, run_plan
 from gr2.load.requests import draw_requests
 from gr2.load.step import Generator
+from gr2.serving.access.tokens import make_token
 from gr2.serving.server import Server
-from gr2.serving.tokens import make_token
 
 MakeBundle = Callable[..., Path]
 

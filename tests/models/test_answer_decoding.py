@@ -11,7 +11,7 @@ from gr2.models.answer_grammar import AnswerGrammar
 from gr2.models.answer_processor import AnswerProcessor
 from gr2.models.reading import takes_gaps
 from gr2.prompts.answer import parse_answer
-from gr2.training.vllm_explanations import explanation_sets
+from gr2.training.policy.vllm_explanations import explanation_sets
 
 LEVEL_SIZE = 8
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from gr2._core import Admission, Call
 from gr2.client import Client
 from gr2.errors import Gr2Error, OverloadError
-from gr2.serving.histogram import bucket
-from gr2.serving.outcomes import Outcome
-from gr2.serving.phases import COUNTED, read_phases
+from gr2.serving.models.outcomes import Outcome
+from gr2.serving.observing.histogram import bucket
+from gr2.serving.observing.phases import COUNTED, read_phases
 from gr2.serving.ranking import CandidateStatus
 from gr2.serving.server import Server
 from gr2.v1 import reranker_pb2 as pb

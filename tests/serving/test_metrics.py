@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 
 from gr2.client import Client
 from gr2.errors import Gr2Error, RequestError
-from gr2.serving.exposition import Family, Sample, parse, render
-from gr2.serving.histogram import BUCKETS, Histogram, Recorder, bucket, upper
 from gr2.serving.observation import http_face
+from gr2.serving.observing.exposition import Family, Sample, parse, render
+from gr2.serving.observing.histogram import BUCKETS, Histogram, Recorder, bucket, upper
 from gr2.serving.server import Server
 
 MakeBundle = Callable[..., Path]

@@ -26,7 +26,7 @@ from gr2.errors import BundleError, ConfigError, Gr2Error, OverloadError
 from gr2.serving.engine import Answer, Engine
 from gr2.serving.request import Slate
 from gr2.serving.server import Server
-from gr2.serving.servicer import Servicer
+from gr2.serving.services.servicer import Servicer
 from gr2.v1 import reranker_pb2, reranker_pb2_grpc
 
 MakeBundle = Callable[..., Path]

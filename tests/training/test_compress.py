@@ -22,8 +22,8 @@ from gr2.errors import ConfigError, DataError
 from gr2.models.reasoner import Reasoner
 from gr2.training import compress, rl
 from gr2.training.compress import CompressConfig
-from gr2.training.context_quality import KINDS
-from gr2.training.contexts import Contexts
+from gr2.training.compression.quality import KINDS
+from gr2.training.reasoner.contexts import Contexts
 from gr2.training.rl import RlConfig
 
 TINY = CompressConfig(

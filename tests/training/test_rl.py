@@ -20,8 +20,9 @@ from gr2.config import build
 from gr2.data.candidates import CandidateLists
 from gr2.errors import ConfigError, DataError, Gr2Error
 from gr2.models.reasoner import Reasoner
-from gr2.training import rl, trying
-from gr2.training.resumable import Resumable
+from gr2.training import rl
+from gr2.training.loop.resumable import Resumable
+from gr2.training.policy import trying
 from gr2.training.rl import RlConfig
 
 TINY = RlConfig(

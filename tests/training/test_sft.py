@@ -21,7 +21,7 @@ from gr2.data.candidates import CandidateLists
 from gr2.errors import ArtifactError, ConfigError, DataError
 from gr2.models.reasoner import Reasoner, SidSpec, from_scratch
 from gr2.training.sft import SftConfig, inputs, run
-from gr2.training.trace_table import Trace, save_traces
+from gr2.training.tracing.table import Trace, save_traces
 
 TINY = SftConfig(
     epochs=2, batch=8, limit=32, max_history=4, validation_lists=6, test_lists=12, max_reasoning=16, dropout=0.1

@@ -25,8 +25,8 @@ from gr2.prompts.answer import answer_text
 from gr2.prompts.render import Prompt, clean, read_candidates
 from gr2.training.teachers import pace
 from gr2.training.teachers.endpoint import FAILURES
-from gr2.training.trace_table import load_traces
 from gr2.training.traces import TracesConfig, run
+from gr2.training.tracing.table import load_traces
 
 KEY = "sk-secret-of-the-test"
 EXPLANATION = "They go together."

@@ -13,7 +13,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from gr2.errors import ConfigError
 from gr2.models.pretrained import load_pretrained
-from gr2.training.capacity import context_length
+from gr2.training.loop.capacity import context_length
 from gr2.training.teachers.teacher import Reply, TeacherRequest
 
 __all__ = ["LocalTeacher"]

@@ -1,0 +1,1 @@
+"""The bundles that are served: where they lie, and how one takes another's place."""

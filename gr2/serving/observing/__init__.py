@@ -1,0 +1,1 @@
+"""How a server is watched: log, durations, metrics as text, spans."""

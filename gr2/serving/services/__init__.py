@@ -1,0 +1,1 @@
+"""The gRPC services: requests in, replies or statuses out."""

@@ -1,0 +1,1 @@
+"""Language models on rows of tokens: what they learn from, packed, and the losses."""

@@ -1,0 +1,1 @@
+"""Pre-rankers: training them, and what they say of a position."""

@@ -1,0 +1,1 @@
+"""Traces: asked of a teacher, logged, kept as a table, and made into examples."""
