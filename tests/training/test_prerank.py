@@ -21,10 +21,11 @@ from gr2.data.dataset import Dataset
 from gr2.errors import ArtifactError, ConfigError, DataError, Gr2Error
 from gr2.models.preranker import PreRanker
 from gr2.training import prerank
+from gr2.training.loop.batches import epoch_batches
 from gr2.training.prerank import PrerankConfig
 from gr2.training.prerankers.retrieval import NOT_RANKED, catalogue_metrics, target_ranks, top_candidates
 from gr2.training.prerankers.sasrec import Recipe, fit
-from gr2.training.prerankers.sequences import epoch_batches, training_windows
+from gr2.training.prerankers.sequences import training_windows
 
 USERS, ITEMS = 60, 40
 CONFIG = PrerankConfig(

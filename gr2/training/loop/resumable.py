@@ -26,8 +26,8 @@ from gr2.artifact import file_digest, write_json
 from gr2.errors import ArtifactError, ConfigError
 from gr2.progress import Bar, track
 from gr2.quiet import without_bars
+from gr2.training.loop.batches import epoch_batches
 from gr2.training.loop.optimisation import refuse_divergence, refuse_lost_weights
-from gr2.training.prerankers.sequences import epoch_batches
 
 __all__ = ["Figures", "Resumable", "checkpointing", "epoch_means", "grouped_steps", "tracker_callbacks"]
 

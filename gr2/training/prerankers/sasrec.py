@@ -20,8 +20,9 @@ from gr2.errors import DataError
 from gr2.models.linear_cross_entropy import fast_logits_dtype
 from gr2.models.preranker import PreRanker
 from gr2.progress import track
+from gr2.training.loop.batches import epoch_batches
 from gr2.training.loop.optimisation import adamw, refuse_divergence
-from gr2.training.prerankers.sequences import Windows, epoch_batches, training_windows
+from gr2.training.prerankers.sequences import Windows, training_windows
 
 __all__ = ["Fitted", "Recipe", "fit"]
 

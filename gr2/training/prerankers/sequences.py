@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,10 +11,7 @@ from torch import Tensor
 
 from gr2.data.dataset import Dataset
 
-__all__ = ["Windows", "epoch_batches", "histories", "training_windows"]
-
-# Batches drawn together and sorted by length before they are cut: little padding, and still a random order.
-SORTED_BATCHES = 16
+__all__ = ["Windows", "histories", "training_windows"]
 
 
 @dataclass(frozen=True)
@@ -57,17 +53,3 @@ def histories(dataset: Dataset, user: NDArray[np.integer], position: NDArray[np.
     """The last `max_history` events before `position[r]` (>= 1) of `user[r]`, for each row r."""
     length = np.minimum(position, max_history).astype(np.int64)
     return Windows(dataset.items, dataset.offsets[user] + position - length, length)
-
-
-def epoch_batches(
-    lengths: NDArray[np.integer], size: int, generator: np.random.Generator
-) -> Iterator[NDArray[np.int64]]:
-    """Row numbers of every batch of one epoch: each row once, `size` rows a batch, of similar `lengths` (R,)."""
-    order = generator.permutation(len(lengths))
-    batches = []
-    for first in range(0, len(order), size * SORTED_BATCHES):
-        group = order[first : first + size * SORTED_BATCHES]
-        group = group[np.argsort(lengths[group], kind="stable")]
-        batches += [group[cut : cut + size] for cut in range(0, len(group), size)]
-    for number in generator.permutation(len(batches)):
-        yield batches[number]

@@ -29,8 +29,8 @@ from gr2.models.scoring import path_likelihood
 from gr2.models.slate import Slates, build_slates
 from gr2.models.student import MASKED, Head, Student
 from gr2.progress import track
+from gr2.training.loop.batches import epoch_batches
 from gr2.training.loop.optimisation import adamw, refuse_divergence
-from gr2.training.prerankers.sequences import epoch_batches
 from gr2.training.student.pruning import path_divergence
 
 __all__ = ["GenerativeTrainer", "Recipe", "head_loss", "training_positions"]
