@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +24,62 @@ from gr2.errors import DataError
 from gr2.models.answer_grammar import AnswerGrammar
 from gr2.models.reasoner import Reasoner, SidSpec
 from gr2.prompts.render import PromptConfig
-from gr2.training.language.weighted import PROMPT, Example, weighted_trainer
+from gr2.training.language.weighted import PROMPT, Example, Recipe, weighted_trainer
 from gr2.training.loop.capacity import refuse_long_prompts
 from gr2.training.loop.dropout import dropout
 from gr2.training.loop.optimisation import in_bfloat16, threads
 from gr2.training.loop.resumable import epoch_means
 from gr2.training.loop.workers import LEAVE, TRAIN, Workers, leave
-from gr2.training.reasoner.contexts import Contexts, context_sources, load_contexts
+from gr2.training.reasoner.contexts import STAGE, Contexts, context_sources, load_contexts
+from gr2.training.reasoner.settings import RankedConfig, ReasonerConfig
 from gr2.training.reasoner.split_ranks import rank_splits, refuse_missing_splits
-from gr2.training.sft_settings import SftConfig
 from gr2.training.tracing.examples import TraceExamples
 from gr2.training.tracing.table import Trace, load_traces
 
 __all__ = ["SftConfig", "follow", "inputs", "leave", "run", "sources"]
+
+
+@dataclass(frozen=True)
+class SftConfig(ReasonerConfig, RankedConfig):
+    """Prompts, lists and optimiser (see `ReasonerConfig`), the weights, and the evaluation (see `RankedConfig`).
+
+    Attributes:
+        reasoning_weight: of a token of the explanation in the loss.
+        ranking_weight: of a token of the ranking; only the ratio of both matters.
+        epochs: passes over the traces.
+        accumulate: batches a step and process.
+        dropout: on embeddings and block outputs.
+        activation_checkpointing: compute activations twice instead of storing them.
+    """
+
+    reasoning_weight: float = 0.3
+    ranking_weight: float = 1.0
+    epochs: int = 3
+    batch: int = 16
+    accumulate: int = 1
+    learning_rate: float = 1e-3
+    dropout: float = 0.0
+    activation_checkpointing: bool = False
+    answer_batch: int = 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("epochs", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("reasoning_weight", "ranking_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        if self.compressor == STAGE:
+            raise ValueError("compressor: compress comes after sft in a run; name the folder of another run's")
+        if self.ranking_weight == 0 and (self.reasoning_weight == 0 or not self.reasoning):
+            raise ValueError("ranking_weight 0 leaves nothing to learn, since there is no reasoning with a weight")
+
+    def recipe(self) -> Recipe:
+        """What `weighted_trainer` needs to know."""
+        return Recipe(**{each.name: getattr(self, each.name) for each in fields(Recipe)})
 
 
 def inputs(config: SftConfig) -> tuple[str, ...]:
