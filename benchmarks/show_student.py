@@ -1,10 +1,14 @@
 """Every figure of the student, one line each: `python -m benchmarks.show_student`.
 
-Trainings and the export's variants are read from docs/results/; tests run now.
+Trainings, and what is measured of them, are read from docs/results/. Now run tests, the times of the served graphs and,
+where `make beauty` and `make reasoner` have left their runs, what needs these.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from benchmarks import student_checks, student_graphs, student_path
 from benchmarks.results import Record
 from benchmarks.show import show
 from benchmarks.show_spine import judged_tests
@@ -14,10 +18,13 @@ __all__ = ["main"]
 STORED = {
     "student.quality": "make quality",
     "student.titles": "make student-titles",
-    "student.checks": "make student-checks",
     "student.int8": "make student-int8",
-    "student.graphs": "make student-graphs",
     "student.clicks": "make student-clicks",
+}
+# What is measured now where its runs are, else read: the record, its make target, whether the runs are there.
+MEASURED: dict[str, tuple[str, Callable[[], bool], Callable[[], Record]]] = {
+    "student.checks": ("make student-checks", student_checks.ready, student_checks.checks),
+    "student.path": ("make student-path", student_path.ready, student_path.measured),
 }
 TESTS = {
     "the memory's columns are their formulas, whatever the candidates' order": ["tests/models/test_memory.py"],
@@ -40,7 +47,10 @@ def tests() -> Record:
 
 def main() -> None:
     """Print one line a figure, and exit with 1 if one is short."""
-    show("student", "the student", stored=STORED, measures=[("tests of the student", tests)])
+    there = {name: measure for name, (_, ready, measure) in MEASURED.items() if ready()}
+    stored = STORED | {name: target for name, (target, *_) in MEASURED.items() if name not in there}
+    measures = [("tests of the student", tests), ("student.graphs", student_graphs.graphs), *there.items()]
+    show("student", "the student", stored=stored, measures=measures)
 
 
 if __name__ == "__main__":

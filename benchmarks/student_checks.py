@@ -32,12 +32,13 @@ from gr2.serving.engine import Engine
 from gr2.training.reasoner.reranking import list_prompts, list_slates
 from gr2.training.student.lessons import Lessons
 
-__all__ = ["checks", "main"]
+__all__ = ["checks", "main", "ready"]
 
 BUNDLE, LISTS = ROOT / "runs" / "beauty" / "export", ROOT / "runs" / "beauty-reasoner"
 TAUGHT = ROOT / "runs" / "reasoner-sft" / "rejection-kp" / "sft"
 SLATE, SAMPLE, TIMED, REQUESTS = 10, 400, 20, 10_000
 QUALITY, TIME = 0.97, 0.01
+NEEDED = {BUNDLE: "make beauty", LISTS / "midtrain": "make reasoner"}
 
 
 @dataclass(frozen=True)
@@ -135,10 +136,15 @@ def shuffled(data: Data, engine: Engine) -> Figure:
     return Figure("shuffled input without scores or features", value, "0", "short" if different else "ok")
 
 
+def ready() -> bool:
+    """Whether there are a bundle and a reasoner."""
+    return all(folder.is_dir() for folder in NEEDED)
+
+
 def checks() -> Record:
     """Everything, as one record. Raises FileNotFoundError without a bundle or a reasoner."""
     torch.set_num_threads(1)
-    for folder, made_by in ((BUNDLE, "make beauty"), (LISTS / "midtrain", "make reasoner")):
+    for folder, made_by in NEEDED.items():
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder.relative_to(ROOT)} is not there: {made_by}")
     data, engine = load(), Engine(BUNDLE)

@@ -1,7 +1,7 @@
 """What the path likelihood costs a request of the served student: `python -m benchmarks.student_path`.
 
 Needs Beauty's bundle (`make beauty`). Its graphs are run beside what is left of them where only the prior and the head
-are asked for, in one thread and in turns, and beside whole requests to the engine. What the path is worth, student.quality says.
+are asked for, in one thread and in turns, and beside whole requests to the engine. Its worth is in student.quality.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from gr2.serving.engine import Engine
 from gr2.serving.models.query import Query
 from gr2.serving.models.split_model import known_of
 
-__all__ = ["main"]
+__all__ = ["main", "measured", "ready"]
 
 RUN = ROOT / "runs" / "beauty"
 SLATES, SAMPLE, WARM = (10, 50), 400, 20
@@ -152,13 +152,23 @@ def path_record(measured: dict[int, dict[str, float]]) -> Record:
     return Record("student.path", "What the path likelihood costs a request", "make student-path", [], [table], notes)
 
 
-def main() -> None:
-    """Measure and store the record."""
+def ready() -> bool:
+    """Whether Beauty's bundle is there."""
+    return (RUN / "export").is_dir()
+
+
+def measured() -> Record:
+    """Every slate size, as one record. Raises FileNotFoundError without a bundle."""
     folder = RUN / "export"
-    if not folder.is_dir():
+    if not ready():
         raise FileNotFoundError(f"{folder.relative_to(ROOT)} is not there: make beauty")
     bundle, engine = Bundle.load(folder), Engine(folder, cache_bytes=0)
-    print(store(path_record({count: measure(bundle, engine, count) for count in SLATES})).relative_to(ROOT))
+    return path_record({count: measure(bundle, engine, count) for count in SLATES})
+
+
+def main() -> None:
+    """Measure and store the record."""
+    print(store(measured()).relative_to(ROOT))
 
 
 if __name__ == "__main__":
