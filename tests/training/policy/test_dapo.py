@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers import TrainerCallback, TrainerState
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from gr2.errors import ConfigError, Gr2Error
 from gr2.models.reasoner import Reasoner
 from gr2.training.policy.dapo import arguments
-from gr2.training.policy.rollouts import Group, Rollout, training_batch
+from gr2.training.policy.rollouts import Group, Rollout, advantages, training_batch
 
 
 def load(name: str) -> ModuleType:
@@ -67,16 +68,22 @@ def test_hooks_of_trl_are_what_this_trainer_replaces() -> None:
     assert source.count("self._get_per_token_logps_and_entropies(") == 1
 
 
-def test_probabilities_of_all_answers_add_up_to_one(toy: Reasoner, tmp_path: Path) -> None:
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_probabilities_of_all_answers_add_up_to_one(toy: Reasoner, tmp_path: Path, temperature: float) -> None:
     found = every_answer(toy)
-    trainer = trainer_of(toy, tmp_path, recipe())
+    trainer = trainer_of(toy, tmp_path, recipe(temperature=temperature))
     rollouts = [Rollout(prompt_of(toy, 0), tokens, sets, 0.0) for _, tokens, sets in found]
     batch, _ = training_batch(
         rollouts, np.zeros(len(found), np.float32), np.ones(len(found), np.bool_), pad=0, vocabulary=270
     )
     with torch.no_grad():
         ours = trainer._log_probs(batch).sum(1)
-        torch.testing.assert_close(ours, exact_log_probs(toy, 0, found))
+        torch.testing.assert_close(ours, exact_log_probs(toy, 0, found, temperature=temperature))
+        # Those that the loss is made of are the same.
+        trainer._choices = trainer._chosen(batch)
+        ids, mask = (torch.cat([batch[f"prompt_{name}"], batch[f"completion_{name}"]], 1) for name in ("ids", "mask"))
+        learnt, _, _ = trainer._get_per_token_logps_and_entropies(toy.model, ids, mask)
+        torch.testing.assert_close(learnt.sum(1), ours)
     assert ours.exp().sum().item() == pytest.approx(1.0, abs=1e-4)
 
 
@@ -148,6 +155,76 @@ def test_loss_is_clipped_and_a_mean_over_tokens(toy: Reasoner, tmp_path: Path) -
     assert loss == pytest.approx(-(surrogate * mask).sum().item() / mask.sum().item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("updates", [1, 2])
+def test_loss_is_the_weighed_surrogate_and_divergence_of_a_token(toy: Reasoner, tmp_path: Path, updates: int) -> None:
+    """Summed over the parts of an update, whose number it does not depend on."""
+    chosen = recipe(groups=4, updates=updates, policy=0.3, kl=0.7, redraws=0)
+    teacher = type(toy.model)(toy.model.config).eval()
+    trainer = trainer_of(toy, tmp_path, chosen, tasks=8, anchor=teacher)
+    trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
+    parts = [trainer._prepare_inputs([{}] * 4 * SAMPLES)]
+    tokens = parts[0]["num_items_in_batch"].item()
+    for trainer._step in (1, 2, 3):
+        parts.append(trainer._prepare_inputs([]))
+    found, expected = 0.0, 0.0
+    for part in parts:
+        found += trainer._compute_loss(toy.model, part).item()
+        trainer._choices = trainer._chosen(part)
+        ids, mask = (torch.cat([part[f"prompt_{name}"], part[f"completion_{name}"]], 1) for name in ("ids", "mask"))
+        with torch.no_grad():
+            trainer._get_per_token_logps_and_entropies(toy.model, ids, mask)
+        assert trainer._divergences is not None
+        surrogate = -(part["advantages"][:, None] * part["tool_mask"]).sum()
+        away = (trainer._divergences * part["tool_mask"]).sum()
+        assert away > 0.1
+        expected += (0.3 * surrogate + 0.7 * away).item() / tokens * updates
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_advantages_are_what_a_reward_is_above_its_groups_mean() -> None:
+    group = [Rollout([1], [2], [None], reward) for reward in (0.0, 2.0, 7.0)]
+    assert advantages(group, "none").tolist() == [-3.0, -1.0, 4.0]
+    deviation = float(np.std([0.0, 2.0, 7.0], ddof=1))
+    assert advantages(group).tolist() == pytest.approx([-3 / deviation, -1 / deviation, 4 / deviation], rel=1e-4)
+
+
+def test_several_updates_are_compared_with_the_weights_that_answered(toy: Reasoner, tmp_path: Path) -> None:
+    trainer = trainer_of(toy, tmp_path, recipe(updates=2, redraws=0))
+    first = trainer._prepare_inputs([{}] * 2 * SAMPLES)
+    answered = [trainer._log_probs(part) for part in trainer._parts]
+    torch.testing.assert_close(first["old_per_token_logps"], answered[0])
+    with torch.no_grad():
+        toy.model.get_input_embeddings().weight.mul_(1.5)
+    trainer._step += 1
+    second = trainer._prepare_inputs([])
+    torch.testing.assert_close(second["old_per_token_logps"], answered[1])
+    assert not torch.allclose(trainer._log_probs(second), answered[1], atol=1e-2)
+    single = trainer_of(toy, tmp_path, recipe(redraws=0))
+    assert "old_per_token_logps" not in single._prepare_inputs([{}] * 2 * SAMPLES)
+
+
+def test_every_batch_of_answers_is_of_other_tasks_and_another_seed(toy: Reasoner, tmp_path: Path) -> None:
+    calls: list[tuple[list[int], int]] = []
+
+    def noted(tasks: Sequence[int], seed: int) -> list[Group]:
+        calls.append((list(tasks), seed))
+        return draw(toy, tasks, seed)
+
+    trainer_of(toy, tmp_path, recipe(steps=2, updates=2, redraws=0), draw=noted).fit("rl")
+    assert sorted(task for tasks, _ in calls for task in tasks) == [0, 1, 2, 3]
+    assert len({seed for _, seed in calls}) == 2
+
+
+def test_what_a_recipe_says_is_what_the_trainer_is_told(tmp_path: Path) -> None:
+    chosen = recipe(steps=10, groups=4, updates=2, learning_rate=3e-4, weight_decay=0.05, clip=0.7, warmup=0.1)
+    settings = arguments(chosen, tmp_path, seed=3, cpu=True)
+    assert (settings.learning_rate, settings.weight_decay, settings.max_grad_norm) == (3e-4, 0.05, 0.7)
+    assert (settings.max_steps, settings.warmup_steps) == (20, 2)
+    assert (settings.steps_per_generation, settings.gradient_accumulation_steps) == (4, 2)
+    assert (settings.num_generations, settings.per_device_train_batch_size) == (SAMPLES, SAMPLES)
+    assert (settings.beta, settings.loss_type, settings.seed) == (0.0, "dapo", 3)
+
+
 def test_groups_without_signal_are_redrawn(toy: Reasoner, tmp_path: Path) -> None:
     trainer = trainer_of(toy, tmp_path, recipe(redraws=20), flat=2)
     groups, drawn = trainer._live_groups(0, 0, 2)
@@ -213,12 +290,14 @@ def test_a_checkpoint_continues_exactly(toy: Reasoner, tmp_path: Path, updates: 
     toy.model.load_state_dict(start()[1])
     cut = trainer_of(toy, tmp_path / "cut", chosen)
 
-    def stop(outcomes: Sequence[Any], history: Sequence[Any]) -> dict[str, float]:
-        if cut.state.global_step >= 2 * updates:
-            raise Gr2Error("cut")
-        return {}
+    class Cut(TrainerCallback):
+        """With several updates, between those of one batch of answers."""
 
-    cut._watch = stop
+        def on_step_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+            if state.global_step == 2 * updates + 1:
+                raise Gr2Error("cut")
+
+    cut.add_callback(Cut)
     with pytest.raises(Gr2Error, match="cut"):
         cut.fit("rl")
     toy.model.load_state_dict(start()[1])

@@ -76,7 +76,7 @@ def prompt_of(reasoner: Reasoner, task: int) -> list[int]:
     return reasoner.encode(f"list {task}:")
 
 
-def exact_log_probs(reasoner: Reasoner, task: int, found: Sequence[Answer]) -> Tensor:
+def exact_log_probs(reasoner: Reasoner, task: int, found: Sequence[Answer], *, temperature: float = 1.0) -> Tensor:
     """(N,) log-probabilities of all answers, from the definition."""
     prompt = prompt_of(reasoner, task)
     each = len(found) // 6
@@ -84,7 +84,7 @@ def exact_log_probs(reasoner: Reasoner, task: int, found: Sequence[Answer]) -> T
     totals = []
     for first in range(0, len(found), each):
         rows = ids[first : first + each]
-        logits = reasoner.model(rows).logits[:, len(prompt) - 1 : -1]
+        logits = reasoner.model(rows).logits[:, len(prompt) - 1 : -1] / temperature
         total = logits.new_zeros(each)
         for place, allowed in enumerate(found[first][2]):
             among = logits[:, place] if allowed is None else logits[:, place, torch.from_numpy(allowed)]
