@@ -23,7 +23,7 @@ from benchmarks.rl_tables import first_to_last
 from gr2.data.candidates import CandidateLists
 from gr2.data.dataset import Dataset
 from gr2.training.policy.monitors import Outcome, monitor
-from gr2.training.policy.rewards import Reward, reward
+from gr2.training.policy.rewards import Reward, one_positive, reward
 from gr2.training.policy.rollouts import Rollout, advantages, has_signal
 
 __all__ = ["ARMS", "Arm", "places", "train_places"]
@@ -194,4 +194,5 @@ def _orders(arm: Arm, rng: np.random.Generator) -> NDArray[np.int64]:
 
 def _outcome(rewarded: Reward, chosen: tuple[int, ...], shown_as: tuple[int, ...], target: int) -> Outcome:
     ranking = chosen if len(set(chosen)) == len(chosen) else None
-    return Outcome(ranking, shown_as, target, rewarded(ranking, target))
+    grades = one_positive(target, len(chosen))
+    return Outcome(ranking, shown_as, grades, rewarded(ranking, grades))

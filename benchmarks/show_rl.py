@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks.results import Figure, Record
 from benchmarks.show import show
 from benchmarks.show_spine import judged_tests
-from gr2.training.policy.rewards import REWARDS
+from gr2.training.policy.rewards import REWARDS, one_positive
 
 __all__ = ["main"]
 
@@ -62,7 +62,10 @@ def blind_table() -> dict[str, Any]:
     }
     rows = []
     for name, reward in REWARDS.items():
-        paid = [sum(share * reward(order, target) for target, share in enumerate(SHARE)) for order in orders.values()]
+        paid = [
+            sum(share * reward(order, one_positive(target, WIDTH)) for target, share in enumerate(SHARE))
+            for order in orders.values()
+        ]
         best = max(range(len(paid)), key=paid.__getitem__)
         verdict = "the incoming order" if paid[best] <= paid[0] + 1e-12 else list(orders)[best]
         rows.append([name, *(f"{value:+.4f}" for value in paid), verdict])
@@ -79,7 +82,7 @@ def copying() -> Figure:
     share = SHARE[:width] / SHARE[:width].sum()
     default = REWARDS["default"]
     best = max(
-        sum(part * default(order, target) for target, part in enumerate(share))
+        sum(part * default(order, one_positive(target, width)) for target, part in enumerate(share))
         for order in itertools.permutations(range(width))
     )
     what = f"default reward: the best of all {width}! orders that ignore the history, above the incoming order"

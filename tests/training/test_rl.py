@@ -22,7 +22,8 @@ from gr2.errors import ConfigError, DataError, Gr2Error
 from gr2.models.reasoner import Reasoner
 from gr2.training import rl
 from gr2.training.loop.resumable import Resumable
-from gr2.training.policy import trying
+from gr2.training.policy import rewards, trying
+from gr2.training.policy.monitors import monitor
 from gr2.training.rl import RlConfig
 
 TINY = RlConfig(
@@ -56,6 +57,46 @@ def test_the_artefact_holds_a_model_and_the_figures_of_every_step(parents: dict[
     assert made.metrics["last_steps"]["reward"] == steps["reward"].to_pylist()[-1]
     before, after = weights(parents["midtrain"]), weights(made)
     assert any(not torch.equal(value, after[name]) for name, value in before.items())
+
+
+def graded(parents: dict[str, Artifact], folder: Path) -> dict[str, Artifact]:
+    """These artefacts, with lists of several positives: the target is bought, and what stands behind it is clicked."""
+    with open_stage(folder, "midtrain", TINY, {}, 0) as work:
+        Reasoner.load(parents["midtrain"].file("model")).save(work.path / "model")
+        for split in ("train", "val", "test"):
+            lists = CandidateLists.load(parents["midtrain"].file(f"{split}.parquet"))
+            bought = lists.candidates == lists.target[:, None]
+            grades = (2 * bought + np.roll(bought, 1, axis=1)).astype(np.int8)
+            places = np.tile(np.arange(1, lists.width + 1, dtype=np.int32), (len(lists), 1))
+            replace(lists, grades=grades, places=places).save(work.path / f"{split}.parquet")
+    return parents | {"midtrain": Artifact.load(folder, "midtrain")}
+
+
+@pytest.mark.parametrize("reward", ["auc", "ndcg", "identity_gate", "default"])
+def test_lists_of_several_positives_are_learnt_from_and_judged_by_all_of_them(
+    parents: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reward: Any
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(trying, "monitor", lambda outcomes: seen.extend(outcomes) or monitor(outcomes))
+    config = replace(TINY, reward=reward, steps=1, shuffle=True, format_bonus=0.3)
+    made = rl.run(config, graded(parents, tmp_path / "graded"), tmp_path / "rl", 3)
+    assert max(sum(grade > 0 for grade in each.grades) for each in seen) == 2
+    for each in seen:
+        assert each.reward == rewards.reward(reward, 0.3)(each.ranking, each.grades)
+    assert len({each.shown for each in seen}) > 1
+    test = made.metrics["test"]
+    assert test["graded"]["slates"] == len(pq.read_table(made.file("ranks.parquet"))) == 12
+    assert 0 < test["graded"]["reasoner"]["AUC"] < 1
+    assert test["graded"]["incoming"]["N@5"] != test["all"]["incoming"]["N@5"]
+    assert "untied" not in test
+
+
+def test_weights_by_the_place_of_one_target_are_refused_where_several_are_paid(
+    parents: dict[str, Artifact], tmp_path: Path
+) -> None:
+    config = replace(TINY, reward="ndcg", shuffle=True, balance=True)
+    with pytest.raises(ConfigError, match="balance weighs lists by the place of one target, but reward = 'ndcg'"):
+        rl.run(config, graded(parents, tmp_path / "graded"), tmp_path / "rl", 3)
 
 
 def test_reasoning_is_learnt_from_too_and_its_length_is_penalised(parents: dict[str, Artifact], tmp_path: Path) -> None:

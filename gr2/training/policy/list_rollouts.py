@@ -15,7 +15,7 @@ from gr2.prompts.answer import AnswerError
 from gr2.prompts.render import PromptConfig, Slate, render
 from gr2.training.loop.capacity import refuse_long_prompts
 from gr2.training.policy.monitors import Outcome
-from gr2.training.policy.rewards import Reward, overlong
+from gr2.training.policy.rewards import Reward, best_of, overlong
 from gr2.training.policy.rollouts import Group, Rollout
 
 __all__ = ["ListRollouts", "Worth"]
@@ -33,15 +33,18 @@ class Worth:
     overlong_tokens: int = 0
     overlong_penalty: float = 0.0
 
-    def __call__(self, ranking: Sequence[int] | None, target: int, *, explained: int, longest: int) -> float:
-        """The reward of a ranking, None where the answer was refused, after an explanation of so many tokens."""
-        weight = 1.0 if self.weights is None else float(self.weights[target])
+    def __call__(self, ranking: Sequence[int] | None, grades: Sequence[int], *, explained: int, longest: int) -> float:
+        """The reward of a ranking, None where the answer was refused, after an explanation of so many tokens.
+
+        `grades` (K,) are those of the candidates in incoming order.
+        """
+        weight = 1.0 if self.weights is None else float(self.weights[best_of(grades)])
         penalty = self.overlong_penalty * overlong(explained, longest, self.overlong_tokens)
-        return weight * self.reward(ranking, target) + penalty
+        return weight * self.reward(ranking, grades) + penalty
 
 
 class ListRollouts:
-    """A `Draw`: task n is slate n, whose target came in at place `targets[n]` (R,).
+    """A `Draw`: task n is slate n, whose candidates have the grades `grades[n]` (K,) in incoming order.
 
     With `shuffle` a group's prompt lists the candidates in an order drawn by the seed. `asking` says how many samples a
     group has, and how many answers are generated at once. Raises ConfigError if prompts that the budget allows are
@@ -52,7 +55,7 @@ class ListRollouts:
         self,
         reasoner: Reasoner,
         slates: Sequence[Slate],
-        targets: NDArray[np.int64],
+        grades: Sequence[Sequence[int]],
         prompt: PromptConfig,
         asking: Answering,
         worth: Worth,
@@ -63,7 +66,7 @@ class ListRollouts:
         self._reasoner, self._grammar = reasoner, AnswerGrammar(reasoner)
         self._writer = writer
         self._explaining = {id(allowed) for allowed in (*self._grammar.allowed, *(writer.sets if writer else ()))}
-        self._slates, self._targets = slates, targets
+        self._slates, self._grades = slates, [tuple(each) for each in grades]
         self._prompt, self._asking, self._worth, self._shuffle = prompt, asking, worth, shuffle
         answer = self._grammar.length(max(len(slate.candidates) for slate in slates), asking.limit)
         refuse_long_prompts(reasoner.model, budget=prompt.budget, answer=answer)
@@ -103,12 +106,12 @@ class ListRollouts:
         return encode(prompt.messages)
 
     def _rollout(self, task: int, prompt: list[int], order: tuple[int, ...], found: Answered) -> Rollout:
-        target = int(self._targets[task])
+        grades = self._grades[task]
         ranking = None if isinstance(found.answer, AnswerError) else tuple(found.ranking.tolist())
         allowed: Sequence[NDArray[np.int64] | None] = found.allowed or [None] * len(found.tokens)
         # A free answer has its ranking among the free tokens.
         explained = sum(id(each) in self._explaining for each in found.allowed)
         if not found.allowed:
             explained = max(0, len(found.tokens) - self._grammar.length(len(order), 0))
-        earned = self._worth(ranking, target, explained=explained, longest=self._asking.limit)
-        return Rollout(prompt, found.tokens, allowed, earned, Outcome(ranking, order, target, earned))
+        earned = self._worth(ranking, grades, explained=explained, longest=self._asking.limit)
+        return Rollout(prompt, found.tokens, allowed, earned, Outcome(ranking, order, grades, earned))

@@ -9,27 +9,39 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gr2.errors import Gr2Error
-from gr2.training.policy.rewards import promotion, rank_of
+from gr2.training.policy.rewards import best_of, ndcg_gain, rank_of
 from gr2.training.reasoner.reranking import kendall_tau
 
 __all__ = ["NEAR", "CopyGuard", "Outcome", "monitor"]
 
 # Kendall's tau of a near copy: of ten candidates, at most two pairs of neighbours have changed places.
 NEAR = 0.9
+# Sums of the same gains differ by less.
+SAME = 1e-9
 
 
 @dataclass(frozen=True)
 class Outcome:
     """One sampled answer: its ranking and the order in which the prompt showed the candidates.
 
-    Both are permutations of the candidates' places in the incoming order; `target` is one of these. `ranking` is None
-    where the answer was refused.
+    Both are permutations of the candidates' places in the incoming order, in which `grades` (K,) are theirs. `ranking`
+    is None where the answer was refused.
     """
 
     ranking: tuple[int, ...] | None
     shown: tuple[int, ...]
-    target: int
+    grades: tuple[int, ...]
     reward: float
+
+    @property
+    def target(self) -> int:
+        """The place of the best positive in the incoming order."""
+        return best_of(self.grades)
+
+    @property
+    def improves(self) -> bool:
+        """Whether the ranking is worth more than the incoming order: with one positive, whether that rose."""
+        return self.ranking is not None and ndcg_gain(self.ranking, self.grades) > SAME
 
 
 def monitor(outcomes: Sequence[Outcome]) -> dict[str, float]:
@@ -40,7 +52,8 @@ def monitor(outcomes: Sequence[Outcome]) -> dict[str, float]:
     - of those: `copies/identical`, `copies/near` and `copies/tau`: shares equal to the incoming order or within NEAR of
       it, and the mean of Kendall's tau to it; `echoes/near` and `echoes/tau` are the same for the order that was shown;
     - `first/from_r`: share whose first candidate came in at rank r, and `target/at_r`: whose target went out at rank r;
-    - `format_only`: of the answers with a positive reward, the share whose target did not rise: what a format earns.
+    - `format_only`: of the answers with a positive reward, the share that is no better than the incoming order, which
+      is what a format earns. With one target, it did not rise there.
     """
     width = max(len(each.shown) for each in outcomes)
     rewards = np.array([each.reward for each in outcomes])
@@ -52,7 +65,7 @@ def monitor(outcomes: Sequence[Outcome]) -> dict[str, float]:
     for rank in range(1, width + 1):
         if (incoming == rank).any():
             figures[f"reward/from_{rank}"] = float(rewards[incoming == rank].mean())
-    paid = [each.ranking is None or promotion(each.ranking, each.target) <= 0 for each in outcomes if each.reward > 0]
+    paid = [not each.improves for each in outcomes if each.reward > 0]
     figures["format_only"] = float(np.mean(paid)) if paid else 0.0
     ranked = [(each.ranking, each) for each in outcomes if each.ranking is not None]
     if not ranked:
@@ -86,7 +99,7 @@ class CopyGuard:
     def check(self, figures: Mapping[str, float], history: Sequence[Mapping[str, float]] = ()) -> None:
         """Look at a step's figures and those of the steps before. Raises Gr2Error if it has collapsed to copying."""
         steps = [*(each for each in history if "valid" in each), figures][-self.patience :]
-        share = float(np.mean([max(each.get("copies/near", 0.0), each.get("echoes/near", 0.0)) for each in steps]))
+        share = float(np.mean([_copied(each) for each in steps]))
         if len(steps) < self.patience or share <= self.limit:
             return
         earned = float(np.mean([each["reward"] for each in steps]))
@@ -96,6 +109,11 @@ class CopyGuard:
             "format whatever becomes of the target does this. Take reward = 'default', shuffle = true (there is no "
             f"order to copy then), or a start that copies less; copy_limit = 1 goes on (it is {self.limit:g})"
         )
+
+
+def _copied(figures: Mapping[str, float]) -> float:
+    """Near copies as a share of all answers: the figures are shares of those that were not refused."""
+    return figures["valid"] * max(figures.get("copies/near", 0.0), figures.get("echoes/near", 0.0))
 
 
 def _places(ranking: Sequence[int], shown: Sequence[int]) -> list[int]:

@@ -5,11 +5,13 @@ With K candidates, rank_in and rank_out (from 1) of the target, A_fmt = 1 if the
     promotion     (rank_in - rank_out) / K
     unconditional promotion + alpha A_fmt: an echo of the incoming order is paid alpha, whatever the history says
     conditional   promotion + alpha A_fmt if promotion > 0 or the target was first and stays first (GR2)
-    identity gate alpha A_fmt for the incoming order, unless it is perfect; else promotion + alpha A_fmt (technical
-                  report, Eq. 7); one swap escapes it
+    identity gate alpha A_fmt for the incoming order, unless it is perfect; else NDCG + alpha A_fmt (technical report,
+                  Eq. 7); one swap escapes it, and is paid the NDCG that the incoming order is denied
     default       promotion, and -1 for an answer that does not parse
-    auc, ndcg     share of the pairs with the target that are in the right order, gain in NDCG over the incoming order;
-                  -1 for an answer that does not parse (technical report, for several positives)
+    auc, ndcg     share of the pairs of a positive and a negative that are in the right order, gain in NDCG over the
+                  incoming order; -1 for an answer that does not parse (technical report, for several positives)
+
+The last three look at every positive of a slate and at its grade. A target is one of them: the first of the best grade.
 
 A bonus that depends on the outcome is a prize for gambling: swapping the last two candidates promotes the target as
 often as it demotes it, costs nothing on average, and wins the conditional bonus half of the times. The one format
@@ -31,16 +33,20 @@ from numpy.typing import NDArray
 
 __all__ = [
     "FORMAT_BONUS",
+    "GRADED",
     "INVALID",
     "REWARDS",
+    "Reward",
     "RewardName",
     "auc",
     "balance_weights",
+    "best_of",
     "conditional",
     "default",
     "identity_gate",
     "ndcg",
     "ndcg_gain",
+    "one_positive",
     "overlong",
     "promotion",
     "rank_of",
@@ -50,6 +56,8 @@ __all__ = [
 
 Ranking = Sequence[int]
 RewardName = Literal["default", "conditional", "unconditional", "identity_gate", "auc", "ndcg"]
+# What of these looks at all positives.
+GRADED: tuple[RewardName, ...] = ("identity_gate", "auc", "ndcg")
 FORMAT_BONUS = 0.2  # alpha of arXiv 2607.01170
 INVALID = -1.0
 
@@ -84,7 +92,7 @@ def conditional(ranking: Ranking | None, target: int, *, alpha: float = FORMAT_B
 
 
 def identity_gate(ranking: Ranking | None, gains: Sequence[int], *, alpha: float = FORMAT_BONUS) -> float:
-    """Alpha for the incoming order unless it is perfect, else `ndcg_gain` + alpha (Eq. 7); 0 for None.
+    """Alpha for the incoming order unless it is perfect, else `ndcg` + alpha (Eq. 7); 0 for None.
 
     `gains` (K,) are the grades of the candidates in incoming order.
     """
@@ -92,7 +100,7 @@ def identity_gate(ranking: Ranking | None, gains: Sequence[int], *, alpha: float
         return 0.0
     copied = list(ranking) == list(range(len(ranking)))
     perfect = all(before >= after for before, after in itertools.pairwise(gains))
-    return alpha if copied and not perfect else ndcg_gain(ranking, gains) + alpha
+    return alpha if copied and not perfect else ndcg(ranking, gains) + alpha
 
 
 def auc(ranking: Ranking, gains: Sequence[int]) -> float:
@@ -151,33 +159,39 @@ def _discounted(worth: NDArray[np.float64]) -> float:
     return float((worth / np.log2(np.arange(2, len(worth) + 2))).sum())
 
 
-def _one(target: int, width: int) -> list[int]:
-    """The grades of a slate of one positive."""
-    return [int(place == target) for place in range(width)]
+def one_positive(target: int, width: int) -> tuple[int, ...]:
+    """(K,) the grades of a slate whose one positive is candidate `target`."""
+    return tuple(int(place == target) for place in range(width))
 
 
-def _gated(ranking: Ranking | None, target: int, *, alpha: float) -> float:
-    return identity_gate(ranking, _one(target, target + 1 if ranking is None else len(ranking)), alpha=alpha)
+def best_of(grades: Sequence[int]) -> int:
+    """The target of a slate: its first candidate of the best grade."""
+    return list(grades).index(max(grades))
 
 
-def _pairs(ranking: Ranking | None, target: int) -> float:
-    return INVALID if ranking is None else auc(ranking, _one(target, len(ranking)))
-
-
-def _gained(ranking: Ranking | None, target: int) -> float:
-    return INVALID if ranking is None else ndcg_gain(ranking, _one(target, len(ranking)))
-
-
-Reward = Callable[[Ranking | None, int], float]
+# Of a ranking, None where the answer does not parse, and the grades (K,) of the candidates in incoming order.
+Reward = Callable[[Ranking | None, Sequence[int]], float]
 
 
 def reward(name: RewardName, alpha: float = FORMAT_BONUS) -> Reward:
-    """The reward of that name for slates with one target, with `alpha` where it pays for format."""
-    plain: dict[str, Reward] = {"default": default, "auc": _pairs, "ndcg": _gained}
-    if name in plain:
-        return plain[name]
-    paying = {"conditional": conditional, "unconditional": unconditional, "identity_gate": _gated}
-    return partial(paying[name], alpha=alpha)
+    """The reward of that name, with `alpha` where it pays for format.
+
+    Those that are not GRADED look at the target alone (see `best_of`).
+    """
+    graded: dict[str, Reward] = {
+        "identity_gate": partial(identity_gate, alpha=alpha),
+        "auc": lambda ranking, grades: INVALID if ranking is None else auc(ranking, grades),
+        "ndcg": lambda ranking, grades: INVALID if ranking is None else ndcg_gain(ranking, grades),
+    }
+    if name in graded:
+        return graded[name]
+    single: dict[str, Callable[[Ranking | None, int], float]] = {
+        "default": default,
+        "conditional": partial(conditional, alpha=alpha),
+        "unconditional": partial(unconditional, alpha=alpha),
+    }
+    paid = single[name]
+    return lambda ranking, grades: paid(ranking, best_of(grades))
 
 
 REWARDS: dict[RewardName, Reward] = {name: reward(name) for name in get_args(RewardName)}

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from gr2.artifact import Artifact, file_digest, open_stage
-from gr2.data.candidates import CandidateLists
+from gr2.data.candidates import PADDING, CandidateLists
 from gr2.data.dataset import Dataset
 from gr2.errors import ConfigError
 from gr2.models.answer_grammar import AnswerGrammar
@@ -27,7 +27,7 @@ from gr2.training.loop.optimisation import threads
 from gr2.training.loop.workers import LEAVE, TRAIN, Workers
 from gr2.training.policy.list_rollouts import ListRollouts, Worth
 from gr2.training.policy.monitors import CopyGuard, monitor
-from gr2.training.policy.rewards import balance_weights, reward
+from gr2.training.policy.rewards import GRADED, balance_weights, reward
 from gr2.training.policy.training import STEPS, ends, steps_table, train_policy, training_lists
 from gr2.training.policy.trying_settings import TryingConfig
 from gr2.training.reasoner.contexts import Contexts, context_sources, context_stages, load_contexts
@@ -140,7 +140,7 @@ class _Lesson:
         return ListRollouts(
             self.reasoner,
             list_slates(self.dataset, self.codes, self.lists, self.contexts),
-            self.lists.label(),
+            _grades(self.lists),
             PromptConfig.of(config),
             _asking(config),
             _worth(config, self.lists),
@@ -214,7 +214,19 @@ def _asking(config: TryingConfig) -> Answering:
     )
 
 
+def _grades(lists: CandidateLists) -> list[tuple[int, ...]]:
+    """The grades of each list's candidates, without the padding."""
+    kept = lists.candidates != PADDING
+    grades = lists.candidates == lists.target[:, None] if lists.grades is None else lists.grades
+    return [tuple(row[own].astype(int).tolist()) for row, own in zip(grades, kept, strict=True)]
+
+
 def _worth(config: TryingConfig, lists: CandidateLists) -> Worth:
+    if config.balance and config.reward in GRADED and lists.grades is not None and (lists.grades > 0).sum(1).max() > 1:
+        raise ConfigError(
+            f"balance weighs lists by the place of one target, but reward = {config.reward!r} pays for several and the "
+            "lists have them: set balance = false, or reward = 'default', which looks at the best alone"
+        )
     weights = balance_weights(lists.label(), lists.width) if config.balance else None
     named = reward(config.reward, config.format_bonus)
     return Worth(named, weights, config.overlong_tokens, config.overlong_penalty)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from gr2.data.candidates import PADDING, CandidateLists
 from gr2.data.dataset import Dataset
 from gr2.errors import DataError
-from gr2.metrics import compare_ranks
+from gr2.metrics import compare, compare_ranks, graded_values
 from gr2.models.answering import Answering, answers_by_batch
 from gr2.models.reasoner import Reasoner
 from gr2.prompts.render import Prompt, PromptConfig, Slate, render, slate_of
@@ -71,8 +71,9 @@ def evaluate_reasoner(
     Prompts show `contexts` in the place of histories where there are any. `limit` above 0 draws so many lists by
     `seed`. The table has a row a slate: user, position, incoming and reasoner (the target's ranks, from 1), refused
     (why, or null) and answer (text). A refused answer counts as the incoming order; `constrained` answers are never
-    refused. Answers, the likeliest tokens each, are kept in the file `checkpoint`, which belongs to the model: another
-    call with equal arguments goes on where it ended. Raises DataError if no list holds its target.
+    refused. Of graded lists, the ranks are those of the best positive, and `graded` has the metrics of all positives,
+    with intervals over users. Answers, the likeliest tokens each, are kept in the file `checkpoint`, which belongs to
+    the model: another call with equal arguments goes on where it ended. Raises DataError if no list holds its target.
     """
     held = lists.top(slate).with_target() if lists.width else lists
     if not len(held) or not lists.width:
@@ -100,6 +101,8 @@ def evaluate_reasoner(
         "history_kept_mean": float(np.mean([each.kept for each in prompts])),
         "history_dropped_mean": float(np.mean([each.dropped for each in prompts])),
     }
+    if chosen.grades is not None:
+        metrics["graded"] = _graded(chosen, [entry.ranking for entry in entries], seed, resamples)
     if contexts is not None:
         metrics["context"] = contexts.cost(places_of(chosen))
     columns: dict[str, Any] = {
@@ -111,7 +114,7 @@ def evaluate_reasoner(
         "answer": pa.array([entry.text for entry in entries], pa.string()),
     }
     # Which targets are tied is known of the last events only.
-    if (chosen.position == dataset.lengths[chosen.user] - 1).all():
+    if chosen.grades is None and (chosen.position == dataset.lengths[chosen.user] - 1).all():
         untied = ~dataset.tied[chosen.user]
         metrics["untied"] = compare_ranks(incoming[untied], ranks[untied], seed, name="reasoner", resamples=resamples)
         columns["untied"] = untied
@@ -124,6 +127,24 @@ def kendall_tau(ranking: Sequence[int]) -> float:
     pairs = len(order) * (len(order) - 1) / 2
     discordant = np.triu(order[:, None] > order[None, :]).sum()
     return 1.0 - 2.0 * float(discordant) / pairs if pairs else 1.0
+
+
+def _graded(lists: CandidateLists, rankings: Sequence[Sequence[int]], seed: int, resamples: int) -> dict[str, Any]:
+    """The metrics of graded lists in the incoming order and in `rankings`."""
+    assert lists.grades is not None
+    kept = lists.candidates != PADDING
+    orders = np.tile(np.arange(lists.width), (len(lists), 1))
+    for row, ranking in enumerate(rankings):
+        orders[row, : len(ranking)] = ranking
+    after = np.take_along_axis(lists.grades, orders, axis=1)
+    return compare(
+        graded_values(lists.grades, kept),
+        graded_values(after, kept),
+        seed,
+        name="reasoner",
+        resamples=resamples,
+        users=lists.user,
+    )
 
 
 def _answer(

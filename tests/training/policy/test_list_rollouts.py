@@ -11,7 +11,7 @@ from gr2.models.answering import Answering
 from gr2.models.reasoner import Reasoner, SidSpec, from_scratch
 from gr2.prompts.render import ItemView, PromptConfig, Slate
 from gr2.training.policy.list_rollouts import ListRollouts, Worth
-from gr2.training.policy.rewards import promotion, reward
+from gr2.training.policy.rewards import ndcg_gain, one_positive, promotion, reward
 from gr2.training.policy.vllm_explanations import explanation_sets
 
 CODES = [(0, 1), (0, 2), (3, 3), (2, 0)]
@@ -31,7 +31,7 @@ def slates() -> list[Slate]:
 
 def rollouts(reasoner: Reasoner, slates: list[Slate], **options: object) -> ListRollouts:
     chosen = {"prompt": PromptConfig(), "asking": ASKING, "worth": Worth(reward("default"))} | options
-    return ListRollouts(reasoner, slates, np.array([1, 3]), **chosen)  # type: ignore[arg-type]
+    return ListRollouts(reasoner, slates, [one_positive(1, 4), one_positive(3, 4)], **chosen)  # type: ignore[arg-type]
 
 
 def test_groups_come_in_the_order_of_their_tasks_and_again_by_the_seed(reasoner: Reasoner, slates: list[Slate]) -> None:
@@ -77,14 +77,23 @@ def test_what_the_model_reads_and_says_does_not_depend_on_the_target(
     reasoner: Reasoner, slates: list[Slate], shuffle: bool
 ) -> None:
     found = []
-    for targets in (np.array([1, 3]), np.array([0, 2])):
-        draw = ListRollouts(
-            reasoner, slates, targets, PromptConfig(), ASKING, Worth(reward("default")), shuffle=shuffle
-        )
+    for targets in ([1, 3], [0, 2]):
+        grades = [one_positive(target, 4) for target in targets]
+        draw = ListRollouts(reasoner, slates, grades, PromptConfig(), ASKING, Worth(reward("default")), shuffle=shuffle)
         groups = draw([0, 1], 5)
         found.append([(list(each.prompt), list(each.tokens), each.outcome.shown) for group in groups for each in group])
-        assert [group[0].outcome.target for group in groups] == targets.tolist()
+        assert [group[0].outcome.target for group in groups] == targets
     assert found[0] == found[1]
+
+
+def test_lists_of_several_positives_are_paid_by_all_of_them(reasoner: Reasoner, slates: list[Slate]) -> None:
+    grades = [(1, 0, 2, 0), (0, 1, 1, 0)]
+    draw = ListRollouts(reasoner, slates, grades, PromptConfig(), ASKING, Worth(reward("ndcg")), shuffle=True)
+    for group, own in zip(draw([0, 1], 3), grades, strict=True):
+        for each in group:
+            assert each.outcome.grades == own
+            assert each.reward == ndcg_gain(each.outcome.ranking, own)
+    assert [group[0].outcome.target for group in draw([0, 1], 3)] == [2, 1]
 
 
 def test_free_answers_that_are_refused_are_paid_as_such(reasoner: Reasoner, slates: list[Slate]) -> None:
@@ -98,11 +107,11 @@ def test_free_answers_that_are_refused_are_paid_as_such(reasoner: Reasoner, slat
 
 def test_worth_is_weighed_by_the_targets_place_and_less_for_long_explanations() -> None:
     worth = Worth(reward("default"), np.array([0.5, 2.0]), overlong_tokens=4, overlong_penalty=0.5)
-    assert worth([1, 0], 1, explained=0, longest=10) == pytest.approx(2.0 * 0.5)
-    assert worth([1, 0], 0, explained=0, longest=10) == pytest.approx(0.5 * -0.5)
-    assert worth([0, 1], 0, explained=8, longest=10) == pytest.approx(-0.5 * 0.5)
-    assert worth([0, 1], 0, explained=10, longest=10) == pytest.approx(-0.5)
-    assert worth([0, 1], 0, explained=6, longest=10) == 0.0
+    assert worth([1, 0], [0, 1], explained=0, longest=10) == pytest.approx(2.0 * 0.5)
+    assert worth([1, 0], [1, 0], explained=0, longest=10) == pytest.approx(0.5 * -0.5)
+    assert worth([0, 1], [1, 0], explained=8, longest=10) == pytest.approx(-0.5 * 0.5)
+    assert worth([0, 1], [1, 0], explained=10, longest=10) == pytest.approx(-0.5)
+    assert worth([0, 1], [1, 0], explained=6, longest=10) == 0.0
 
 
 class Scribbler:

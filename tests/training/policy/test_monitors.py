@@ -4,12 +4,13 @@ import pytest
 
 from gr2.errors import Gr2Error
 from gr2.training.policy.monitors import CopyGuard, Outcome, monitor
+from gr2.training.policy.rewards import one_positive
 
 SHOWN = (0, 1, 2, 3, 4)
 
 
 def outcome(ranking: tuple[int, ...] | None, target: int, reward: float, shown: tuple[int, ...] = SHOWN) -> Outcome:
-    return Outcome(ranking, shown, target, reward)
+    return Outcome(ranking, shown, one_positive(target, len(shown)), reward)
 
 
 def test_figures_of_a_step() -> None:
@@ -34,6 +35,13 @@ def test_figures_of_a_step() -> None:
     assert [figures[f"target/at_{rank}"] for rank in range(1, 6)] == pytest.approx([2 / 3, 0, 0, 0, 1 / 3])
     # Two answers were paid; the target of one of them stayed where it was.
     assert figures["format_only"] == 0.5
+
+
+def test_a_rise_of_another_positive_than_the_best_is_no_reward_of_the_format() -> None:
+    figures = monitor([Outcome(ranking, SHOWN, (0, 2, 0, 0, 1), 0.5) for ranking in ((0, 1, 4, 2, 3), SHOWN)])
+    assert figures["format_only"] == 0.5
+    assert figures["reward/from_2"] == 0.5
+    assert figures["target/at_2"] == 1.0
 
 
 def test_an_echo_of_a_shuffled_order_is_no_copy_and_still_seen() -> None:
@@ -76,6 +84,15 @@ def test_a_run_that_only_copies_ends_with_the_reason() -> None:
 
 def test_a_run_that_copies_now_and_then_goes_on() -> None:
     CopyGuard(0.6, 2).check(COPYING, [COPYING, WORKING])
+
+
+def test_copies_among_few_valid_answers_are_no_collapse() -> None:
+    refused = [outcome(None, 1, -1.0)] * 3
+    figures = monitor([outcome(SHOWN, 1, 0.0), *refused])
+    assert (figures["copies/near"], figures["valid"]) == (1.0, 0.25)
+    CopyGuard(0.3, 1).check(figures)
+    with pytest.raises(Gr2Error, match=r"25\.0% of its answers"):
+        CopyGuard(0.2, 1).check(figures)
 
 
 def test_limit_of_one_ends_nothing() -> None:

@@ -16,7 +16,12 @@ from gr2.training.policy import rewards
 
 def mean_reward(name: rewards.RewardName, share: NDArray[np.float64], ranking: Sequence[int]) -> float:
     """Expected reward of one order for all slates, where the target stands at place p in `share[p]` of them."""
-    return float(sum(weight * rewards.REWARDS[name](ranking, target) for target, weight in enumerate(share)))
+    return float(
+        sum(
+            weight * rewards.REWARDS[name](ranking, rewards.one_positive(target, len(share)))
+            for target, weight in enumerate(share)
+        )
+    )
 
 
 def blind_orders(width: int) -> dict[str, list[int]]:
@@ -71,6 +76,13 @@ def test_balanced_weights_make_every_blind_order_earn_nothing(width: int, seed: 
         assert abs(total) < 1e-9 * len(targets), name
 
 
+def test_balanced_weights_are_one_on_average_over_the_lists() -> None:
+    targets = np.array([0, 0, 0, 2, 2, 4])
+    weights = rewards.balance_weights(targets, 5)
+    assert weights.tolist() == pytest.approx([6 / 9, 0, 1, 0, 2])
+    assert weights[targets].mean() == pytest.approx(1.0)
+
+
 def test_the_unconditional_reward_pays_for_copying() -> None:
     assert mean_reward("unconditional", shares(10, 0), range(10)) == pytest.approx(rewards.FORMAT_BONUS)
 
@@ -82,16 +94,51 @@ def test_the_conditional_reward_pays_a_gambler_more_than_the_incoming_order() ->
     assert mean_reward("conditional", share, blind_orders(10)["reversal"]) > honest
 
 
-def test_one_swap_escapes_the_identity_gate() -> None:
+def test_the_identity_gate_denies_a_copy_its_ndcg_and_one_swap_escapes_it() -> None:
     gains = [0, 0, 1, 0]
+    assert rewards.ndcg([0, 1, 2, 3], gains) == 0.5
     assert rewards.identity_gate([0, 1, 2, 3], gains) == rewards.FORMAT_BONUS
-    assert rewards.identity_gate([1, 0, 2, 3], gains) == rewards.FORMAT_BONUS
-    assert rewards.identity_gate([2, 0, 1, 3], gains) > rewards.FORMAT_BONUS
+    assert rewards.identity_gate([1, 0, 2, 3], gains) == pytest.approx(0.5 + rewards.FORMAT_BONUS)
+    assert rewards.identity_gate([2, 0, 1, 3], gains) == pytest.approx(1 + rewards.FORMAT_BONUS)
     assert rewards.identity_gate(None, gains) == 0
 
 
-def test_a_perfect_incoming_order_passes_the_identity_gate() -> None:
-    assert rewards.identity_gate([0, 1, 2], [2, 1, 0]) == pytest.approx(rewards.FORMAT_BONUS)
+@pytest.mark.parametrize("gains", [[2, 1, 0], [1, 1, 0], [2, 0, 0]])
+def test_a_perfect_incoming_order_passes_the_identity_gate(gains: list[int]) -> None:
+    assert rewards.identity_gate([0, 1, 2], gains) == pytest.approx(1 + rewards.FORMAT_BONUS)
+    assert rewards.identity_gate([0, 1, 2], gains[::-1]) == rewards.FORMAT_BONUS
+
+
+def test_the_identity_gate_pays_a_swap_of_the_last_two_more_than_the_incoming_order() -> None:
+    share = shares(10, 0)
+    swapped = mean_reward("identity_gate", share, blind_orders(10)["swap 8"])
+    assert swapped > mean_reward("identity_gate", share, range(10)) + 0.1
+
+
+@given(name=st.sampled_from(["auc", "ndcg"]), width=st.integers(2, 7), seed=st.integers(0, 2**32), data=st.data())
+def test_slates_of_several_positives_pay_no_blind_order_more_than_the_incoming_order(
+    name: rewards.RewardName, width: int, seed: int, data: st.DataObject
+) -> None:
+    """Slates whose positives are no better at a lower rank than at a higher one, on average over the slates."""
+    rng = np.random.default_rng(seed)
+    graded = [rng.integers(0, 3, width) for _ in range(4)]
+    graded = [each for each in graded if each.any() and not each.all()] or [np.eye(width, dtype=np.int64)[0]]
+    first, *others = graded
+    slates = [np.sort(first)[::-1], *(np.roll(each, place) for each in others for place in range(width))]
+    orders = [*blind_orders(width).values(), data.draw(st.permutations(range(width)))]
+    paid = [np.mean([rewards.REWARDS[name](order, slate.tolist()) for slate in slates]) for order in orders]
+    assert max(paid) <= paid[0] + 1e-12
+
+
+def test_every_positive_counts_for_the_graded_rewards_and_the_best_for_the_others() -> None:
+    grades = [0, 1, 0, 2, 2]
+    assert rewards.best_of(grades) == 3
+    lifted = [1, 0, 2, 3, 4]
+    for name in rewards.REWARDS:
+        paid, copied = (rewards.REWARDS[name](order, grades) for order in (lifted, range(5)))
+        assert (paid > copied) == (name in rewards.GRADED), name
+    assert rewards.REWARDS["default"]([3, 0, 1, 2, 4], grades) == 3 / 5
+    assert rewards.REWARDS["auc"](lifted, grades) == pytest.approx(2 / 6)
 
 
 def test_promotion_is_the_share_of_the_slate_that_the_target_rose() -> None:
@@ -109,10 +156,9 @@ def test_the_conditional_bonus_needs_a_rise_or_a_first_that_stays() -> None:
 
 @pytest.mark.parametrize("name", ["default", "conditional", "auc", "ndcg"])
 def test_an_answer_that_does_not_parse_is_worth_less_than_any_that_does(name: rewards.RewardName) -> None:
-    worst = min(
-        rewards.REWARDS[name](order, target) for order in itertools.permutations(range(4)) for target in range(4)
-    )
-    assert rewards.REWARDS[name](None, 0) == rewards.INVALID < worst
+    slates = [rewards.one_positive(target, 4) for target in range(4)]
+    worst = min(rewards.REWARDS[name](order, slate) for order in itertools.permutations(range(4)) for slate in slates)
+    assert rewards.REWARDS[name](None, slates[0]) == rewards.INVALID < worst
 
 
 @given(st.permutations(range(6)), st.lists(st.integers(0, 2), min_size=6, max_size=6))
@@ -135,6 +181,13 @@ def test_ndcg_is_one_for_a_best_order_only(ranking: list[int], gains: list[int])
     assert rewards.ndcg_gain(range(5), gains) == 0
 
 
+def test_ndcg_discounts_gains_of_two_to_the_grade_less_one_by_the_logarithm_of_the_rank() -> None:
+    best = 3 + 1 / np.log2(3)
+    assert rewards.ndcg([2, 1, 0], [1, 0, 2]) == pytest.approx((3 + 1 / np.log2(4)) / best)
+    assert rewards.ndcg([1, 0, 2], [1, 0, 2]) == pytest.approx((1 / np.log2(3) + 3 / np.log2(4)) / best)
+    assert rewards.ndcg_gain([2, 1, 0], [1, 0, 2]) == pytest.approx((3 + 0.5 - 1 - 3 / 2) / best)
+
+
 def test_a_slate_without_a_positive_has_no_ndcg() -> None:
     with pytest.raises(ValueError, match="no ideal order"):
         rewards.ndcg([0, 1], [0, 0])
@@ -154,18 +207,20 @@ def test_overlong_explanations_are_paid_less_the_longer_they_are(length: int, ex
 
 def test_named_rewards_pay_what_the_format_is_worth() -> None:
     for name in ("unconditional", "conditional", "identity_gate"):
-        assert rewards.reward(name, 0.7)([1, 0], 1) - rewards.reward(name, 0.0)([1, 0], 1) == pytest.approx(0.7)
-    assert rewards.reward("default", 0.7)([1, 0], 1) == rewards.promotion([1, 0], 1)
+        assert rewards.reward(name, 0.7)([1, 0], [0, 1]) - rewards.reward(name, 0.0)([1, 0], [0, 1]) == pytest.approx(
+            0.7
+        )
+    assert rewards.reward("default", 0.7)([1, 0], [0, 1]) == rewards.promotion([1, 0], 1)
 
 
 def test_of_one_positive_auc_is_a_shifted_promotion_and_ndcg_prefers_the_top() -> None:
     for target, order in itertools.product(range(4), itertools.permutations(range(4))):
         shifted = (rewards.promotion(order, target) * 4 + 3 - target) / 3
-        assert rewards.REWARDS["auc"](order, target) == pytest.approx(shifted)
-    to_the_top = rewards.REWARDS["ndcg"]([1, 0, 2, 3], 1)
-    in_the_middle = rewards.REWARDS["ndcg"]([0, 2, 1, 3], 2)
+        assert rewards.REWARDS["auc"](order, rewards.one_positive(target, 4)) == pytest.approx(shifted)
+    to_the_top = rewards.REWARDS["ndcg"]([1, 0, 2, 3], [0, 1, 0, 0])
+    in_the_middle = rewards.REWARDS["ndcg"]([0, 2, 1, 3], [0, 0, 1, 0])
     assert to_the_top > in_the_middle > 0
-    assert rewards.REWARDS["ndcg"]([0, 1, 2, 3], 2) == 0
+    assert rewards.REWARDS["ndcg"]([0, 1, 2, 3], [0, 0, 1, 0]) == 0
 
 
 def test_where_there_is_no_explanation_none_is_too_long() -> None:
