@@ -15,7 +15,17 @@ from typing import Any, TypeVar
 
 from gr2.errors import ConfigError
 
-__all__ = ["INCIDENTAL", "LATER", "MOST_THREADS", "apply_overrides", "build", "deciding", "load_toml", "to_json"]
+__all__ = [
+    "INCIDENTAL",
+    "LATER",
+    "MOST_THREADS",
+    "apply_overrides",
+    "build",
+    "deciding",
+    "load_toml",
+    "refuse_below",
+    "to_json",
+]
 
 T = TypeVar("T")
 # The metadata of a field that decides how a stage works and not what comes of it.
@@ -79,6 +89,15 @@ def build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
         return cls(**values)
     except ValueError as error:
         raise ConfigError(f"[{where}] {error}") from error
+
+
+def refuse_below(config: Any, least: int, *names: str) -> None:
+    """Raise ValueError, for `build` to say where, if one of these keys of a configuration is less than `least`."""
+    wanted = f"be at least {least}" if least else "not be negative"
+    for name in names:
+        value = getattr(config, name)
+        if value < least:
+            raise ValueError(f"{name} must {wanted}, got {value}")
 
 
 def to_json(config: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-from gr2.config import INCIDENTAL, LATER, apply_overrides, build, deciding, load_toml, to_json
+from gr2.config import INCIDENTAL, LATER, apply_overrides, build, deciding, load_toml, refuse_below, to_json
 from gr2.errors import ConfigError
 
 NOT_FINITE = ("nan", "inf", "-inf")
@@ -23,8 +23,8 @@ class Sample:
     sizes: tuple[int, ...] = (1, 2)
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise ValueError(f"epochs must be at least 1, got {self.epochs}")
+        refuse_below(self, 1, "epochs")
+        refuse_below(self, 0, "rate")
 
 
 def test_defaults_and_values_are_taken() -> None:
@@ -49,6 +49,7 @@ def test_unknown_key_names_the_nearest_known_one() -> None:
         ({"path": "a", "sizes": 3}, "sizes must be a list, got 3"),
         ({"path": "a", "sizes": ["x"]}, "sizes must be int, got 'x'"),
         ({"path": "a", "epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"path": "a", "rate": -0.5}, "rate must not be negative, got -0.5"),
         *(({"path": "a", "rate": float(wrong)}, f"rate must be a finite number, got {wrong}") for wrong in NOT_FINITE),
         ({"path": "a", "epochs": 10**30}, "epochs must fit in 64 bits, got 1000"),
         ({"path": "a", "rate": 10**400}, "rate must be a finite number, got 1000"),

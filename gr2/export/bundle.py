@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from gr2.artifact import Artifact, file_digest, open_stage
 from gr2.bundle import FeatureSpec, ModelSpec, default_limits, write_bundle
 from gr2.catalog import Catalog
+from gr2.config import refuse_below
 from gr2.data.candidates import CandidateLists
 from gr2.data.dataset import Dataset
 from gr2.decoding import Codebook
@@ -75,9 +76,7 @@ class ExportConfig:
     license: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("requests", "calibration"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        refuse_below(self, 1, "requests", "calibration")
         known = VARIANTS[1:]
         if unknown := sorted(set(self.variants) - set(known)):
             raise ValueError(f"variants must be some of {', '.join(known)}, got {', '.join(unknown)}")

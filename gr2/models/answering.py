@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from gr2.config import refuse_below
 from gr2.decoding import CandidateTrie
 from gr2.models.answer_decoding import Written, generate_answers, process_answers
 from gr2.models.answer_grammar import AnswerGrammar
@@ -59,9 +60,7 @@ class Answering:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("max_reasoning", "batch", "samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        refuse_below(self, 1, "max_reasoning", "batch", "samples")
         if self.temperature < 0:
             raise ValueError(f"temperature must not be negative, got {self.temperature}")
         if self.samples > 1 and not self.temperature:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gr2.config import refuse_below
 from gr2.features import SCORE_FEATURES
 
 __all__ = ["MASKED", "Student", "StudentConfig", "attention_mask"]
@@ -45,7 +46,9 @@ class StudentConfig:
     dropout: float = 0.2
 
     def __post_init__(self) -> None:
-        for name in (
+        refuse_below(
+            self,
+            1,
             "items",
             "levels",
             "level_size",
@@ -55,9 +58,7 @@ class StudentConfig:
             "max_history",
             "features",
             "prior_hidden",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        )
         if self.dim % self.heads:
             raise ValueError(f"dim must be a multiple of heads, got {self.dim} and {self.heads}")
         if not 0 <= self.dropout < 1:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gr2.catalog import Catalog
-from gr2.config import LATER
+from gr2.config import LATER, refuse_below
 from gr2.errors import ConfigError
 from gr2.prompts.semantic_id import END, parse_sid, sid_text
 
@@ -103,9 +103,7 @@ class PromptConfig:
     compressor: str = field(default="", metadata=LATER)
 
     def __post_init__(self) -> None:
-        for name in ("max_history", "title_words"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        refuse_below(self, 0, "max_history", "title_words")
         if self.budget < 1:
             raise ValueError(f"budget must be at least 1, got {self.budget}")
 

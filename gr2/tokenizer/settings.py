@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from gr2.config import refuse_below
+
 __all__ = ["RqvaeSettings"]
 
 
@@ -44,9 +46,7 @@ class RqvaeSettings:
     temperature: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("latent_dim", "epochs", "train_batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        refuse_below(self, 1, "latent_dim", "epochs", "train_batch")
         for name in ("learning_rate", "temperature"):
             if not getattr(self, name) > 0.0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from gr2.artifact import Artifact, Workspace, file_digest, open_stage
 from gr2.catalog import Catalog
+from gr2.config import refuse_below
 from gr2.data.dataset import Dataset
 from gr2.decoding import write_codebook
 from gr2.tokenizer.assign import Assignment, LastLevel, assign_codes
@@ -82,9 +83,7 @@ class TokenizeConfig(RqvaeSettings):
             raise ValueError(
                 f"random_levels {self.random_levels} of {self.level_size} codes are too many to draw from; lower it"
             )
-        for name in ("iterations", "max_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        refuse_below(self, 1, "iterations", "max_tokens", "batch_size")
 
 
 def sources(config: TokenizeConfig) -> dict[str, Path]:

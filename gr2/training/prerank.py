@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save as to_safetensors
 
 from gr2.artifact import Artifact, file_digest, open_stage, write_atomic
-from gr2.config import LATER
+from gr2.config import LATER, refuse_below
 from gr2.data.candidates import CandidateLists
 from gr2.data.dataset import Dataset
 from gr2.data.imported_lists import SPLITS, Split, import_lists
@@ -99,9 +99,7 @@ class PrerankConfig:
     guard: float = field(default=0.0, metadata=LATER)
 
     def __post_init__(self) -> None:
-        for name in ("dim", "layers", "heads", "max_history", "batch", "epochs", "patience", "list_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        refuse_below(self, 1, "dim", "layers", "heads", "max_history", "batch", "epochs", "patience", "list_size")
         if self.dim % self.heads:
             raise ValueError(f"dim must be a multiple of heads, got dim {self.dim} and heads {self.heads}")
         if self.folds < 2:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from peft import PeftModel
 
 from gr2.artifact import Artifact, file_digest, open_stage
+from gr2.config import refuse_below
 from gr2.data.dataset import Dataset
 from gr2.errors import DataError
 from gr2.models.answer_grammar import AnswerGrammar
@@ -64,12 +65,8 @@ class SftConfig(ReasonerConfig, RankedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("epochs", "accumulate"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("reasoning_weight", "ranking_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        refuse_below(self, 1, "epochs", "accumulate")
+        refuse_below(self, 0, "reasoning_weight", "ranking_weight")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         if self.compressor == STAGE:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from gr2.config import refuse_below
 from gr2.models.compressing import Compressing
 from gr2.training.language.weighted import Recipe
 from gr2.training.policy.settings import PolicyConfig
@@ -65,9 +66,7 @@ class CompressConfig(PolicyConfig, RankedConfig, EndpointKeys):
         for name in ("alpha", "penalty"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        for name in ("warm_epochs", "warm_batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        refuse_below(self, 1, "warm_epochs", "warm_batch")
         if self.warm_learning_rate <= 0:
             raise ValueError(f"warm_learning_rate must be positive, got {self.warm_learning_rate}")
         if self.judge == "endpoint" and not (self.base_url and self.model):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from gr2.config import LATER, MOST_THREADS
+from gr2.config import LATER, MOST_THREADS, refuse_below
 from gr2.models.scratch import Size
 from gr2.training.language.causal import Recipe
 from gr2.training.language.tasks import TASKS
@@ -83,12 +83,10 @@ class MidtrainConfig:
     threads: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("vocabulary", "max_history", "max_tokens", "batch_tokens", "accumulate", "list_size", "beams"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("holdout", *TASKS, "warmup_epochs", "epochs", "lora_rank", "weight_decay", "threads"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        refuse_below(
+            self, 1, "vocabulary", "max_history", "max_tokens", "batch_tokens", "accumulate", "list_size", "beams"
+        )
+        refuse_below(self, 0, "holdout", *TASKS, "warmup_epochs", "epochs", "lora_rank", "weight_decay", "threads")
         for name in ("learning_rate", "warmup_learning_rate", "clip"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")

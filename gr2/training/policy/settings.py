@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 
-from gr2.config import INCIDENTAL
+from gr2.config import INCIDENTAL, refuse_below
 from gr2.models.policy import Divergence
 from gr2.training.policy.dapo import Recipe
 from gr2.training.policy.rollouts import Scale
@@ -54,12 +54,8 @@ class PolicyConfig(ReasonerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("steps", "groups", "updates"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("redraws", "kl", "minutes"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        refuse_below(self, 1, "steps", "groups", "updates")
+        refuse_below(self, 0, "redraws", "kl", "minutes")
         if self.clip_high <= 0:
             raise ValueError(f"clip_high must be positive, got {self.clip_high}")
         if self.temperature < LEAST_TEMPERATURE:

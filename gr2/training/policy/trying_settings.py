@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from gr2.config import INCIDENTAL
+from gr2.config import INCIDENTAL, refuse_below
 from gr2.training.policy.rewards import FORMAT_BONUS, RewardName
 from gr2.training.policy.settings import PolicyConfig
 from gr2.training.reasoner.settings import RankedConfig
@@ -56,9 +56,7 @@ class TryingConfig(PolicyConfig, RankedConfig):
             raise ValueError(f"engine_memory must be between 0 and 1, got {self.engine_memory}")
         if self.copy_patience < 1:
             raise ValueError(f"copy_patience must be at least 1, got {self.copy_patience}")
-        for name in ("format_bonus", "overlong_tokens", "overlong_penalty"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        refuse_below(self, 0, "format_bonus", "overlong_tokens", "overlong_penalty")
         if not 0 < self.copy_limit <= 1:
             raise ValueError(f"copy_limit must be in (0, 1], got {self.copy_limit}")
         if self.balance and (not self.shuffle or self.incoming_rank):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from gr2.config import INCIDENTAL, MOST_THREADS
+from gr2.config import INCIDENTAL, MOST_THREADS, refuse_below
 from gr2.prompts.render import PromptConfig
 
 __all__ = ["RankedConfig", "ReasonerConfig"]
@@ -51,12 +51,8 @@ class ReasonerConfig(PromptConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("batch", "max_reasoning", "answer_batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("limit", "lora_rank", "weight_decay", "checkpoint_seconds", "threads"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        refuse_below(self, 1, "batch", "max_reasoning", "answer_batch")
+        refuse_below(self, 0, "limit", "lora_rank", "weight_decay", "checkpoint_seconds", "threads")
         for name in ("learning_rate", "clip"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 
-from gr2.config import LATER
+from gr2.config import LATER, refuse_below
 from gr2.models.student import StudentConfig
 from gr2.training.student.generative import Recipe
 from gr2.training.student.lessons import TEACHERS
@@ -80,14 +80,14 @@ class DistillConfig:
     least_propensity: float = field(default=0.02, metadata=LATER)
 
     def __post_init__(self) -> None:
-        for name in ("neighbours", "vectors", "slate", "batch", "negatives"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        refuse_below(self, 1, "neighbours", "vectors", "slate", "batch", "negatives")
         if self.folds < 2:
             raise ValueError(
                 f"folds must be at least 2, so that no list is counted in its own evidence; got {self.folds}"
             )
-        for name in (
+        refuse_below(
+            self,
+            0,
             "prior_epochs",
             "epochs",
             "weight_decay",
@@ -95,9 +95,7 @@ class DistillConfig:
             "threads",
             "teacher_lists",
             "pruned_epochs",
-        ):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        )
         for name in ("learning_rate", "clip", "teacher_temperature"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")

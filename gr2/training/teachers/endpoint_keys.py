@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from gr2.config import INCIDENTAL
+from gr2.config import INCIDENTAL, refuse_below
 from gr2.prompts.render import PromptConfig
 from gr2.training.teachers.endpoint import Endpoint
 
@@ -51,12 +51,8 @@ class EndpointKeys(PromptConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("max_tokens", "concurrency"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("retries", "requests_per_minute", "price_prompt", "price_completion"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        refuse_below(self, 1, "max_tokens", "concurrency")
+        refuse_below(self, 0, "retries", "requests_per_minute", "price_prompt", "price_completion")
         if self.timeout <= 0:
             raise ValueError(f"timeout must be above 0, got {self.timeout}")
         # Neither message repeats the value, which may hold a key.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from gr2.config import refuse_below
 from gr2.training.teachers.endpoint_keys import EndpointKeys, incidental
 
 __all__ = ["TracesConfig"]
@@ -44,15 +45,9 @@ class TracesConfig(EndpointKeys):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("attempts", "neighbours", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("limit", "workers"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name in ("list_size", "folds"):
-            if getattr(self, name) < 2:
-                raise ValueError(f"{name} must be at least 2, got {getattr(self, name)}")
+        refuse_below(self, 1, "attempts", "neighbours", "batch")
+        refuse_below(self, 0, "limit", "workers")
+        refuse_below(self, 2, "list_size", "folds")
         if self.temperature < 0 or (self.temperature == 0 and self.teacher != "endpoint"):
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
         if self.teacher == "endpoint" and not (self.base_url and self.model):
