@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 from gr2.bundle import ModelSpec
 
-__all__ = ["ATTENTION", "CAUSAL", "EVIDENCE", "HIDDEN", "LARGE", "MOST_OF_BATCH", "MOST_OF_REQUEST", "run_bytes"]
+__all__ = [
+    "ATTENTION",
+    "CAUSAL",
+    "EVIDENCE",
+    "HIDDEN",
+    "LARGE",
+    "MOST_OF_BATCH",
+    "MOST_OF_REQUEST",
+    "LargeRuns",
+    "run_bytes",
+]
 
 # Bytes: of a request that shares the memory with no other large one, of a batch, and of a request that is refused.
 LARGE, MOST_OF_BATCH, MOST_OF_REQUEST = 64 << 20, 1 << 30, 2 << 30
@@ -27,3 +42,28 @@ def run_bytes(model: ModelSpec, *, history: int, nodes: int, candidates: int) ->
     evidence = EVIDENCE * candidates * history if model.takes_candidates else 0
     # The logits are written by level and then as one.
     return max(attention, evidence) + 8 * nodes * model.level_size
+
+
+class LargeRuns:
+    """The runs of one model's sessions on the CPU, of which one large one runs at a time. Thread-safe.
+
+    A large run gives its memory back once it is done. 1,024 candidates take 450 ms that way and leave 150 MB resident;
+    keeping the memory takes 260 ms and 300 MB for good, and an allocator that keeps none takes 660 ms. What runs beside
+    it takes at most `LARGE` bytes in each thread.
+    """
+
+    def __init__(self) -> None:
+        import onnxruntime as ort
+
+        self._shrinking = ort.RunOptions()
+        self._shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        self._one = threading.Lock()
+
+    @contextmanager
+    def turn(self, wanted: int) -> Iterator[Any]:
+        """Waits for the turn of a run that holds `wanted` bytes, and gives the options to run it with, or None."""
+        if wanted <= LARGE:
+            yield None
+            return
+        with self._one:
+            yield self._shrinking

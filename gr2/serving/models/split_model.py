@@ -6,9 +6,7 @@ be kept.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from contextlib import nullcontext
 from time import perf_counter_ns
 from typing import Any
 
@@ -18,7 +16,7 @@ from numpy.typing import NDArray
 from gr2.bundle import Bundle, graph_outputs
 from gr2.decoding import ItemMemory, PrefixCache
 from gr2.errors import BundleError
-from gr2.serving.models.memory import LARGE
+from gr2.serving.models.memory import LargeRuns
 from gr2.serving.models.query import Query, Scored
 from gr2.serving.models.session import open_pair
 
@@ -34,8 +32,6 @@ class SplitModel:
 
     def __init__(self, bundle: Bundle, *, threads: int = 1, cache_bytes: int = 0, variant: str = "") -> None:
         """Raises BundleError if the bundle has no such graphs or they are not what the manifest describes."""
-        import onnxruntime as ort
-
         pair = bundle.graph_pair(variant)
         if pair is None:
             raise BundleError(f"{bundle.path}: holds no encoder and scorer; export it again")
@@ -46,20 +42,17 @@ class SplitModel:
         self._encoded = [item.name for item in self._encoder.get_outputs()]
         self._taken = [{item.name for item in session.get_inputs()} for session in (self._encoder, self._scorer)]
         self._outputs = list(graph_outputs())
-        self._shrinking = ort.RunOptions()
-        self._shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        self._one_large = threading.Lock()
+        self._runs = LargeRuns()
 
     def score(self, query: Query, wanted: Callable[[], bool] | None = None) -> Scored:  # noqa: ARG002
         """The candidates ranked, at once. Raises UnrankableError if the model gives a value that is not finite."""
-        large = query.run_bytes(self._model) > LARGE
         # The wait of a large request for another is not the model's time.
-        with self._one_large if large else nullcontext():
+        with self._runs.turn(query.run_bytes(self._model)) as options:
             start = perf_counter_ns()
             feed = self._request(query)
             feed |= self._encode(query.past.tobytes(), feed)
             feed = {name: value for name, value in feed.items() if name in self._taken[1]}
-            logits, prior = self._scorer.run(self._outputs, feed, self._shrinking if large else None)
+            logits, prior = self._scorer.run(self._outputs, feed, options)
             end = perf_counter_ns()
             order, scores = query.rank(self._model, logits, prior)
         return Scored(order, scores, (start, end))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from gr2.errors import RequestError
 from gr2.export.random_bundle import write_random_bundle
 from gr2.serving.engine import Engine
 from gr2.serving.models.host_model import HostModel
-from gr2.serving.models.memory import LARGE, run_bytes
+from gr2.serving.models.memory import LARGE, LargeRuns, run_bytes
 from gr2.serving.models.query import Query
 
 LEVELS, SIZE, LONGEST = 4, 64, 400
@@ -77,9 +78,20 @@ def test_unknown_candidates_with_a_long_history_are_a_large_request(bundle: Path
     assert query.run_bytes(spec) > LARGE
     assert make_query(LONGEST, 100, 100).run_bytes(spec) < LARGE
     model = HostModel(Bundle.load(bundle))
-    model._one_large.acquire()
-    assert len(model.score(make_query(LONGEST, 100, 100)).order) == 100
-    model._one_large.release()
+    with model._runs.turn(LARGE + 1):
+        assert len(model.score(make_query(LONGEST, 100, 100)).order) == 100
+
+
+def test_a_large_run_waits_for_another_and_a_small_one_does_not() -> None:
+    runs = LargeRuns()
+    with ThreadPoolExecutor(1) as pool:
+        with runs.turn(LARGE + 1) as options:
+            assert options is not None
+            with runs.turn(LARGE) as small:
+                assert small is None
+            other = pool.submit(lambda: runs.turn(LARGE + 1).__enter__())
+            assert not wait([other], timeout=0.2).done
+        assert other.result(timeout=10) is options
 
 
 def test_wide_levels_count_by_their_logits() -> None:
