@@ -10,7 +10,8 @@ from gr2.export.builder import Builder
 from gr2.export.evidence import add_evidence
 from gr2.export.visibility import History
 from gr2.models.evidence import DECAY
-from gr2.models.memory import SPACES, ItemMemory, Neighbours
+from gr2.models.memory import SPACES, ItemMemory
+from gr2.models.pairs import Neighbours
 
 __all__ = ["add_memory"]
 

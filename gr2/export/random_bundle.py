@@ -20,7 +20,8 @@ from gr2.features import SCORE_FEATURES
 from gr2.graphs import Graphs, GraphVariant, graph_file
 from gr2.manifest import MEMORY as MEMORY_FILE
 from gr2.models.evidence import CoPurchase
-from gr2.models.memory import MEMORY, ItemMemory, Neighbours
+from gr2.models.memory import MEMORY, ItemMemory
+from gr2.models.pairs import Neighbours
 from gr2.models.student import Student, StudentConfig
 
 __all__ = ["write_random_bundle"]

@@ -22,7 +22,7 @@ from scipy import sparse
 
 from gr2.data.candidates import CandidateLists
 from gr2.data.dataset import Dataset
-from gr2.models.slate import pad_histories
+from gr2.models.pairs import Neighbours, list_columns, newest, pair_weights, strongest, training_events
 
 __all__ = [
     "DECAY",
@@ -37,7 +37,6 @@ __all__ = [
 ]
 
 DECAY = 0.8
-BATCH = 256
 EVIDENCE = (
     "copurchase_weighted",
     "copurchase_recent",
@@ -82,26 +81,13 @@ def count_copurchases(
 
     An item's neighbours j are those with the highest C(i, j) / sqrt(n(j)), ties by index, which is a seeded hash.
     """
-    lengths = dataset.lengths[users] - 2
-    owner = np.repeat(np.arange(len(users)), lengths)
-    place = np.arange(len(owner)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    items = dataset.items[dataset.offsets[users][owner] + place]
+    owner, items = training_events(dataset, users)
     count = len(dataset.catalog)
     table = sparse.csr_matrix((np.ones(len(owner), np.float32), (owner, items)), shape=(len(users), count))
     table.data[:] = 1.0  # an item that a user has twice counts once
-    both = (table.T @ table).tocoo()
     popularity = np.bincount(items[_first_of_user(owner, items)], minlength=count).astype(np.float32)
-    apart = both.row != both.col
-    row, column, value = both.row[apart], both.col[apart], both.data[apart]
-    order = np.lexsort((column, -value / np.sqrt(popularity[column]), row))
-    row, column, value = row[order], column[order], value[order]
-    rank = np.arange(len(row)) - np.searchsorted(row, row)
-    kept = rank < neighbours
-    near = np.full((count, neighbours), -1, dtype=np.int32)
-    weight = np.zeros((count, neighbours), dtype=np.float32)
-    near[row[kept], rank[kept]] = column[kept]
-    weight[row[kept], rank[kept]] = value[kept] * scale
-    return CoPurchase(near, weight, popularity * np.float32(scale))
+    near = strongest(table.T @ table, neighbours, np.sqrt(popularity))
+    return CoPurchase(near.items, near.weights * np.float32(scale), popularity * np.float32(scale))
 
 
 def evidence_columns(
@@ -120,11 +106,9 @@ def evidence_columns(
     present = np.arange(width) >= width - lengths[:, None]  # (B, T)
     known = candidates >= 0
     chosen = np.where(known, candidates, 0)
-    pairs = np.zeros((*candidates.shape, width), dtype=np.float32)  # C(c, h_t)
+    pairs = pair_weights(Neighbours(table.neighbours, table.counts), history, chosen)  # C(c, h_t)
     shared = np.zeros_like(pairs)
     for step in range(width):
-        near, weight = table.neighbours[history[:, step]], table.counts[history[:, step]]  # (B, M)
-        pairs[:, :, step] = ((near[:, None] == chosen[:, :, None]) * weight[:, None]).sum(-1)
         equal = codes[chosen] == codes[history[:, step]][:, None]
         shared[:, :, step] = np.cumprod(equal, axis=-1).sum(-1) / levels
     pairs *= present[:, None]
@@ -134,8 +118,7 @@ def evidence_columns(
     norm = np.sqrt(1 + popularity)
     total = pairs.sum(-1)
     size = np.maximum(lengths, 1)[:, None].astype(np.float32)
-    none = np.zeros_like(total)
-    last, last_shared = (pairs[:, :, -1], shared[:, :, -1]) if width else (none, none)
+    last = newest(pairs)
     columns = [
         np.log1p(total / norm),
         np.log1p((pairs * decay).sum(-1) / norm),
@@ -146,7 +129,7 @@ def evidence_columns(
         np.log1p(popularity),
         shared.sum(-1) / size,
         shared.max(-1, initial=0.0),
-        last_shared,
+        newest(shared),
     ]
     return np.where(known[:, :, None], np.stack(columns, -1), 0).astype(np.float32)
 
@@ -161,15 +144,9 @@ def list_evidence(
     dataset: Dataset, codes: NDArray[np.uint16], lists: CandidateLists, table: CoPurchase, *, longest: int
 ) -> NDArray[np.float32]:
     """(R, K, E) float32: the evidence of every list's candidates from the newest `longest` items of its history."""
-    past, lengths = pad_histories(dataset, lists.user, lists.position, longest)
-    columns = np.zeros((*lists.candidates.shape, len(EVIDENCE)), dtype=np.float32)
-    order = np.argsort(lengths, kind="stable")
-    for first in range(0, len(order), BATCH):
-        rows = order[first : first + BATCH]
-        width = int(lengths[rows].max(initial=0))
-        own = past[rows][:, past.shape[1] - width :]
-        columns[rows] = evidence_columns(table, codes, own, lengths[rows], lists.candidates[rows])
-    return columns
+    return list_columns(
+        dataset, lists, len(EVIDENCE), lambda *rows: evidence_columns(table, codes, *rows), longest=longest
+    )
 
 
 def evidence_folds(users: int, folds: int, seed: int) -> NDArray[np.int64]:

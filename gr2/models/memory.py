@@ -25,12 +25,11 @@ from numpy.typing import NDArray
 from gr2.data.candidates import CandidateLists
 from gr2.data.dataset import Dataset
 from gr2.models.evidence import DECAY, EVIDENCE, CoPurchase, evidence_columns
-from gr2.models.slate import pad_histories
+from gr2.models.pairs import Neighbours, list_columns, newest, pair_weights
 
-__all__ = ["MEMORY", "SPACES", "WINDOW", "ItemMemory", "Neighbours", "list_memory", "memory_columns", "pair_weights"]
+__all__ = ["MEMORY", "SPACES", "WINDOW", "ItemMemory", "list_memory", "memory_columns"]
 
 WINDOW = 3
-BATCH = 256
 SPACES = ("together", "text")
 MEMORY = (
     *EVIDENCE,
@@ -43,16 +42,6 @@ MEMORY = (
     "title_last",
     *(f"{space}_{how}" for space in SPACES for how in ("last", "mean", "max", "recent")),
 )
-
-
-@dataclass(frozen=True)
-class Neighbours:
-    """Row i: the items (N, M) int32 with the largest weights of the pair with i, -1 where there are fewer, and those
-    weights, (N, M) float32.
-    """
-
-    items: NDArray[np.int32]
-    weights: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -86,49 +75,26 @@ def memory_columns(
     following = pair_weights(memory.following, history, chosen) * present
     titles = pair_weights(memory.titles, history, chosen) * present
     columns = [
-        np.log1p(_newest(following) / norm),
+        np.log1p(newest(following) / norm),
         np.log1p((following * decay).sum(-1) / norm),
-        np.log1p(_newest(following)),
+        np.log1p(newest(following)),
         np.log1p(following.sum(-1)),
         titles.sum(-1) / size,
         titles.max(-1, initial=0.0),
-        _newest(titles),
+        newest(titles),
     ]
     for space in SPACES:
         vectors = getattr(memory, space)
         close = vectors[chosen] @ vectors[history].transpose(0, 2, 1) * present
-        columns += [_newest(close), close.sum(-1) / size, close.max(-1, initial=0.0), (close * decay).sum(-1)]
+        columns += [newest(close), close.sum(-1) / size, close.max(-1, initial=0.0), (close * decay).sum(-1)]
     own = np.where(known[:, :, None], np.stack(columns, -1), 0).astype(np.float32)
     return np.concatenate([evidence_columns(memory.copurchase, codes, history, lengths, candidates), own], -1)
-
-
-def pair_weights(
-    near: Neighbours, history: NDArray[np.integer], candidates: NDArray[np.integer]
-) -> NDArray[np.float32]:
-    """(B, K, T) float32: the weight of each candidate (B, K) among the neighbours of each item of a history (B, T)."""
-    pairs = np.zeros((*candidates.shape, history.shape[1]), dtype=np.float32)
-    for step in range(history.shape[1]):
-        items, weights = near.items[history[:, step]], near.weights[history[:, step]]  # (B, M)
-        pairs[:, :, step] = ((items[:, None] == candidates[:, :, None]) * weights[:, None]).sum(-1)
-    return pairs
-
-
-def _newest(pairs: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(B, K): what each candidate has with the newest item, 0 without a history."""
-    newest: NDArray[np.float32] = pairs[:, :, -1] if pairs.shape[2] else np.zeros(pairs.shape[:2], dtype=np.float32)
-    return newest
 
 
 def list_memory(
     dataset: Dataset, codes: NDArray[np.uint16], lists: CandidateLists, memory: ItemMemory, *, longest: int
 ) -> NDArray[np.float32]:
     """(R, K, E) float32: the columns of every list's candidates from the newest `longest` items of its history."""
-    past, lengths = pad_histories(dataset, lists.user, lists.position, longest)
-    columns = np.zeros((*lists.candidates.shape, len(MEMORY)), dtype=np.float32)
-    order = np.argsort(lengths, kind="stable")
-    for first in range(0, len(order), BATCH):
-        rows = order[first : first + BATCH]
-        width = int(lengths[rows].max(initial=0))
-        own = past[rows][:, past.shape[1] - width :]
-        columns[rows] = memory_columns(memory, codes, own, lengths[rows], lists.candidates[rows])
-    return columns
+    return list_columns(
+        dataset, lists, len(MEMORY), lambda *rows: memory_columns(memory, codes, *rows), longest=longest
+    )

@@ -31,7 +31,8 @@ from gr2.errors import DataError
 from gr2.features import SCORE_FEATURES
 from gr2.metrics import metric_values, paired_bootstrap, rank_of_target, ranking_metrics
 from gr2.models.evidence import CoPurchase, CrossFit
-from gr2.models.memory import ItemMemory, Neighbours, list_memory
+from gr2.models.memory import ItemMemory, list_memory
+from gr2.models.pairs import Neighbours
 from gr2.models.scoring import Parts, score_parts
 from gr2.models.slate import build_slates, list_features
 from gr2.models.student import Student, StudentConfig

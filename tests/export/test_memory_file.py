@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from gr2.decoding import ItemMemory as MappedMemory
 from gr2.export.memory_file import write_memory
 from gr2.models.evidence import CoPurchase
-from gr2.models.memory import MEMORY, ItemMemory, Neighbours, memory_columns
+from gr2.models.memory import MEMORY, ItemMemory, memory_columns
+from gr2.models.pairs import Neighbours
 
 
 def neighbours(rng: np.random.Generator, items: int, width: int) -> Neighbours:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from gr2.models.evidence import DECAY, EVIDENCE, CoPurchase
-from gr2.models.memory import MEMORY, SPACES, ItemMemory, Neighbours, memory_columns, pair_weights
+from gr2.models.memory import MEMORY, SPACES, ItemMemory, memory_columns
+from gr2.models.pairs import Neighbours
 
 ITEMS, DIM = 9, 4
 
@@ -79,11 +80,3 @@ def test_the_order_of_the_candidates_changes_no_columns() -> None:
     there = memory_columns(memory, codes, history, lengths, np.array([[3, 5, 6]]))
     back = memory_columns(memory, codes, history, lengths, np.array([[3, 5, 6]])[:, order])
     np.testing.assert_array_equal(back, there[:, order])
-
-
-def test_pairs_are_those_of_the_table() -> None:
-    memory, dense = make_memory()
-    history, candidates = np.array([[0, 4], [8, 2]]), np.array([[1, 2, 3], [5, 0, 8]])
-    found = pair_weights(memory.following, history, candidates)
-    for row in range(2):
-        np.testing.assert_array_equal(found[row], dense["following"][history[row]][:, candidates[row]].T)

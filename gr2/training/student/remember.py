@@ -19,10 +19,11 @@ from gr2.catalog import Catalog
 from gr2.data.candidates import CandidateLists
 from gr2.data.dataset import Dataset
 from gr2.models.evidence import CrossFit, count_copurchases, evidence_folds
-from gr2.models.memory import MEMORY, WINDOW, ItemMemory, Neighbours, list_memory
+from gr2.models.memory import MEMORY, WINDOW, ItemMemory, list_memory
+from gr2.models.pairs import Neighbours, strongest, training_events
 from gr2.training.teachers.attributes import title_words
 
-__all__ = ["CatalogMemory", "catalog_memory", "code_vectors", "cross_fitted_memory", "item_memory", "strongest"]
+__all__ = ["CatalogMemory", "catalog_memory", "code_vectors", "cross_fitted_memory", "item_memory"]
 
 DENSE = 512  # a matrix of at most so many rows is decomposed whole
 BATCH = 1024
@@ -70,7 +71,7 @@ def item_memory(
     dataset: Dataset, users: NDArray[np.integer], known: CatalogMemory, *, neighbours: int, dim: int, scale: float = 1.0
 ) -> ItemMemory:
     """The memory of the training events of `users`, every count times `scale`."""
-    owner, items = _training_events(dataset, users)
+    owner, items = training_events(dataset, users)
     table = count_copurchases(dataset, users, neighbours=neighbours, scale=scale)
     following = _following(owner, items, len(dataset.catalog)) * scale
     together = _together(owner, items, len(users), len(dataset.catalog), dim)
@@ -97,30 +98,6 @@ def cross_fitted_memory(
         memory = item_memory(dataset, others, known, neighbours=fit.neighbours, dim=dim, scale=scale)
         columns[rows] = list_memory(dataset, codes, lists.take(rows), memory, longest=fit.longest)
     return columns
-
-
-def strongest(weights: sparse.csr_matrix, count: int, norm: NDArray[np.float32]) -> Neighbours:
-    """Row i: the `count` items j of the largest w(i, j) / norm(j) above 0; ties by index, which is a seeded hash."""
-    matrix = weights.tocoo()
-    apart = (matrix.row != matrix.col) & (matrix.data > 0)
-    row, column, value = matrix.row[apart], matrix.col[apart], matrix.data[apart]
-    order = np.lexsort((column, -value / norm[column], row))
-    row, column, value = row[order], column[order], value[order]
-    rank = np.arange(len(row)) - np.searchsorted(row, row)
-    kept = rank < count
-    items = np.full((matrix.shape[0], count), -1, dtype=np.int32)
-    kept_weights = np.zeros((matrix.shape[0], count), dtype=np.float32)
-    items[row[kept], rank[kept]] = column[kept]
-    kept_weights[row[kept], rank[kept]] = value[kept]
-    return Neighbours(items, kept_weights)
-
-
-def _training_events(dataset: Dataset, users: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """The owner of each training event, as a place in `users`, and its item; a user's events in their order."""
-    lengths = dataset.lengths[users] - 2
-    owner = np.repeat(np.arange(len(users)), lengths)
-    place = np.arange(len(owner)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    return owner, dataset.items[dataset.offsets[users][owner] + place]
 
 
 def _following(owner: NDArray[np.int64], items: NDArray[np.int32], count: int) -> sparse.csr_matrix:
