@@ -34,20 +34,6 @@ KNOWN = [1000 + 7 * item for item in range(300)]
 SERVE = "import sys; from gr2.serving.server import serve; serve(sys.argv[1], port=0, threads=2, queue=200)"
 
 
-@pytest.fixture(scope="module")
-def server(make_bundle: MakeBundle) -> Iterator[Server]:
-    server = Server(make_bundle(), port=0)
-    server.start()
-    yield server
-    server.stop(5)
-
-
-@pytest.fixture
-def channel(server: Server) -> Iterator[grpc.Channel]:
-    with grpc.insecure_channel(server.address) as channel:
-        yield channel
-
-
 class Process:
     """A server in a process of its own."""
 

@@ -34,12 +34,6 @@ def server(make_bundle: MakeBundle, id_type: str) -> Iterator[Server]:
     server.stop(5)
 
 
-@pytest.fixture
-def channel(server: Server) -> Iterator[grpc.Channel]:
-    with grpc.insecure_channel(server.address) as channel:
-        yield channel
-
-
 def tensor(name: str, datatype: str, values: Any, shape: list[int] | None = None) -> Any:
     field = {"INT64": "int64_contents", "BYTES": "bytes_contents", "FP32": "fp32_contents"}[datatype]
     contents = inference.InferTensorContents(**{field: values})
