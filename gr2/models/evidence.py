@@ -14,6 +14,7 @@ C is kept for each item's strongest `neighbours` only, so the table stays small 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,7 @@ __all__ = [
     "CoPurchase",
     "CrossFit",
     "count_copurchases",
+    "cross_fitted",
     "cross_fitted_evidence",
     "evidence_columns",
     "evidence_folds",
@@ -160,12 +162,29 @@ def cross_fitted_evidence(
     """`list_evidence` of training lists, each with the counts of other users: a table that has counted a user's events
     knows the user's targets. Counts are scaled up for the share of users left out.
     """
+
+    def columns_of(others: NDArray[np.int64], own: CandidateLists, scale: float) -> NDArray[np.float32]:
+        table = count_copurchases(dataset, others, neighbours=fit.neighbours, scale=scale)
+        return list_evidence(dataset, codes, own, table, longest=fit.longest)
+
+    return cross_fitted(dataset, lists, len(EVIDENCE), fit, columns_of)
+
+
+def cross_fitted(
+    dataset: Dataset,
+    lists: CandidateLists,
+    width: int,
+    fit: CrossFit,
+    columns_of: Callable[[NDArray[np.int64], CandidateLists, float], NDArray[np.float32]],
+) -> NDArray[np.float32]:
+    """(R, K, `width`) float32: what `columns_of` says of each fold's lists, from the users in other folds.
+
+    It takes those users, the lists, and what to scale their counts by.
+    """
     fold = evidence_folds(dataset.users, fit.folds, fit.seed)
-    columns = np.zeros((*lists.candidates.shape, len(EVIDENCE)), dtype=np.float32)
+    columns = np.zeros((*lists.candidates.shape, width), dtype=np.float32)
     for number in range(fit.folds):
         rows = np.flatnonzero(fold[lists.user] == number)
         others = np.flatnonzero(fold != number)
-        scale = fit.folds / (fit.folds - 1)
-        table = count_copurchases(dataset, others, neighbours=fit.neighbours, scale=scale)
-        columns[rows] = list_evidence(dataset, codes, lists.take(rows), table, longest=fit.longest)
+        columns[rows] = columns_of(others, lists.take(rows), fit.folds / (fit.folds - 1))
     return columns

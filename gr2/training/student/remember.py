@@ -18,7 +18,7 @@ from gr2.artifact import Artifact
 from gr2.catalog import Catalog
 from gr2.data.candidates import CandidateLists
 from gr2.data.dataset import Dataset
-from gr2.models.evidence import CrossFit, count_copurchases, evidence_folds
+from gr2.models.evidence import CrossFit, count_copurchases, cross_fitted
 from gr2.models.memory import MEMORY, WINDOW, ItemMemory, list_memory
 from gr2.models.pairs import Neighbours, strongest, training_events
 from gr2.training.teachers.attributes import title_words
@@ -88,16 +88,13 @@ def cross_fitted_memory(
     *,
     dim: int,
 ) -> NDArray[np.float32]:
-    """`list_memory` of training lists, each with the memory of the users in other folds (`evidence_folds`)."""
-    fold = evidence_folds(dataset.users, fit.folds, fit.seed)
-    columns = np.zeros((*lists.candidates.shape, len(MEMORY)), dtype=np.float32)
-    for number in range(fit.folds):
-        rows = np.flatnonzero(fold[lists.user] == number)
-        others = np.flatnonzero(fold != number)
-        scale = fit.folds / (fit.folds - 1)
+    """`list_memory` of training lists, each with the memory of the users in other folds (see `cross_fitted`)."""
+
+    def columns_of(others: NDArray[np.int64], own: CandidateLists, scale: float) -> NDArray[np.float32]:
         memory = item_memory(dataset, others, known, neighbours=fit.neighbours, dim=dim, scale=scale)
-        columns[rows] = list_memory(dataset, codes, lists.take(rows), memory, longest=fit.longest)
-    return columns
+        return list_memory(dataset, codes, own, memory, longest=fit.longest)
+
+    return cross_fitted(dataset, lists, len(MEMORY), fit, columns_of)
 
 
 def _following(owner: NDArray[np.int64], items: NDArray[np.int32], count: int) -> sparse.csr_matrix:
