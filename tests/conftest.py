@@ -6,6 +6,7 @@ import builtins
 import io
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +125,14 @@ def tiny_run(tiny_shop: Path) -> Path:
     out = tiny_shop.parent / "run"
     execute(load_plan(tiny_shop, overrides=[f"run.out={out}"]))
     return out
+
+
+@pytest.fixture(scope="session")
+def in_threads() -> Callable[[int, Callable[[int], object]], None]:
+    """Calls a function with 0, 1, ... in as many threads at once, and raises what one of them raised."""
+
+    def run(count: int, work: Callable[[int], object]) -> None:
+        with ThreadPoolExecutor(count) as pool:
+            list(pool.map(work, range(count)))
+
+    return run

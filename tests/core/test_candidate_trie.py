@@ -1,5 +1,4 @@
 import itertools
-import threading
 
 import numpy as np
 import pytest
@@ -215,7 +214,7 @@ class TestScore:
         assert np.isneginf(scores[~known]).all()
         assert np.isfinite(scores[known]).all()
 
-    def test_threads_score_at_once(self):
+    def test_threads_score_at_once(self, in_threads):
         generator = np.random.default_rng(0)
         codes = generator.integers(0, 256, (200, 4)).astype(np.uint16)
         trie = CandidateTrie(codes, np.ones(200, bool), 256)
@@ -229,11 +228,7 @@ class TestScore:
                 if not np.array_equal(order, expected[thread][0]) or not np.array_equal(scores, expected[thread][1]):
                     wrong.append(thread)
 
-        threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        in_threads(4, work)
         assert not wrong
 
 

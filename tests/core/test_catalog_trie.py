@@ -263,21 +263,17 @@ class TestFile:
         with pytest.raises(FileNotFoundError, match="missing"):
             CatalogTrie.open(small[0]).save(tmp_path / "missing" / "t")
 
-    def test_threads_open_and_read_at_once(self, small):
+    def test_threads_open_and_read_at_once(self, small, in_threads):
         path, codes = small
         wrong = []
 
-        def work():
+        def work(_):
             for _ in range(50):
                 found = CatalogTrie.open(path).level(0)[1]
                 if not np.array_equal(found, np.unique(codes[:, 0])):
                     wrong.append(found)
 
-        threads = [threading.Thread(target=work) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        in_threads(4, work)
         assert not wrong
 
 

@@ -3,7 +3,6 @@ import itertools
 import os
 import subprocess
 import sys
-import threading
 
 import numpy as np
 import pytest
@@ -115,7 +114,7 @@ class TestLookup:
             names = np.array(small[1])
             assert np.array_equal(codebook.lookup(tuple(names[::-3]))[0], codebook.lookup(names[::-3].tolist())[0])
 
-    def test_threads_look_up_at_once(self, tmp_path):
+    def test_threads_look_up_at_once(self, tmp_path, in_threads):
         ids = np.random.default_rng(0).permutation(100_000).astype(np.int64)
         codes = random_codes(len(ids), 4, 256)
         write_codebook(tmp_path / "c", ids, codes, 256)
@@ -130,11 +129,7 @@ class TestLookup:
                 if not known.all() or not np.array_equal(found, codes[rows]):
                     wrong.append(seed)
 
-        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        in_threads(4, work)
         assert not wrong
 
     def test_another_process_maps_the_same_file(self, small):

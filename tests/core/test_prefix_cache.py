@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -102,7 +103,7 @@ def test_a_value_whose_end_uses_the_cache_does_not_block() -> None:
     assert cache.find(b"b") == 1
 
 
-def test_threads_never_get_another_keys_value() -> None:
+def test_threads_never_get_another_keys_value(in_threads: Callable[..., None]) -> None:
     cache, wrong = PrefixCache(20 * (OVERHEAD + 24)), []
 
     def work(seed: int) -> None:
@@ -115,11 +116,7 @@ def test_threads_never_get_another_keys_value() -> None:
             elif found != number:
                 wrong.append((number, found))
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(4, work)
     counts = cache.counts()
     assert not wrong
     assert counts["hits"] + counts["misses"] == 16_000

@@ -1,6 +1,5 @@
 import itertools
 import math
-import threading
 
 import numpy as np
 import pytest
@@ -334,7 +333,7 @@ class TestDraws:
 
 
 class TestSharing:
-    def test_threads_that_share_a_decoder_leave_it_whole(self):
+    def test_threads_that_share_a_decoder_leave_it_whole(self, in_threads):
         codes = np.random.default_rng(0).integers(0, 4, (60, 3)).astype(np.uint16)
         decoder, errors = CandidateDecoder(CandidateTrie(codes, np.ones(60, bool), 4), mode="sample"), []
 
@@ -356,11 +355,7 @@ class TestSharing:
                 except BaseException as error:
                     errors.append(error)
 
-        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(3)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        in_threads(3, work)
         assert not errors
         assert sorted(decoder.ranking(np.zeros(60, np.float32)).tolist()) == list(range(60))
         decoder.reset(7)

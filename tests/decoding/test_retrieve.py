@@ -1,5 +1,3 @@
-import threading
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -268,7 +266,7 @@ class TestRules:
 
 
 class TestThreads:
-    def test_the_catalogue_is_swapped_while_searches_run(self, tmp_path):
+    def test_the_catalogue_is_swapped_while_searches_run(self, tmp_path, in_threads):
         """A search keeps the trie that it began on; the next one takes what is current by then."""
         generator = np.random.default_rng(0)
         catalogues = [sorted_rows(generator.integers(0, 16, (n, 3)).astype(np.uint16)) for n in (500, 900)]
@@ -299,14 +297,10 @@ class TestThreads:
                 if search(retriever, chosen, swap) != expected[number]:
                     wrong.append(turn)
 
-        threads = [threading.Thread(target=work, args=(first,)) for first in range(3)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        in_threads(3, work)
         assert not wrong
 
-    def test_threads_that_share_a_retriever_wait_for_each_other(self):
+    def test_threads_that_share_a_retriever_wait_for_each_other(self, in_threads):
         codes = sorted_rows(np.random.default_rng(0).integers(0, 8, (300, 2)).astype(np.uint16))
         trie, retriever, errors = CatalogTrie(codes, 8), Retriever(4), []
         retriever.start(trie)
@@ -324,9 +318,5 @@ class TestThreads:
                 except BaseException as error:
                     errors.append(error)
 
-        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(3)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        in_threads(3, work)
         assert not errors

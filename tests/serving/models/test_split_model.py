@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +87,9 @@ def test_each_bundle_has_its_own_histories(bundle: Bundle, tmp_path: Path) -> No
     np.testing.assert_allclose(scores(second, [1, 2], [5, 6, 7]), scores(whole(other), [1, 2], [5, 6, 7]), atol=2e-5)
 
 
-def test_threads_that_share_a_small_cache_get_the_right_answers(bundle: Bundle) -> None:
+def test_threads_that_share_a_small_cache_get_the_right_answers(
+    bundle: Bundle, in_threads: Callable[..., None]
+) -> None:
     engine = Engine(bundle, cache_bytes=8_000)
     assert engine.cache is not None
     histories = [[user, user + 1, user + 2] for user in range(12)]
@@ -98,11 +100,7 @@ def test_threads_that_share_a_small_cache_get_the_right_answers(bundle: Bundle) 
         asked = np.random.default_rng(seed).integers(0, 12, 60).tolist()
         wrong.extend(user for user in asked if scores(engine, histories[user], [200, 201, 202]) != expected[user])
 
-    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(4, ask)
     counts = engine.cache.counts()
     assert not wrong
     assert counts["evicted"] > 0
