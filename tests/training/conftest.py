@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from gr2.artifact import Artifact, open_stage
 from gr2.catalog import Catalog
+from gr2.config import to_json
 from gr2.data.candidates import CandidateLists
 from gr2.data.dataset import Dataset
 from gr2.decoding import write_codebook
@@ -110,36 +114,89 @@ def _lists(dataset: Dataset, pairs: list[tuple[int, int]], rng: np.random.Genera
 
 
 @pytest.fixture
-def kill_in_training(tmp_path: Path) -> Callable[..., Path]:
-    """Begins a stage of the test file's `TINY` in a process of its own, kills it amid the steps, and says where.
+def kill_changes_nothing(tmp_path: Path) -> Callable[..., None]:
+    """Runs a stage twice, once killed amid the steps and begun again: both end with the same weights, steps and tables.
 
-    `changes` are made to `TINY`, after those that give it six steps and three lists to rank.
+    The stage is its module; the parents' and the tables' are names. `checkpoints` is a folder below the stage's.
+    """
+    from gr2.models.reasoner import Reasoner
+
+    def check(
+        stage: ModuleType, config: Any, parents: Mapping[str, Artifact], *tables: str, checkpoints: str = ""
+    ) -> None:
+        whole = stage.run(config, parents, tmp_path / "whole", 5)
+        cut = tmp_path / "cut"
+        _killed(stage, config, parents, cut, tmp_path / "cut.partial" / "checkpoints" / checkpoints)
+        resumed = stage.run(config, parents, cut, 5)
+        expected, found = (Reasoner.load(made.file("model")).model.state_dict() for made in (whole, resumed))
+        assert all(value.equal(found[name]) for name, value in expected.items())
+        steps = [pq.read_table(made.file("steps.parquet")) for made in (whole, resumed)]
+        names = [name for name in steps[0].column_names if "time" not in name]
+        assert steps[0].select(names).equals(steps[1].select(names))
+        for name in tables:
+            assert pq.read_table(whole.file(name)).equals(pq.read_table(resumed.file(name)))
+
+    return check
+
+
+def _killed(stage: ModuleType, config: Any, parents: Mapping[str, Artifact], out: Path, checkpoints: Path) -> None:
+    kind = type(config).__name__
+    paths = {name: str(artifact.path) for name, artifact in parents.items()}
+    program = (
+        "import json, pathlib, sys; from gr2.artifact import Artifact; from gr2.config import build\n"
+        f"from {stage.__name__} import {kind}, run\n"
+        "values, paths, out = map(json.loads, sys.argv[1:])\n"
+        "parents = {name: Artifact.load(path, name) for name, path in paths.items()}\n"
+        f"run(build({kind}, values, 'killed'), parents, pathlib.Path(out), 5)\n"
+    )
+    words = [json.dumps(value) for value in (to_json(config), paths, str(out))]
+    process = subprocess.Popen([sys.executable, "-c", program, *words], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while not (checkpoints / "checkpoint-2").exists() and not (checkpoints / "checkpoint-3").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not out.exists()
+
+
+@pytest.fixture(scope="session")
+def in_two_processes() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs `gr2` with these words in two processes of `accelerate launch`, on the CPU, and takes no failure."""
+    launcher = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1"]
+    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+
+    def run(*words: object, kind: Sequence[str] = ("--multi_gpu",)) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *launcher, *kind, "-m", "gr2.cli", *map(str, words)]
+        made = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+        assert made.returncode == 0, made.stderr[-3000:]
+        return made
+
+    return run
+
+
+@pytest.fixture
+def made_by_two(
+    tmp_path: Path, in_two_processes: Callable[..., subprocess.CompletedProcess[str]]
+) -> Callable[..., tuple[Artifact, str]]:
+    """What two processes make of a stage, with these keys and over links to its parents, and what they say of it.
+
+    The stage run again is up to date.
     """
 
-    def kill(
-        cases: str, stage: str, parents: Mapping[str, Artifact], *, checkpoints: str = "", **changes: object
-    ) -> Path:
-        script, cut = tmp_path / "work.py", tmp_path / "cut"
-        paths = {name: str(artifact.path) for name, artifact in parents.items()}
-        script.write_text(
-            "import importlib.util, pathlib, sys\n"
-            f"spec = importlib.util.spec_from_file_location('cases', {cases!r})\n"
-            "cases = importlib.util.module_from_spec(spec); sys.modules['cases'] = cases\n"
-            "spec.loader.exec_module(cases)\n"
-            f"parents = {{name: cases.Artifact.load(path, name) for name, path in {paths!r}.items()}}\n"
-            f"config = cases.replace(cases.TINY, **{ {'steps': 6, 'test_lists': 3} | changes!r})\n"
-            f"cases.{stage}.run(config, parents, pathlib.Path({str(cut)!r}), 5)\n"
-        )
-        process = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL)
-        found = tmp_path / "cut.partial" / "checkpoints" / checkpoints
-        deadline = time.monotonic() + 240
-        while not (found / "checkpoint-2").exists() and not (found / "checkpoint-3").exists():
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        assert not cut.exists()
-        return cut
+    def make(stage: str, parents: Mapping[str, Artifact], keys: Mapping[str, object]) -> tuple[Artifact, str]:
+        run, config = tmp_path / "run", tmp_path / "shop.toml"
+        run.mkdir()
+        for name, artifact in parents.items():
+            (run / name).symlink_to(artifact.path)
+        table = "\n".join(f"{name} = {json.dumps(value)}" for name, value in keys.items())
+        config.write_text(f'[run]\nout = "{run}"\n[{stage}]\n{table}\n')
+        said = in_two_processes(stage, config).stderr
+        assert f"{stage}: up to date" in in_two_processes(stage, config).stderr
+        artifact = Artifact.load(run / stage, verify=True)
+        assert artifact.metrics["processes"] == 2
+        return artifact, said
 
-    return kill
+    return make

@@ -1,11 +1,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -93,19 +90,16 @@ def test_a_stage_reads_the_contexts_in_the_place_of_histories(
 
 
 def test_kill_in_the_middle_changes_nothing(
-    untrained: dict[str, Artifact], tmp_path: Path, kill_in_training: Callable[..., Path]
+    untrained: dict[str, Artifact], kill_changes_nothing: Callable[..., None]
 ) -> None:
-    config = replace(TINY, steps=6, test_lists=3)
-    whole = compress.run(config, untrained, tmp_path / "whole", 5)
-    cut = kill_in_training(__file__, "compress", untrained, checkpoints="policy")
-    resumed = compress.run(config, untrained, cut, 5)
-    expected, found = weights(whole), weights(resumed)
-    assert all(torch.equal(value, found[name]) for name, value in expected.items())
-    tables = [pq.read_table(made.file("steps.parquet")) for made in (whole, resumed)]
-    names = [name for name in tables[0].column_names if "time" not in name]
-    assert tables[0].select(names).equals(tables[1].select(names))
-    for name in ("contexts.parquet", "ranks.parquet"):
-        assert pq.read_table(whole.file(name)).equals(pq.read_table(resumed.file(name)))
+    kill_changes_nothing(
+        compress,
+        replace(TINY, steps=6, test_lists=3),
+        untrained,
+        "contexts.parquet",
+        "ranks.parquet",
+        checkpoints="policy",
+    )
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -176,25 +170,12 @@ def test_histories_that_the_model_cannot_read_are_refused(untrained: dict[str, A
         compress.run(TINY, short, tmp_path / "compress", 0)
 
 
-def test_two_processes_make_one_artefact(untrained: dict[str, Artifact], tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    for name, artifact in untrained.items():
-        (tmp_path / "run" / name).symlink_to(artifact.path)
-    config = tmp_path / "shop.toml"
-    keys = ("start", "reasoner", "max_history", "title_words", "list_size", "limit", "share")
-    table = {name: getattr(TINY, name) for name in keys}
-    table |= {"steps": 2, "groups": 2, "samples": 4, "batch": 4, "test_lists": 3, "threads": 1}
-    lines = "\n".join(f"{name} = {json.dumps(value)}" for name, value in table.items())
-    config.write_text(f'[run]\nout = "{tmp_path / "run"}"\n[compress]\n{lines}\n')
-    launcher = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1", "--multi_gpu"]
-    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command = [sys.executable, *launcher, "-m", "gr2.cli", "compress", str(config)]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    made = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
-    assert made.returncode == 0, made.stderr[-3000:]
-    artifact = Artifact.load(tmp_path / "run" / "compress", verify=True)
-    assert artifact.metrics["processes"] == 2
+def test_two_processes_make_one_artefact(
+    untrained: dict[str, Artifact], made_by_two: Callable[..., tuple[Artifact, str]]
+) -> None:
+    names = ("start", "reasoner", "max_history", "title_words", "list_size", "limit", "share")
+    keys = {name: getattr(TINY, name) for name in names}
+    keys |= {"steps": 2, "groups": 2, "samples": 4, "batch": 4, "test_lists": 3, "threads": 1}
+    artifact, _ = made_by_two("compress", untrained, keys)
     assert artifact.metrics["steps"] == 2
     assert len(pq.read_table(artifact.file("ranks.parquet"))) == 3
-    again = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-    assert "compress: up to date" in again.stderr

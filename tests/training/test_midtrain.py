@@ -1,5 +1,4 @@
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -204,8 +203,8 @@ def shop(tiny_shop, tmp_path_factory):
     return config, folder / "one"
 
 
-def command(config, out, *launcher):
-    return [sys.executable, *launcher, "-m", "gr2.cli", "midtrain", str(config), "--set", f"run.out={out}"]
+def command(config, out):
+    return [sys.executable, "-m", "gr2.cli", "midtrain", str(config), "--set", f"run.out={out}"]
 
 
 def beside(finished, out):
@@ -234,14 +233,11 @@ SHARDED = ["--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRAN
 
 
 @pytest.mark.parametrize("kind", [DATA_PARALLEL, SHARDED], ids=["data parallel", "sharded"])
-def test_two_processes_make_one_artefact_and_agree(shop, tmp_path, kind):
+def test_two_processes_make_one_artefact_and_agree(shop, tmp_path, in_two_processes, kind):
     config, finished = shop
     out = beside(finished, tmp_path / "two")
-    launcher = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1", *kind]
-    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    launched = [*command(config, out, *launcher), "--set", "midtrain.batch_tokens=256"]
-    made = subprocess.run(launched, check=True, capture_output=True, text=True, env=environment)
+    words = ("midtrain", config, "--set", f"run.out={out}", "--set", "midtrain.batch_tokens=256")
+    made = in_two_processes(*words, kind=kind)
     artifact, alone = (Artifact.load(folder / "midtrain", verify=True) for folder in (out, finished))
     assert artifact.metrics["processes"] == 2
     assert made.stderr.count("training, epoch 2 of 2") == 1
@@ -249,8 +245,7 @@ def test_two_processes_make_one_artefact_and_agree(shop, tmp_path, kind):
     one, other = (CandidateLists.load(each.file("test.parquet")) for each in (artifact, alone))
     assert np.array_equal(one.user, other.user)
     Reasoner.load(artifact.path / "model")
-    again = subprocess.run(launched, check=True, capture_output=True, text=True, env=environment)
-    assert "midtrain: up to date" in again.stderr
+    assert "midtrain: up to date" in in_two_processes(*words, kind=kind).stderr
 
 
 def test_the_command_starts_from_what_it_is_told(shop, tmp_path):

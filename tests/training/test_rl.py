@@ -1,10 +1,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -112,18 +108,9 @@ def test_reasoning_is_learnt_from_too_and_its_length_is_penalised(parents: dict[
 
 
 def test_kill_in_the_middle_changes_nothing(
-    parents: dict[str, Artifact], tmp_path: Path, kill_in_training: Callable[..., Path]
+    parents: dict[str, Artifact], kill_changes_nothing: Callable[..., None]
 ) -> None:
-    config = replace(TINY, steps=6, test_lists=3)
-    whole = rl.run(config, parents, tmp_path / "whole", 5)
-    cut = kill_in_training(__file__, "rl", parents)
-    resumed = rl.run(config, parents, cut, 5)
-    expected, found = weights(whole), weights(resumed)
-    assert all(torch.equal(value, found[name]) for name, value in expected.items())
-    tables = [pq.read_table(made.file("steps.parquet")) for made in (whole, resumed)]
-    names = [name for name in tables[0].column_names if "time" not in name]
-    assert tables[0].select(names).equals(tables[1].select(names))
-    assert pq.read_table(whole.file("ranks.parquet")).equals(pq.read_table(resumed.file("ranks.parquet")))
+    kill_changes_nothing(rl, replace(TINY, steps=6, test_lists=3), parents, "ranks.parquet")
 
 
 def test_where_the_clock_ends_a_training_is_its_end_for_good(
@@ -243,25 +230,12 @@ def test_without_vllm_its_engine_is_refused_and_says_what_to_install(
         rl.run(replace(TINY, reasoning=True, max_reasoning=6, engine="vllm"), parents, tmp_path / "rl", 3)
 
 
-def test_two_processes_make_one_artefact(parents: dict[str, Artifact], tmp_path: Path) -> None:
-    for name, artifact in parents.items():
-        (tmp_path / "run").mkdir(exist_ok=True)
-        (tmp_path / "run" / name).symlink_to(artifact.path)
-    config = tmp_path / "shop.toml"
+def test_two_processes_make_one_artefact(
+    parents: dict[str, Artifact], made_by_two: Callable[..., tuple[Artifact, str]]
+) -> None:
     keys = {name: getattr(TINY, name) for name in ("start", "reasoning", "max_history", "title_words", "list_size")}
     keys |= {"steps": 2, "groups": 2, "samples": 4, "batch": 4, "validation_lists": 0, "test_lists": 3, "threads": 1}
-    table = "\n".join(f"{name} = {json.dumps(value)}" for name, value in keys.items())
-    config.write_text(f'[run]\nout = "{tmp_path / "run"}"\n[rl]\n{table}\n')
-    launcher = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1", "--multi_gpu"]
-    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command = [sys.executable, *launcher, "-m", "gr2.cli", "rl", str(config)]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    made = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
-    assert made.returncode == 0, made.stderr[-3000:]
-    artifact = Artifact.load(tmp_path / "run" / "rl", verify=True)
-    assert artifact.metrics["processes"] == 2
+    artifact, said = made_by_two("rl", parents, keys)
     assert artifact.metrics["steps"] == 2
-    assert made.stderr.count("rl: 2/2 steps") == 1
+    assert said.count("rl: 2/2 steps") == 1
     assert len(pq.read_table(artifact.file("ranks.parquet"))) == 3
-    again = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-    assert "rl: up to date" in again.stderr

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -194,27 +195,14 @@ def test_prompts_that_the_model_cannot_read_are_refused(parents: dict[str, Artif
         run(replace(TINY, budget=4096), parents, tmp_path / "sft", 0)
 
 
-def test_two_processes_make_one_artefact(parents: dict[str, Artifact], tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    for name, artifact in parents.items():
-        (tmp_path / "run" / name).symlink_to(artifact.path)
+def test_two_processes_make_one_artefact(
+    parents: dict[str, Artifact], made_by_two: Callable[..., tuple[Artifact, str]]
+) -> None:
     keys = {"epochs": 1, "batch": 8, "limit": 20, "max_history": 4, "validation_lists": 0, "test_lists": 3}
-    keys |= {"max_reasoning": 8, "threads": 1}
-    table = "\n".join(f"{name} = {json.dumps(value)}" for name, value in keys.items())
-    config = tmp_path / "shop.toml"
-    config.write_text(f'[run]\nout = "{tmp_path / "run"}"\n[sft]\n{table}\ntracker = "tensorboard"\n')
-    launcher = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1", "--multi_gpu"]
-    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command = [sys.executable, *launcher, "-m", "gr2.cli", "sft", str(config)]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    made = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
-    assert made.returncode == 0, made.stderr[-3000:]
-    artifact = Artifact.load(tmp_path / "run" / "sft", verify=True)
-    assert artifact.metrics["processes"] == 2
+    keys |= {"max_reasoning": 8, "threads": 1, "tracker": "tensorboard"}
+    artifact, said = made_by_two("sft", parents, keys)
     # Three batches, of which each process takes two: the first fills up the last step.
     assert artifact.metrics["steps"] == 2
-    assert made.stderr.count("sft: 2/2 steps") == 1
+    assert said.count("sft: 2/2 steps") == 1
     assert len([name for name in artifact.files if name.startswith("logs/")]) == 1
     assert len(pq.read_table(artifact.file("ranks.parquet"))) == 3
-    again = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-    assert "sft: up to date" in again.stderr
