@@ -147,8 +147,6 @@ def _train(
     config: CompressConfig, lesson: _Lesson, checkpoints: Path, seed: int
 ) -> tuple[list[dict[str, float]], dict[str, Any]]:
     """Train from the last checkpoint, or from the start: the figures of each step, and those of the warm start."""
-    if config.answer_batch < config.samples:
-        raise ConfigError(f"answer_batch {config.answer_batch} must be at least samples, {config.samples}")
     compressor = Compressor(lesson.compressor, PromptConfig.of(config), config.compressing(sampling=True))
     passages = [compressor.passage(slate.history) for slate in lesson.slates]
     _refuse_long_passages(config, compressor, passages)

@@ -20,8 +20,9 @@ from typing import Literal
 
 from gr2.artifact import Artifact
 from gr2.errors import ConfigError
+from gr2.models.reasoner import RECORD
 from gr2.training.loop.workers import leave
-from gr2.training.policy.dapo import Recipe
+from gr2.training.policy.recipe import Recipe
 from gr2.training.policy.trying import Teacher, follow_lesson, learn, read_by
 from gr2.training.policy.trying_settings import TryingConfig
 from gr2.training.reasoner.contexts import context_sources
@@ -69,7 +70,7 @@ def inputs(config: OpdConfig) -> tuple[str, ...]:
 
 
 def sources(config: OpdConfig) -> dict[str, Path]:
-    """The teacher's files, and those of another run's contexts. Raises ConfigError if there is no such folder."""
+    """The teacher's files, and those of another run's contexts. Raises ConfigError if it holds no reasoner."""
     return _teacher_files(config) | context_sources(config)
 
 
@@ -93,4 +94,8 @@ def _teacher_files(config: OpdConfig) -> dict[str, Path]:
         raise ConfigError(
             f"[opd] teacher: no such folder: {folder}; give one with a reasoner, such as runs/big/rl/model"
         )
+    if not (folder / RECORD).is_file():
+        inside = folder / "model"
+        meant = inside if (inside / RECORD).is_file() else "runs/big/rl/model"
+        raise ConfigError(f"[opd] teacher: {folder} holds no reasoner ({RECORD} is missing); give one, such as {meant}")
     return {f"teacher:{path.name}": path for path in sorted(folder.iterdir()) if path.is_file()}

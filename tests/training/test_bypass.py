@@ -47,3 +47,12 @@ def test_kill_in_the_middle_changes_nothing(
     kill_changes_nothing(
         bypass, replace(TINY, steps=6, test_lists=3), untrained, "ranks.parquet", "start-ranks.parquet"
     )
+
+
+@pytest.mark.parametrize("change", [{"groups": 16, "limit": 3}, {"batch": 7}])
+def test_what_the_training_would_refuse_is_refused_before_the_start_is_evaluated(
+    untrained: dict[str, Artifact], tmp_path: Path, change: dict[str, int]
+) -> None:
+    with pytest.raises(ConfigError, match="groups"):
+        bypass.run(replace(TINY, **change), untrained, tmp_path / "bypass", 3)
+    assert not list((tmp_path / "bypass.partial").rglob("*.jsonl"))

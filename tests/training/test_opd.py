@@ -98,6 +98,15 @@ def test_a_changed_teacher_is_another_input(teacher: Path) -> None:
         opd.sources(config_of(teacher / "none"))
 
 
+def test_a_folder_without_a_reasoner_is_refused_and_the_one_inside_named(
+    untrained: dict[str, Artifact], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"holds no reasoner .*; give one, such as .*/midtrain/model$"):
+        opd.sources(config_of(untrained["midtrain"].path))
+    with pytest.raises(ConfigError, match="such as runs/big/rl/model"):
+        opd.sources(config_of(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [

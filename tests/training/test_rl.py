@@ -207,6 +207,11 @@ def test_lists_without_their_target_or_another_item_are_nothing_to_learn_from(
     [
         ({"samples": 1}, "samples must be at least 2"),
         ({"temperature": 1e-320}, "temperature must be at least 0.01"),
+        ({"temperature": 1e300}, "at most 100, got 1e\\+300"),
+        ({"clip_high": 1e300}, r"clip_high must be in \(0, 100\]"),
+        ({"format_bonus": 1e300}, "format_bonus must be at most 100"),
+        ({"overlong_penalty": 1e300}, "overlong_penalty must be at most 100"),
+        ({"answer_batch": 4, "samples": 8}, "answer_batch 4 must be at least samples, 8"),
         ({"threads": 4096}, "threads must be at most 1024"),
         ({"copy_limit": 0.0}, "copy_limit must be in"),
         ({"balance": True}, "the prompt must not tell it"),

@@ -7,9 +7,7 @@ has the probability that the set gives it. A frozen model may be stayed close to
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,89 +22,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from gr2.errors import ConfigError
-from gr2.models.policy import Choices, Divergence, add_choice_scores, anchor_of
+from gr2.errors import ConfigError, Gr2Error
+from gr2.models.policy import Choices, add_choice_scores, anchor_of
 from gr2.models.reading import takes_gaps
-from gr2.training.loop.resumable import Resumable, checkpointing, tracker_callbacks
-from gr2.training.policy.rollouts import Draw, Group, Scale, advantages, has_signal, training_batch
+from gr2.training.loop.resumable import Resumable, tracker_callbacks
+from gr2.training.policy.recipe import Recipe
+from gr2.training.policy.rollouts import Draw, Group, advantages, has_signal, training_batch
 
-__all__ = ["DapoTrainer", "Recipe", "arguments"]
+__all__ = ["DapoTrainer", "Watch"]
 
+# Steps without anything to learn from at the start of a training that never will have any.
+IDLE = 20
 # From the outcomes of a step's answers, on all processes, and what was logged before, to figures by name.
 Watch = Callable[[Sequence[Any], Sequence[Mapping[str, float]]], dict[str, float]]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What a step is; see `RlConfig`, whose keys these are. `policy` weighs the clipped surrogate, `kl` the anchor."""
-
-    steps: int
-    groups: int
-    samples: int
-    updates: int
-    batch: int
-    redraws: int
-    learning_rate: float
-    weight_decay: float
-    warmup: float
-    clip: float
-    clip_low: float
-    clip_high: float
-    temperature: float
-    scale: Scale
-    checkpoint_seconds: float
-    minutes: float
-    tracker: str
-    policy: float = 1.0
-    kl: float = 0.0
-    divergence: Divergence = "reverse"
-
-    def local(self, processes: int) -> int:
-        """Answers of one process in a step. Raises ConfigError if they cannot be divided as they must be."""
-        groups, rest = divmod(self.groups, processes)
-        answers = groups * self.samples
-        if rest:
-            raise ConfigError(f"groups {self.groups} must be a multiple of the {processes} processes")
-        if answers % (self.batch * self.updates):
-            raise ConfigError(
-                f"a process has groups x samples = {answers} answers a step; batch {self.batch} times updates "
-                f"{self.updates} must divide that"
-            )
-        return answers
-
-
-def arguments(recipe: Recipe, folder: Path, *, seed: int, cpu: bool, bfloat16: bool = False) -> GRPOConfig:
-    """TRL's settings for a recipe; checkpoints go to `folder`."""
-    batches = recipe.local(PartialState(cpu=cpu).num_processes) // recipe.batch
-    return GRPOConfig(
-        output_dir=str(folder),
-        seed=seed,
-        use_cpu=cpu,
-        bf16=bfloat16,
-        **checkpointing(GRPOConfig, on=False),
-        dataloader_pin_memory=not cpu,
-        loss_type="dapo",
-        beta=0.0,
-        epsilon=recipe.clip_low,
-        epsilon_high=recipe.clip_high,
-        temperature=recipe.temperature,
-        num_generations=recipe.samples,
-        per_device_train_batch_size=recipe.batch,
-        steps_per_generation=batches,
-        gradient_accumulation_steps=batches // recipe.updates,
-        max_steps=recipe.steps * recipe.updates,
-        learning_rate=recipe.learning_rate,
-        weight_decay=recipe.weight_decay,
-        max_grad_norm=recipe.clip,
-        lr_scheduler_type="constant_with_warmup",
-        warmup_steps=math.ceil(recipe.warmup * recipe.steps * recipe.updates),
-        save_strategy="no",
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        report_to=tracker_callbacks(recipe.tracker, folder / "logs")[0],
-    )
 
 
 class DapoTrainer(Resumable, GRPOTrainer):
@@ -133,8 +61,7 @@ class DapoTrainer(Resumable, GRPOTrainer):
         watch: Watch,
         anchor: PreTrainedModel | None = None,
     ) -> None:
-        if tasks < recipe.groups:
-            raise ConfigError(f"a step draws groups = {recipe.groups} lists, but there are {tasks} to learn from")
+        recipe.refuse(tasks, PartialState().num_processes)
         if recipe.kl and anchor is None:
             raise ValueError("kl needs a model to stay close to")
         super().__init__(
@@ -234,6 +161,7 @@ class DapoTrainer(Resumable, GRPOTrainer):
             [(len(drawn), int(live.sum()), sum(len(each.tokens) for group in drawn for each in group))]
         )
         groups, alive, tokens = (sum(column) for column in zip(*counts, strict=True))
+        self._refuse_idling(alive)
         figures = {
             "rollouts/drawn": groups / self._recipe.groups,
             "rollouts/live": alive / (self._recipe.groups * self._recipe.samples),
@@ -242,6 +170,22 @@ class DapoTrainer(Resumable, GRPOTrainer):
         }
         for name, value in figures.items():
             self._metrics["train"][name].append(value)
+
+    def _refuse_idling(self, alive: int) -> None:
+        """Raise Gr2Error if no answer of the first IDLE steps has taught anything: nothing that follows will.
+
+        A policy that has learnt to be sure, whose groups earn the same in the end, goes on.
+        """
+        before = [entry["rollouts/live"] for entry in self.state.log_history if "rollouts/live" in entry]
+        if alive or any(before) or len(before) + 1 < IDLE:
+            return
+        recipe = self._recipe
+        raise Gr2Error(
+            f"nothing to learn from: in each of the first {IDLE} steps all {recipe.samples} answers to a list earned "
+            "the same. Where they are all refused (valid is 0), sample among what is allowed (constrained = true, of a "
+            "compressor form = 'select') or start from a model that answers; where they are all alike, raise "
+            "temperature or samples, or see whether the lists' candidates have different semantic IDs"
+        )
 
     def _log_probs(self, batch: dict[str, Tensor]) -> Tensor:
         """(B, C) log-probabilities of a part's answers under the weights as they are."""

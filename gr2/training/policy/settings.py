@@ -6,14 +6,16 @@ from dataclasses import dataclass, field, fields
 
 from gr2.config import INCIDENTAL, refuse_below
 from gr2.models.policy import Divergence
-from gr2.training.policy.dapo import Recipe
+from gr2.training.policy.recipe import Recipe
 from gr2.training.policy.rollouts import Scale
 from gr2.training.reasoner.settings import ReasonerConfig
 
-__all__ = ["PolicyConfig"]
+__all__ = ["MOST", "PolicyConfig"]
 
 # Logits divided by less overflow.
 LEAST_TEMPERATURE = 0.01
+# What is far above whatever makes sense; of numbers that no float32 holds, products are lost.
+MOST = 100.0
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class PolicyConfig(ReasonerConfig):
         clip_low: how far below 1 a ratio of probabilities counts.
         clip_high: how far above 1.
         scale: divide advantages by the standard deviation of their group (`group`), or do not (`none`).
-        temperature: of sampling, at least 0.01.
+        temperature: of sampling, 0.01 to 100.
         kl: weight of the divergence from the start; 0 is none, and no second model.
         divergence: `reverse`, KL(policy || start), or `forward`.
         minutes: of training, at the end of which it ends whatever steps are left; 0 is no end. It does not identify
@@ -56,10 +58,14 @@ class PolicyConfig(ReasonerConfig):
         super().__post_init__()
         refuse_below(self, 1, "steps", "groups", "updates")
         refuse_below(self, 0, "redraws", "kl", "minutes")
-        if self.clip_high <= 0:
-            raise ValueError(f"clip_high must be positive, got {self.clip_high}")
-        if self.temperature < LEAST_TEMPERATURE:
-            raise ValueError(f"temperature must be at least {LEAST_TEMPERATURE}, got {self.temperature}")
+        if not 0 < self.clip_high <= MOST:
+            raise ValueError(f"clip_high must be in (0, {MOST:g}], got {self.clip_high}")
+        if not LEAST_TEMPERATURE <= self.temperature <= MOST:
+            raise ValueError(
+                f"temperature must be at least {LEAST_TEMPERATURE} and at most {MOST:g}, got {self.temperature}"
+            )
+        if self.answer_batch < self.samples:
+            raise ValueError(f"answer_batch {self.answer_batch} must be at least samples, {self.samples}")
         if not 0 < self.clip_low <= 1:
             raise ValueError(f"clip_low must be in (0, 1], got {self.clip_low}")
         if self.samples < 2:

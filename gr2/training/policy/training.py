@@ -19,7 +19,8 @@ from gr2.errors import DataError
 from gr2.models.reasoner import Reasoner
 from gr2.training.loop.lora import adapters
 from gr2.training.loop.optimisation import in_bfloat16
-from gr2.training.policy.dapo import DapoTrainer, Watch, arguments
+from gr2.training.policy.dapo import DapoTrainer, Watch
+from gr2.training.policy.recipe import arguments
 from gr2.training.policy.rollouts import Draw
 from gr2.training.policy.settings import PolicyConfig
 

@@ -84,13 +84,15 @@ def learn(
         began = time.monotonic()
         refuse_missing_splits(stage, config, artifacts[config.lists])
         lesson = _lesson(config, artifacts, seed, start, teacher)
+        workers = Workers()
+        # Before the start is evaluated, which takes long.
+        config.recipe().refuse(len(lesson.lists), workers.count)
         ranked: dict[str, Any] = {"lists": artifacts[config.lists], "work": work, "constrained": config.constrained}
         ranked["contexts"] = lesson.contexts
         if config.evaluate_start:
             if torch.cuda.is_available():
                 lesson.reasoner.model.to("cuda")  # type: ignore[arg-type]
             rank_splits(config, lesson.reasoner, lesson.dataset, lesson.codes, label="start", **ranked)
-        workers = Workers()
         workers.agree(TRAIN)
         history = _train(stage, config, lesson, work.checkpoints, seed)
         work.metrics |= {"processes": workers.count, "lists": len(lesson.lists), **ends(history)}
@@ -202,8 +204,6 @@ def _writer(config: TryingConfig, reasoner: Reasoner) -> Writer:
 
 
 def _asking(config: TryingConfig) -> Answering:
-    if config.answer_batch < config.samples:
-        raise ConfigError(f"answer_batch {config.answer_batch} must be at least samples, {config.samples}")
     return Answering(
         constrained=config.constrained,
         reasoning=config.reasoning,

@@ -7,7 +7,7 @@ from typing import Literal
 
 from gr2.config import INCIDENTAL, refuse_below
 from gr2.training.policy.rewards import FORMAT_BONUS, RewardName
-from gr2.training.policy.settings import PolicyConfig
+from gr2.training.policy.settings import MOST, PolicyConfig
 from gr2.training.reasoner.settings import RankedConfig
 
 __all__ = ["TryingConfig"]
@@ -57,6 +57,11 @@ class TryingConfig(PolicyConfig, RankedConfig):
         if self.copy_patience < 1:
             raise ValueError(f"copy_patience must be at least 1, got {self.copy_patience}")
         refuse_below(self, 0, "format_bonus", "overlong_tokens", "overlong_penalty")
+        for name in ("format_bonus", "overlong_penalty"):
+            if getattr(self, name) > MOST:
+                raise ValueError(
+                    f"{name} must be at most {MOST:g}, got {getattr(self, name)}: ranks are worth 1 at the most"
+                )
         if not 0 < self.copy_limit <= 1:
             raise ValueError(f"copy_limit must be in (0, 1], got {self.copy_limit}")
         if self.balance and (not self.shuffle or self.incoming_rank):

@@ -20,7 +20,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from gr2.errors import ConfigError, Gr2Error
 from gr2.models.reasoner import Reasoner
-from gr2.training.policy.dapo import arguments
+from gr2.training.policy import dapo
 from gr2.training.policy.rollouts import Group, Rollout, advantages, training_batch
 
 
@@ -215,16 +215,6 @@ def test_every_batch_of_answers_is_of_other_tasks_and_another_seed(toy: Reasoner
     assert len({seed for _, seed in calls}) == 2
 
 
-def test_what_a_recipe_says_is_what_the_trainer_is_told(tmp_path: Path) -> None:
-    chosen = recipe(steps=10, groups=4, updates=2, learning_rate=3e-4, weight_decay=0.05, clip=0.7, warmup=0.1)
-    settings = arguments(chosen, tmp_path, seed=3, cpu=True)
-    assert (settings.learning_rate, settings.weight_decay, settings.max_grad_norm) == (3e-4, 0.05, 0.7)
-    assert (settings.max_steps, settings.warmup_steps) == (20, 2)
-    assert (settings.steps_per_generation, settings.gradient_accumulation_steps) == (4, 2)
-    assert (settings.num_generations, settings.per_device_train_batch_size) == (SAMPLES, SAMPLES)
-    assert (settings.beta, settings.loss_type, settings.seed) == (0.0, "dapo", 3)
-
-
 def test_groups_without_signal_are_redrawn(toy: Reasoner, tmp_path: Path) -> None:
     trainer = trainer_of(toy, tmp_path, recipe(redraws=20), flat=2)
     groups, drawn = trainer._live_groups(0, 0, 2)
@@ -331,9 +321,27 @@ def test_pure_distillation_comes_close_to_the_anchor(toy: Reasoner, tmp_path: Pa
     assert all(torch.equal(value, kept[name]) for name, value in teacher.state_dict().items())
 
 
-def test_answers_that_cannot_be_divided_are_refused(toy: Reasoner, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="groups x samples = 12"):
-        arguments(recipe(batch=5), tmp_path, seed=0, cpu=True)
+def test_a_training_without_anything_to_learn_from_ends_and_says_why(
+    toy: Reasoner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dapo, "IDLE", 3)
+    flat = recipe(steps=9, redraws=0)
+    with pytest.raises(
+        Gr2Error, match=r"each of the first 3 steps all 6 answers to a list earned the same.*constrained"
+    ):
+        trainer_of(toy, tmp_path / "flat", flat, flat=4).fit("rl")
+    # What has taught something before may come to an end of it.
+    calls: list[int] = []
+
+    def fading(tasks: Sequence[int], seed: int) -> list[Group]:
+        calls.append(seed)
+        return draw(toy, tasks, seed, flat=0 if len(calls) == 1 else 4)
+
+    trainer_of(toy, tmp_path / "fading", recipe(steps=5, redraws=0), draw=fading).fit("rl")
+    assert len(calls) == 5
+
+
+def test_fewer_tasks_than_groups_are_refused(toy: Reasoner, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="groups = 2 lists, but there are 1"):
         trainer_of(toy, tmp_path, recipe(), tasks=1)
 

@@ -105,6 +105,19 @@ def test_free_answers_that_are_refused_are_paid_as_such(reasoner: Reasoner, slat
         assert set(map(type, each.allowed)) == {type(None)}
 
 
+def test_of_free_answers_what_is_longer_than_a_ranking_counts_as_explained(
+    reasoner: Reasoner, slates: list[Slate]
+) -> None:
+    asking = Answering(constrained=False, max_reasoning=5, batch=4, temperature=1.0, samples=3)
+    worth = Worth(reward("default"), overlong_tokens=5, overlong_penalty=0.5)
+    bare = AnswerGrammar(reasoner).length(len(CODES), 0)
+    (group,) = rollouts(reasoner, slates, asking=asking, worth=worth)([0], 0)
+    for each in group:
+        explained = max(0, len(each.tokens) - bare)
+        assert each.reward == pytest.approx(-1.0 - 0.5 * min(1.0, explained / 5))
+    assert max(len(each.tokens) for each in group) > bare
+
+
 def test_worth_is_weighed_by_the_targets_place_and_less_for_long_explanations() -> None:
     worth = Worth(reward("default"), np.array([0.5, 2.0]), overlong_tokens=4, overlong_penalty=0.5)
     assert worth([1, 0], [0, 1], explained=0, longest=10) == pytest.approx(2.0 * 0.5)

@@ -18,7 +18,8 @@ from torch import Tensor
 from gr2.decoding import CandidateTrie
 from gr2.models.constrained import RankingProcessor
 from gr2.models.reasoner import Reasoner, SidSpec, from_scratch
-from gr2.training.policy.dapo import DapoTrainer, Recipe, arguments
+from gr2.training.policy.dapo import DapoTrainer
+from gr2.training.policy.recipe import Recipe, arguments
 from gr2.training.policy.rollouts import Group, Rollout
 
 CODES = ((0, 0), (0, 1), (2, 1))
