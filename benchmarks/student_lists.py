@@ -1,7 +1,8 @@
 """The lists that the student is compared on: three sources of training lists, five of test lists.
 
 Beauty's own SASRec, Beauty's mid-trained model, and games18, whose test lists are other people's three rankers', while
-training and validation lists come from our own cross-fitted SASRec. A source's lists are made once and kept in runs/.
+training and validation lists come from our own cross-fitted SASRec; what a user has had goes to the end of these test
+lists. A source's lists are made once and kept in runs/.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from benchmarks.quality import gr2
 from benchmarks.results import ROOT
 from gr2.artifact import Artifact
-from gr2.data.candidates import CandidateLists
+from gr2.data.candidates import PADDING, CandidateLists
 from gr2.data.dataset import Dataset
 from gr2.data.imported_lists import import_lists
 from gr2.models.memory import ItemMemory
@@ -82,7 +83,9 @@ def load_source(name: str, config: DistillConfig) -> Lists:
     tests = {name: test}
     if source.rankers:
         tests = {
-            f"{name}-{ranker}": _held(import_lists(CANDIDATES, dataset, split="test", ranker=ranker))
+            f"{name}-{ranker}": _held(
+                _seen_last(dataset, import_lists(CANDIDATES, dataset, split="test", ranker=ranker))
+            )
             for ranker in source.rankers
         }
     features, memory = remember(config, dataset, codes, train, vectors=code_vectors(tokenize), seed=0)
@@ -94,6 +97,15 @@ def load_source(name: str, config: DistillConfig) -> Lists:
     return Lists(
         run, dataset, codes, int(tokenize.config["level_size"]), train, val, tests, {"train": features, **seen}, memory
     )
+
+
+def _seen_last(dataset: Dataset, lists: CandidateLists) -> CandidateLists:
+    """The lists with what the user has had at the end, as no training list has it; scores, of ranks, stay in place."""
+    places = zip(lists.user.tolist(), lists.position.tolist(), lists.candidates, strict=True)
+    had = np.array([np.isin(items, dataset.history(user, position)) for user, position, items in places])
+    late = had.astype(np.int8) + 2 * (lists.candidates == PADDING)
+    order = np.argsort(late, axis=1, kind="stable")
+    return replace(lists, candidates=np.take_along_axis(lists.candidates, order, axis=1))
 
 
 def _held(lists: CandidateLists) -> CandidateLists:

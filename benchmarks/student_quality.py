@@ -39,6 +39,7 @@ from gr2.training.student.prior import combine_parts
 __all__ = ["main"]
 
 KEPT = ROOT / "runs" / "quality"
+TRUNKS = KEPT / "trunks"
 CONFIG = DistillConfig(threads=1)
 # Sources of one data set share its path and head: one process makes them.
 SHARES = (("games18",), ("beauty-sasrec", "beauty-midtrain"))
@@ -60,11 +61,13 @@ def make(name: str, seeds: Sequence[int]) -> None:
     lists = load_source(name, CONFIG)
     _keep(name, "simple", _fixed(lists), {"lists": _spent() - began})
     for seed in missing:
-        began = time.process_time()
+        began, known = time.process_time(), _trunk(lists, seed).exists()
         ranks = _student(lists, seed)
         between = time.process_time()
+        if not known:
+            write_json(_trunk(lists, seed).with_suffix(".json"), {"seconds": between - began})
         ranks |= {f"LambdaMART/{test}": found for test, found in fitted_trees(lists, seed).items()}
-        seconds = {"student": between - began, "LambdaMART": time.process_time() - between}
+        seconds = {"student": between - began if known else 0.0, "LambdaMART": time.process_time() - between}
         _keep(name, str(seed), ranks, seconds)
         print(name, seed, seconds, flush=True)
 
@@ -77,7 +80,8 @@ def _spent() -> float:
 def _done(name: str, seed: int) -> bool:
     """Whether the seed is kept, and was made with this configuration."""
     path = KEPT / name / f"{seed}.json"
-    return path.exists() and json.loads(path.read_text(encoding="utf-8")).get("config") == to_json(CONFIG)
+    made = json.loads(path.read_text(encoding="utf-8")).get("config") if path.exists() else None
+    return bool(made == json.loads(json.dumps(to_json(CONFIG))))
 
 
 def _keep(name: str, part: str, arrays: dict[str, Any], seconds: dict[str, float]) -> None:
@@ -98,9 +102,14 @@ def _fixed(lists: Lists) -> dict[str, Any]:
     return arrays
 
 
+def _trunk(lists: Lists, seed: int) -> Path:
+    """Where path and head are kept."""
+    return TRUNKS / f"{lists.run.name.removesuffix('-reasoner')}-{seed}-{CONFIG.epochs}.pt"
+
+
 def _student(lists: Lists, seed: int) -> dict[str, Any]:
     """Ranks of each test part. Path and head, which depend on no list, train once a data set and seed."""
-    trunk = KEPT / "trunks" / f"{lists.run.name.removesuffix('-reasoner')}-{seed}-{CONFIG.epochs}.pt"
+    trunk = _trunk(lists, seed)
     trunk.parent.mkdir(parents=True, exist_ok=True)
     student, _ = fit_student(
         CONFIG,
@@ -215,15 +224,12 @@ def ablation(made: dict[str, Ranks]) -> dict[str, Any]:
     return {"title": title, "columns": ["", *(f"without its {part}" for part in ABLATIONS.values())], "rows": rows}
 
 
-def core_seconds() -> tuple[str, float]:
-    """Those of each source's costliest seed as text, and as many of them as there are seeds, in all."""
-    said, total = [], 0.0
-    for name in SOURCES:
-        spent = [_seconds(path) for path in _files(name)]
-        if spent:
-            said.append(f"{name} {max(spent):,.0f}")
-            total += len(spent) * max(spent) + _seconds(KEPT / name / "simple.json")
-    return ", ".join(said), total
+def core_seconds() -> dict[str, float]:
+    """What the kept seeds have cost."""
+    trunks = sorted(TRUNKS.glob(f"*-{CONFIG.epochs}.json"))
+    others = [path for name in SOURCES for path in _files(name)]
+    others += [path for name in SOURCES if (path := KEPT / name / "simple.json").exists()]
+    return {"path and head": sum(map(_seconds, trunks)), "all else": sum(map(_seconds, others))}
 
 
 def list_seconds() -> str:
@@ -235,7 +241,8 @@ def list_seconds() -> str:
 
 
 def _seconds(path: Path) -> float:
-    return float(sum(json.loads(path.read_text(encoding="utf-8"))["seconds"].values()))
+    seconds = json.loads(path.read_text(encoding="utf-8"))["seconds"]
+    return float(sum(seconds.values()) if isinstance(seconds, dict) else seconds)
 
 
 def record(command: str) -> Record:
@@ -244,16 +251,16 @@ def record(command: str) -> Record:
     said = [each for test, (ranks, _) in made.items() for each in figures(test, ranks)]
     tables = [table(test, ranks, untied) for test, (ranks, untied) in made.items()]
     tables.append(ablation({test: ranks for test, (ranks, _) in made.items()}))
-    costliest, total = core_seconds()
+    spent = core_seconds()
     notes = [
         "student and LambdaMART train on the same cross-fitted lists, see the same columns, and are stopped or weighed "
         "by the same validation lists; seeds vary their training, lists and columns are those of seed 0",
         "the reasoner is compared with in student.checks, the cross-encoder in student.titles, and what the path costs "
         "a request is in student.path",
-        "games18: training and validation lists of our own SASRec, test lists of other rankers for 6,000 users",
+        "games18: training and validation lists of our own SASRec, test lists of other rankers for 6,000 users, whose "
+        "items that the user has had are moved to the end, for everyone: our own lists never have any",
         f"of {len(TREES)} settings of LambdaMART the validation lists choose; the student's are the defaults",
-        f"core-seconds of the costliest seed: {costliest}; with reading the lists {total:,.0f} for all seeds at most. "
-        f"{list_seconds()}",
+        f"core-seconds: {', '.join(f'{who} {seconds:,.0f}' for who, seconds in spent.items())}. {list_seconds()}",
     ]
     return Record("student.quality", "The student against what people use today", command, said, tables, notes)
 

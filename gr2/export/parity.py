@@ -25,6 +25,7 @@ from gr2.training.distill import student_features
 __all__ = ["Asked", "measure_parity", "queries_of", "random_lists"]
 
 BATCH, FEATURES_BATCH = 32, 512
+UNKNOWN_WIDTH = 10
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,12 @@ class Asked:
 def random_lists(dataset: Dataset, count: int, like: CandidateLists, seed: int) -> CandidateLists:
     """Lists of random candidates, as many as the longest of `like` has, after random parts of users' histories.
 
-    Every fourth list has fewer. The targets are random, too; dense features are normal.
+    Every fourth list has fewer, and where `like` has none it is `UNKNOWN_WIDTH`. The targets are random, too; dense
+    features are normal.
     """
     rng = np.random.default_rng(seed)
-    items, width = len(dataset.catalog), min(like.width, len(dataset.catalog))
+    items = len(dataset.catalog)
+    width = min(like.width or UNKNOWN_WIDTH, items)
     user = rng.integers(0, dataset.users, count)
     position = rng.integers(0, dataset.lengths[user] + 1)
     candidates = np.stack([rng.permutation(items)[:width] for _ in range(count)]).astype(np.int32)

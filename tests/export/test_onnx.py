@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,11 @@ from gr2.data.dataset import Dataset
 from gr2.decoding import CandidateTrie
 from gr2.decoding import ItemMemory as MappedMemory
 from gr2.export.builder import Builder
+from gr2.export.gate import Gate
 from gr2.export.memory_file import write_memory
 from gr2.export.onnx import graph_names, student_graph
 from gr2.export.parity import Asked, measure_parity, random_lists
+from gr2.export.proof import prove_variants
 from gr2.export.served import batch_scorer, pair_scorer, whole_scorer
 from gr2.export.variants import export_variant
 from gr2.models.memory import MEMORY, ItemMemory
@@ -75,6 +78,20 @@ def test_graphs_score_as_the_student(layers: int, shop: tuple, tmp_path: Path) -
             assert figures.tau > 0.999
             assert figures.broken_order == 0
             assert (figures.labelled > 0) == labelled
+
+
+def test_without_test_lists_random_ones_are_asked(shop: tuple, tmp_path: Path) -> None:
+    dataset, codes, lists, memory = shop
+    none = replace(lists.take(np.arange(0)), candidates=lists.candidates[:0, :0], scores=lists.scores[:0, :0])
+    asked = Asked(make_student(len(codes), 1), dataset, codes, memory)
+    made = {"fp32": export_variant("fp32", asked.student, memory, codes, tmp_path, batched=False)}
+    write_memory(tmp_path / "memory.bin", memory, codes)
+    graphs = prove_variants(
+        asked, made, none, requests=20, tolerance=1e-4, gate=Gate(0.0, 0.0, 1.0), arithmetic="fp32", seed=0
+    )
+    parity = graphs.variants["fp32"].parity["split"]
+    assert parity["real"]["requests"] == 0
+    assert parity["random"]["requests"] == 20
 
 
 @pytest.mark.parametrize(("events", "count"), [(0, 0), (0, 3), (1, 0), (1, 1), (LONGEST, 40)])
