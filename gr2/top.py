@@ -23,6 +23,13 @@ LONGEST = 4_000_000  # bytes of a page of metrics
 BARS = "▁▂▃▄▅▆▇█"
 KEPT = 60
 PHASES = "gr2_phase_duration_seconds"
+UNRANKED = {
+    "full": "queue full",
+    "late": "too late for the deadline",
+    "expired": "expired",
+    "cancelled": "cancelled",
+    "fallback": "incoming order",
+}
 DURATION = "gr2_request_duration_seconds"
 
 
@@ -92,6 +99,7 @@ class Screen:
             self._head(old, new, seconds),
             self._requests(old, new, codes),
             self._phases(old, new),
+            _refused(old, new),
             _bundles(new),
         )
 
@@ -132,6 +140,13 @@ class Screen:
             means.append("-" if math.isnan(mean) else f"{1e6 * mean:.0f}")
         table.add_row(*means)
         return table
+
+
+def _refused(old: Reading, new: Reading) -> RenderableType:
+    """What became of requests that were not ranked, and why; in the time between two readings."""
+    grown = {name: _grown(old, new, "gr2_outcomes_total", outcome=name) for name in UNRANKED}
+    counts = ", ".join(f"{count:.0f} {UNRANKED[name]}" for name, count in grown.items() if count)
+    return f"not ranked: {counts or 'none'}"
 
 
 def watch(url: str, interval: float, rounds: int | None = None) -> Iterator[RenderableType]:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from gr2.cli.app import app
 from gr2.client import Client
 from gr2.errors import ConfigError, Gr2Error
+from gr2.serving.models.outcomes import Outcome
 from gr2.serving.observation import http_face
 from gr2.serving.observing.http_face import HttpFace
 from gr2.serving.server import Server
@@ -65,6 +66,19 @@ def test_it_shows_what_happened_between_two_looks(server: Server, face: HttpFace
     assert "SERVING" in text
     third = read_metrics(url)
     assert re.search(r"^ *0\.0 +none +- +- +- +0/", drawn(screen.show(second, third)), re.MULTILINE)
+
+
+def test_it_says_why_requests_were_not_ranked(server: Server, face: HttpFace) -> None:
+    url = f"http://{face.address}/metrics"
+    first = read_metrics(url)
+    core = server._admission.core
+    for outcome, times in ((Outcome.FULL, 3), (Outcome.LATE, 2), (Outcome.CANCELLED, 1)):
+        for _ in range(times):
+            core.count(outcome)
+    second = read_metrics(url)
+    text = drawn(Screen(url).show(first, second))
+    assert "not ranked: 3 queue full, 2 too late for the deadline, 1 cancelled\n" in text
+    assert "not ranked: none\n" in drawn(Screen(url).show(second, read_metrics(url)))
 
 
 def test_a_server_that_goes_away_is_said_and_found_again(
