@@ -40,7 +40,11 @@ class Started:
 
     def megabytes(self) -> float:
         """Memory of all of them; what they share counts once."""
-        return sum(_kilobytes(process) for process in self.pids()) / 1e3
+        return sum(_kilobytes(process, "Pss:") for process in self.pids()) / 1e3
+
+    def resident(self) -> float:
+        """Resident memory of all of them in MB, which other programs with the same libraries do not change."""
+        return sum(_kilobytes(process, "Rss:") for process in self.pids()) / 1e3
 
 
 def _command(name: str, python: Path, port: int) -> list[str]:
@@ -163,12 +167,12 @@ def _session(leader: int) -> set[int]:
     return found - {leader, os.getpid()}
 
 
-def _kilobytes(process: int) -> float:
+def _kilobytes(process: int, of: str) -> float:
     try:
         text = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="ascii")
     except OSError:
         return 0.0
-    return float(next(line for line in text.splitlines() if line.startswith("Pss:")).split()[1])
+    return float(next(line for line in text.splitlines() if line.startswith(of)).split()[1])
 
 
 def _free_port() -> int:
