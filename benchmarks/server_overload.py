@@ -104,7 +104,7 @@ def memory(server: Started, requests: Sequence[bytes], minutes: float, rate: flo
         found = step(server, requests, WINDOW, rate=rate)
         answered += found.throughput * WINDOW
         offered += found.calls
-        samples.append(server.megabytes())
+        samples.append(server.resident())
     if len(samples) < 10:
         raise Gr2Error(f"{minutes:g} minutes are too few to tell")
     fifth = len(samples) // 5
@@ -115,7 +115,7 @@ def memory(server: Started, requests: Sequence[bytes], minutes: float, rate: flo
         Figure("requests meanwhile", f"{offered:,} sent, {answered:,.0f} answered", "measured", "ok"),
     ]
     table = {
-        "title": "memory in MB, at fifths of the run",
+        "title": "resident memory in MB, at fifths of the run",
         "columns": ["second fifth", "third", "fourth", "last", "most"],
         "rows": [
             [f"{np.median(part):.1f}" for part in np.array_split(np.array(samples), 5)[1:]] + [f"{max(samples):.1f}"]

@@ -483,6 +483,13 @@ class Admission:
         """
 
 @final
+class StartedRequest:
+    """A request that has a worker or waits for one. Dropped before it is finished, it gives its place up."""
+
+    def finish(self) -> tuple[int, bytes]:
+        """Wait for the worker: the outcome, and the serialised reply, or the reason for none. Once only."""
+
+@final
 class RequestEngine:
     """One bundle, answering requests without Python. Thread-safe."""
 
@@ -545,7 +552,10 @@ class RequestEngine:
         ValueError if the model gives a value that is not finite, naming its row, and OnnxError if it fails.
         """
 
-    def answer(
+    def start(
         self, request: ParsedRequest, admission: Admission, call: Call, *, seconds: float | None = None
-    ) -> tuple[int, bytes]:
-        """The outcome of a request that has `seconds` left, and the serialised reply, or the reason for none."""
+    ) -> StartedRequest | tuple[int, bytes]:
+        """Ask for a worker, without waiting, for a request that has `seconds` left.
+
+        Returns the request if it has a worker or waits for one; else the outcome, with the reply or with b"".
+        """

@@ -158,20 +158,64 @@ py::tuple score(const Engine& engine, const py::object& past, const py::object& 
   return py::make_tuple(std::move(order), std::move(scores), nanoseconds(began), nanoseconds(ended));
 }
 
-py::tuple answer(const Engine& engine, const ParsedRequest& request, Admission& admission, Call& call,
+// A request that has asked for a worker, with all that it points into. Gives its place up if it is dropped.
+class StartedRequest {
+ public:
+  StartedRequest(std::shared_ptr<Engine> engine, const ParsedRequest& request, Admission& admission, Call& call,
+                 Clock::time_point deadline)
+      : engine_(std::move(engine)),
+        held_{held(request), held(admission), held(call)},
+        handler_(*engine_, request.message, request.arrival, admission, call, deadline) {}
+  ~StartedRequest() {
+    if (open_) handler_.abandon();
+  }
+  StartedRequest(const StartedRequest&) = delete;
+  StartedRequest& operator=(const StartedRequest&) = delete;
+
+  std::optional<Outcome> start(std::string& out) {
+    const auto refusal = handler_.start(out);
+    open_ = !refusal;
+    return refusal;
+  }
+  py::tuple finish() {
+    if (!std::exchange(open_, false)) throw py::value_error("the request is finished already");
+    std::string out;
+    Outcome outcome = Outcome::kFailed;
+    {
+      const py::gil_scoped_release release;
+      outcome = handler_.finish(out);
+    }
+    return py::make_tuple(static_cast<int>(outcome), py::bytes(out));
+  }
+
+ private:
+  // The Python object that a value lives in.
+  template <typename T>
+  static py::object held(T& value) {
+    return py::cast(&value, py::return_value_policy::reference);
+  }
+
+  const std::shared_ptr<Engine> engine_;
+  const std::array<py::object, 3> held_;
+  RequestHandler handler_;
+  bool open_ = false;
+};
+
+// Either the started request, or the outcome and what was written.
+py::object start(std::shared_ptr<Engine> engine, const ParsedRequest& request, Admission& admission, Call& call,
                  std::optional<double> seconds) {
+  if (!request.valid) return py::make_tuple(static_cast<int>(Outcome::kInvalid), py::bytes());
+  auto started = std::make_unique<StartedRequest>(std::move(engine), request, admission, call, deadline_after(seconds));
   std::string out;
-  Outcome outcome = Outcome::kInvalid;
-  if (request.valid) {
-    RequestHandler handler(engine, request.message, request.arrival, admission, call, deadline_after(seconds));
+  std::optional<Outcome> refusal;
+  {
     // A refusal is made before another thread could have taken the GIL.
     std::optional<py::gil_scoped_release> release;
     if (view_of(request.bytes).size() > kHeldBytes) release.emplace();
-    const auto refusal = handler.start(out);
-    if (!refusal && !release) release.emplace();
-    outcome = refusal ? *refusal : handler.finish(out);
+    refusal = started->start(out);
   }
-  return py::make_tuple(static_cast<int>(outcome), py::bytes(out));
+  if (!refusal) return py::cast(std::move(started));
+  return py::make_tuple(static_cast<int>(*refusal), py::bytes(out));
 }
 
 std::optional<int> enter(Admission& admission, Call& call, std::optional<double> seconds, bool low, std::size_t size) {
@@ -245,6 +289,9 @@ void bind_engine(py::module_& module) {
            "Count a request that was handled in Python; an answered one with its timings in ns.")
       .def("stats", &stats, "Counts since the start, and the load now.");
   construct_in_new(admission);
+  py::class_<StartedRequest> started(module, "StartedRequest", py::is_final(), plain_metaclass(),
+                                     "A request that has a worker or waits for one.");
+  started.def("finish", &StartedRequest::finish, "Wait for the worker: the outcome, and the reply or the reason.");
   py::class_<Engine, std::shared_ptr<Engine>> engine(module, "RequestEngine", py::is_final(), plain_metaclass(),
                                                      "One bundle, answering requests.");
   engine
@@ -262,8 +309,9 @@ void bind_engine(py::module_& module) {
           "clear_cache", [](const Engine& self) { self.model().cache().clear(); }, "Forget the encoded histories.")
       .def("score", &score, py::arg("past"), py::arg("codes"), py::arg("known"), py::arg("features"),
            "Order (K,) int32, scores (K,) float32, and when the model began and ended, in ns.")
-      .def("answer", &answer, py::arg("request"), py::arg("admission"), py::arg("call"), py::kw_only(),
-           py::arg("seconds") = py::none(), "The outcome, and the reply or the reason.");
+      .def("start", &start, py::arg("request"), py::arg("admission"), py::arg("call"), py::kw_only(),
+           py::arg("seconds") = py::none(),
+           "The request, once it has asked for a worker; or the outcome, and the reply or the reason.");
   construct_in_new(engine);
 }
 

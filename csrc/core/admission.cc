@@ -139,10 +139,22 @@ void Admission::leave(Call& call, bool done) {
   require(call.state_ == Call::State::kWorking, "the call is not at work");
   const Clock::time_point now = Clock::now();
   if (done) times_.record(call.size_class_, now - call.begun_);
+  end(call, now);
+}
+
+void Admission::end(Call& call, Clock::time_point now) {
   working_.erase(call.place_);
   spaces_.push_back(std::move(call.space_));
   call.state_ = Call::State::kOutside;
   dispatch(now);
+}
+
+void Admission::withdraw(Call& call) {
+  const std::lock_guard lock(mutex_);
+  call.cancelled_ = true;
+  if (call.state_ == Call::State::kWaiting) waiting(call.priority_).erase(call.place_);
+  if (call.state_ == Call::State::kWorking) return end(call, Clock::now());
+  call.state_ = Call::State::kOutside;
 }
 
 void Admission::cancel(Call& call) {

@@ -83,6 +83,8 @@ class Admission {
   }
   // Ends the work. `done` says that it took the time that such work takes.
   void leave(Call& call, bool done);
+  // In place of `wait`, or of the work: gives up the place that the call has, if it has one. It stays cancelled.
+  void withdraw(Call& call);
   // The caller has gone: a call that waits, or enters later, is refused. From any thread.
   void cancel(Call& call);
 
@@ -102,6 +104,7 @@ class Admission {
   std::optional<Outcome> refusal(const Call& call, Clock::time_point now) const;
   void dispatch(Clock::time_point now);
   void refuse(Call& call, Outcome outcome);
+  void end(Call& call, Clock::time_point now);
   Queue& waiting(Priority priority) { return waiting_[static_cast<std::size_t>(priority)]; }
 
   const std::size_t workers_, queue_;

@@ -47,10 +47,18 @@ std::optional<Outcome> RequestHandler::start(std::string& out) {
 Outcome RequestHandler::finish(std::string& out) {
   if (const auto outcome = admission_.wait(call_)) return refused(*outcome, out);
   Place place(admission_, call_);
-  of(timings_, Phase::kQueue) = Clock::now() - asked_;
+  const Clock::time_point begun = Clock::now();
+  of(timings_, Phase::kQueue) = begun - asked_;
+  if (call_.cancelled()) return count(Outcome::kCancelled);
+  if (begun >= deadline_) return count(Outcome::kExpired);
   const Outcome outcome = engine_.rank(request_, arrival_.came, timings_, Admission::space(call_), out);
   place.done = outcome == Outcome::kAnswered;
   return count(outcome == Outcome::kAnswered && Clock::now() > deadline_ ? Outcome::kExpired : outcome);
+}
+
+void RequestHandler::abandon() {
+  admission_.withdraw(call_);
+  count(Outcome::kCancelled);
 }
 
 Outcome RequestHandler::refused(Outcome outcome, std::string& out) {

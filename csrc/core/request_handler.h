@@ -32,8 +32,10 @@ class RequestHandler {
   // outcome, with the reply in `out` if that is kFallback.
   std::optional<Outcome> start(std::string& out);
   // Waits for the worker and ranks. `out` is the reply if the outcome is kAnswered or kFallback, else the reason, if
-  // there is one. Nothing is answered after the deadline.
+  // there is one. Nothing is answered after the deadline; nothing is run for a call that has ended since it asked.
   Outcome finish(std::string& out);
+  // In place of `finish`: nobody waits for the reply any more.
+  void abandon();
 
  private:
   Outcome refused(Outcome outcome, std::string& out);

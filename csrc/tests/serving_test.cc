@@ -114,6 +114,22 @@ void test_cancelled_and_expired_calls_leave_the_queue() {
   admission.leave(working, true);
 }
 
+void test_a_call_that_is_withdrawn_gives_its_place_up() {
+  Admission admission(1, 2);
+  Call working, waiting, next;
+  CHECK(!admission.ask(working, Priority::kHigh, kNoDeadline, 1));
+  CHECK(!admission.ask(waiting, Priority::kHigh, kNoDeadline, 1));
+  CHECK(!admission.ask(next, Priority::kLow, kNoDeadline, 1));
+  admission.withdraw(waiting);
+  CHECK(waiting.cancelled() && admission.load().waiting_high == 0);
+  CHECK(!admission.wait(working));
+  admission.withdraw(working);
+  CHECK(!admission.wait(next));
+  CHECK(admission.load().working == 1);
+  admission.leave(next, true);
+  CHECK(admission.ask(waiting, Priority::kHigh, kNoDeadline, 1) == Outcome::kCancelled);
+}
+
 void test_a_call_without_enough_time_is_refused_at_once_until_it_might_have() {
   Admission admission(1, 64);
   for (int i = 0; i < 3; ++i) {
@@ -351,6 +367,7 @@ void test_engine(const char* library) {
 int main() {
   test_calls_beyond_the_queue_are_refused_and_urgent_ones_take_the_place_of_others();
   test_cancelled_and_expired_calls_leave_the_queue();
+  test_a_call_that_is_withdrawn_gives_its_place_up();
   test_a_call_without_enough_time_is_refused_at_once_until_it_might_have();
   test_estimates_follow_sizes();
   test_no_more_work_at_once_than_there_are_workers();

@@ -54,7 +54,7 @@ class Engine:
     On a CPU, `cache_bytes` bound the encoded histories that are kept for users who come again; 0 keeps none.
     On a GPU, requests of several threads are answered in batches within `batches`; on a CPU each is run by its caller,
     since batches never help there. With `native` the C++ core runs the model on the CPU, and answers whole requests
-    (see `NativeModel.answer`); where it cannot, one line in the log says why, and the package onnxruntime runs it.
+    (see `NativeModel.start`); where it cannot, one line in the log says why, and the package onnxruntime runs it.
     """
 
     def __init__(

@@ -89,10 +89,8 @@ class Server:
         if threads is None:
             cores = len(os.sched_getaffinity(0))
             threads = cores if self.engine.device == "cpu" else min(2 * config.batch, MOST_THREADS)
-        self._patience = Patience()
         self._admission = Admission(threads, config.queue)
-        self._patience.pressed = lambda: self._admission.full
-        self._admission.silent = self._patience.silent
+        self._patience = Patience(lambda: self._admission.full or self._admission.crowded)
         self._threads, self._stopping = threads, False
         self._shadow = Shadow(self.repository, config.shadow, config.shadow_share) if config.shadow else None
         if self._shadow is not None:

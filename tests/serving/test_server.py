@@ -26,7 +26,7 @@ from gr2.errors import BundleError, ConfigError, Gr2Error, OverloadError
 from gr2.serving.engine import Answer, Engine
 from gr2.serving.request import Slate
 from gr2.serving.server import Server
-from gr2.serving.services.servicer import Servicer
+from gr2.serving.services.replies import InCore
 from gr2.v1 import reranker_pb2, reranker_pb2_grpc
 
 MakeBundle = Callable[..., Path]
@@ -142,7 +142,7 @@ def test_failure_of_the_model_is_internal_and_logged(
     def fail(*_: object) -> bytes:
         raise Gr2Error("the model's output cannot be ranked")
 
-    monkeypatch.setattr(Servicer, "answer", fail)
+    monkeypatch.setattr(InCore, "reply", fail)
     server = Server(make_bundle(), port=0)
     server.start()
     with Client(server.address) as client, pytest.raises(Gr2Error, match="INTERNAL: internal error") as caught:

@@ -6,19 +6,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import grpc
 
 from gr2._core import Admission as CoreAdmission
 
-__all__ = ["Admission", "CallPool", "Patience", "in_pool", "messages_of", "only_message"]
+__all__ = ["DONE", "Admission", "CallPool", "InPlace", "Patience", "in_pool", "messages_of", "only_message"]
 
-REFUSAL_THREADS = 2
 PRESSED = 0.5  # seconds
-SPARE, SILENT = 4, 64
-QUIET = 0.01  # seconds after which a call that has sent no message is silent
+SPARE = 4
+MOST_UNREAD = 1024
 SWEEP = 0.25  # seconds between two looks at silent calls
+
+DONE: Future[Any] = Future()
+DONE.set_result(None)
 
 T = TypeVar("T")
 Behavior = TypeVar("Behavior", bound=Callable[..., Any])
@@ -47,48 +49,72 @@ class CallPool(ThreadPoolExecutor):
                 self.pending -= 1
 
 
-def in_pool(pool: CallPool, behavior: Behavior) -> Behavior:
+def in_pool(pool: ThreadPoolExecutor, behavior: Behavior) -> Behavior:
     """`behavior`, a function of its own, marked for grpc's synchronous server to run in `pool`."""
     behavior.experimental_thread_pool = pool  # type: ignore[attr-defined]
     return behavior
 
 
+class InPlace(ThreadPoolExecutor):
+    """Runs what it is given in the thread that gives it, for calls that are over at once; `taken` counts them."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.taken = 0
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Run a call."""
+        self.taken += 1
+        fn(*args, **kwargs)
+        return DONE
+
+
 class Admission:
     """At most `threads` requests at work, at most `queue` more waiting, and a refusal for any beyond that.
 
-    `core` decides which of them work, and counts them. Each call has a thread in `pool` from its arrival on, and
-    SPARE more are there to read requests, and to refuse them. Beyond that, refusals run in a pool of their own, which
-    no other call can fill. Calls that are silent take none of that room: SILENT more threads wait for their messages.
+    `core` decides which of them work, and counts them. Those that it lets in have a thread each in `pool`, and SPARE
+    more are there for requests that must be read before it can decide. Refusals are made `in_place`, by the thread that
+    grpc serves from. `unread` calls have sent no message yet, MOST_UNREAD at most; they hold no thread. `overload`
+    is why a call is refused that finds no room.
     """
-
-    silent: Callable[[], int] = staticmethod(lambda: 0)
 
     def __init__(self, threads: int, queue: int) -> None:
         self.bound = threads + queue
         self.core = CoreAdmission(threads, queue)
-        self.pool = CallPool(self.bound + SPARE + SILENT, "rerank")
-        self.refusals = CallPool(REFUSAL_THREADS, "refuse")
+        self.pool = CallPool(self.bound + SPARE, "rerank")
+        self.in_place = InPlace()
+        self.unread = 0
+        self.overload = f"{self.bound} requests are at work or wait already"
 
     @property
     def full(self) -> bool:
-        """Whether a call that arrives now must be refused unread."""
-        room = self.bound + SPARE
-        return self.pool.pending >= room and self.pool.pending - min(self.silent(), SILENT) >= room
+        """Whether no thread can be had for a call that the core has not let in."""
+        return self.pool.pending >= self.bound + SPARE
+
+    @property
+    def crowded(self) -> bool:
+        """Whether no more calls may be without a message."""
+        return self.unread >= MOST_UNREAD
 
     @property
     def taken(self) -> int:
-        """Calls that have arrived, refused ones included."""
-        return self.pool.taken + self.refusals.taken
+        """Calls that have sent a message, and those that were refused before."""
+        return self.pool.taken + self.in_place.taken
 
     @property
     def pending(self) -> int:
         """Calls that have arrived and are not done."""
-        return self.pool.pending + self.refusals.pending
+        return self.pool.pending + self.unread
 
     def shutdown(self) -> None:
         """End the threads once their calls are done."""
         self.pool.shutdown()
-        self.refusals.shutdown()
+
+
+class Cancellable(Protocol):
+    """A call, as grpc's contexts and grpc's calls themselves are."""
+
+    def cancel(self) -> Any: ...
 
 
 class _Waiting:
@@ -96,9 +122,7 @@ class _Waiting:
 
     __slots__ = ("_all", "_context", "_seconds")
 
-    def __init__(
-        self, waiting: dict[grpc.ServicerContext, tuple[float, float]], context: grpc.ServicerContext, seconds: float
-    ) -> None:
+    def __init__(self, waiting: dict[Cancellable, tuple[float, float]], context: Cancellable, seconds: float) -> None:
         self._all, self._context, self._seconds = waiting, context, seconds
 
     def __enter__(self) -> None:
@@ -111,12 +135,12 @@ class _Waiting:
 class Patience:
     """Cancels calls that keep a thread waiting for a message. grpc waits without an end, inside the thread.
 
-    While `pressed()` says that others are refused for want of a thread, silent calls lose theirs after PRESSED seconds.
+    While `pressed()` says that others are refused for want of room, silent calls lose theirs after PRESSED seconds.
     """
 
     def __init__(self, pressed: Callable[[], bool] = lambda: False) -> None:
         self.pressed = pressed
-        self._waiting: dict[grpc.ServicerContext, tuple[float, float]] = {}
+        self._waiting: dict[Cancellable, tuple[float, float]] = {}
         self._cap = float("inf")
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._sweep, name="gr2-patience", daemon=True)
@@ -125,14 +149,9 @@ class Patience:
         """Begin to look."""
         self._thread.start()
 
-    def waiting(self, context: grpc.ServicerContext, seconds: float) -> _Waiting:
+    def waiting(self, context: Cancellable, seconds: float) -> _Waiting:
         """A `with` block that cancels the call if it takes longer than `seconds`."""
         return _Waiting(self._waiting, context, seconds)
-
-    def silent(self) -> int:
-        """How many calls have been waited for longer than a moment."""
-        before = time.monotonic() - QUIET
-        return sum(since < before for since, _ in list(self._waiting.values()))
 
     def hurry(self, seconds: float) -> None:
         """From now on, no call may wait longer than `seconds`."""

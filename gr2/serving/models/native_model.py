@@ -15,13 +15,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gr2._core import Admission, Call, OnnxError, OnnxRuntime, ParsedRequest, RequestEngine
+from gr2._core import Admission, Call, OnnxError, OnnxRuntime, ParsedRequest, RequestEngine, StartedRequest
 from gr2.bundle import Bundle
 from gr2.decoding import Codebook
 from gr2.errors import BundleError, Gr2Error
 from gr2.features import candidate_features
 from gr2.serving.models.memory import ATTENTION, CAUSAL, EVIDENCE, HIDDEN, LARGE, MOST_OF_REQUEST
-from gr2.serving.models.outcomes import Outcome
 from gr2.serving.models.query import Query, Scored, UnrankableError
 from gr2.serving.models.session import differences, pair_differences
 
@@ -137,15 +136,14 @@ class NativeModel:
             raise UnrankableError(str(error), in_prior=str(error).startswith("prior")) from error
         return Scored(order, scores, (stamps[0], stamps[1]))
 
-    def answer(
+    def start(
         self, request: ParsedRequest, admission: Admission, call: Call, seconds: float | None = None
-    ) -> tuple[Outcome, bytes]:
-        """The outcome of a request that has `seconds` left, and the serialised reply, or the reason why there is none.
+    ) -> StartedRequest | tuple[int, bytes]:
+        """A request that has `seconds` left and now a place in `admission`, where its turn will come.
 
-        Waits in `admission` for its turn.
+        Or, at once, its outcome, and the serialised reply or the reason why there is none.
         """
-        outcome, out = self._engine.answer(request, admission, call, seconds=seconds)
-        return Outcome(outcome), out
+        return self._engine.start(request, admission, call, seconds=seconds)
 
     def close(self) -> None:
         """Forget the histories."""

@@ -12,7 +12,7 @@ from time import perf_counter_ns
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from gr2._core import Call, ParsedRequest
+from gr2._core import Call, ParsedRequest, StartedRequest
 from gr2.errors import Gr2Error, OverloadError, RequestError
 from gr2.serving.access.calls import Admission
 from gr2.serving.engine import Answer, Engine
@@ -22,7 +22,7 @@ from gr2.serving.ranking import Timings
 from gr2.serving.request import Ids, Slate
 from gr2.v1 import reranker_pb2
 
-__all__ = ["malformed", "reply", "reply_in_python"]
+__all__ = ["InCore", "malformed", "reply", "reply_in_python"]
 
 # Of requests that were let in.
 FAILURES: dict[type[BaseException], Outcome] = {
@@ -47,25 +47,40 @@ def reply(
     """
     if engine.native is None:
         return reply_in_python(engine, data, admission, call, seconds)
-    return _reply_in_core(engine, engine.native, data, request, admission, call, seconds)
+    return InCore(engine, engine.native, data, request, admission, call, seconds).reply()
 
 
-def _reply_in_core(
-    engine: Engine,
-    native: NativeModel,
-    data: bytes,
-    request: ParsedRequest,
-    admission: Admission,
-    call: Call,
-    seconds: float | None,
-) -> bytes:
-    outcome, out = native.answer(request, admission.core, call, seconds)
-    if outcome in (Outcome.ANSWERED, Outcome.FALLBACK):
-        return out
-    if outcome is Outcome.INVALID:
-        engine.rank(_check(engine, data)[1], perf_counter_ns())
-        raise Gr2Error(f"bundle {engine.version}: the core refuses a request that keeps the rules")
-    raise error_of(outcome, out.decode(errors="replace"), version=engine.version, bound=admission.bound)
+class InCore:
+    """A request that the core has looked at, without waiting: it has asked for a worker, or its outcome is there."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        native: NativeModel,
+        data: bytes,
+        request: ParsedRequest,
+        admission: Admission,
+        call: Call,
+        seconds: float | None,
+    ) -> None:
+        self._engine, self._data, self._bound = engine, data, admission.bound
+        self._found = native.start(request, admission.core, call, seconds)
+
+    @property
+    def known(self) -> bool:
+        """Whether the end is known, and takes no time to tell."""
+        return not isinstance(self._found, StartedRequest) and self._found[0] != Outcome.INVALID
+
+    def reply(self) -> bytes:
+        """What the function `reply` gives, once. Waits for the worker."""
+        number, out = self._found.finish() if isinstance(self._found, StartedRequest) else self._found
+        if number in (Outcome.ANSWERED, Outcome.FALLBACK):
+            return out
+        engine = self._engine
+        if number == Outcome.INVALID:
+            engine.rank(_check(engine, self._data)[1], perf_counter_ns())
+            raise Gr2Error(f"bundle {engine.version}: the core refuses a request that keeps the rules")
+        raise error_of(Outcome(number), out.decode(errors="replace"), version=engine.version, bound=self._bound)
 
 
 def reply_in_python(engine: Engine, data: bytes, admission: Admission, call: Call, seconds: float | None) -> bytes:

@@ -13,12 +13,14 @@ import grpc
 
 from gr2._core import Call, ParsedRequest
 from gr2.errors import Gr2Error, OverloadError, RequestError, UnservedError
+from gr2.serving.access.arrivals import Message, Reader
 from gr2.serving.access.calls import Admission, Patience, in_pool, only_message
 from gr2.serving.access.load import LoadReport
+from gr2.serving.bundles.handle import Handle
 from gr2.serving.bundles.repository import Repository
 from gr2.serving.bundles.shadow import Shadow
 from gr2.serving.models.outcomes import Outcome
-from gr2.serving.services.replies import malformed, reply
+from gr2.serving.services.replies import InCore, malformed, reply
 from gr2.v1 import reranker_pb2
 
 __all__ = ["METHOD", "SERVICE", "STATUS", "Servicer"]
@@ -29,6 +31,7 @@ SERVICE: str = reranker_pb2.DESCRIPTOR.services_by_name["Reranker"].full_name
 METHOD = f"/{SERVICE}/Rerank"
 
 MESSAGE_WAIT = 10.0  # seconds from a call's arrival to the end of its message
+SHORT = 16384  # bytes of a request that is looked at by the thread that serves all calls
 
 # The first class that matches decides; anything else is a bug: INTERNAL, with the details in the server's log only.
 STATUS: tuple[tuple[type[Gr2Error], grpc.StatusCode], ...] = (
@@ -36,6 +39,25 @@ STATUS: tuple[tuple[type[Gr2Error], grpc.StatusCode], ...] = (
     (OverloadError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (UnservedError, grpc.StatusCode.UNAVAILABLE),
 )
+
+
+class Looked:
+    """A request that the core has looked at, and the lease of the bundle that answers it."""
+
+    __slots__ = ("_lease", "_started", "call", "known")
+
+    def __init__(self, lease: Handle, started: InCore, call: Call) -> None:
+        self._lease, self._started, self.call, self.known = lease, started, call, started.known
+
+    def reply(self) -> bytes:
+        """As `gr2.serving.services.replies.reply`, once."""
+        with self._lease:
+            return self._started.reply()
+
+    def abandon(self) -> None:
+        """In place of `reply`: nobody waits for it."""
+        del self._started
+        self._lease.release()
 
 
 class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
@@ -62,10 +84,11 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
         self._lock = threading.Lock()
         # As streams of one message, which look the same on the wire: grpc waits for a unary call's message before it
         # calls the behavior, so that nothing of ours could end a call that never sends one.
-        self._answer = grpc.stream_unary_rpc_method_handler(self.rerank)
+        reader = Reader(admission, patience, MESSAGE_WAIT, self.look)
+        rerank = functools.partial(self.rerank)  # has attributes, which a method has not
+        self._answer = grpc.stream_unary_rpc_method_handler(in_pool(reader, rerank))
         self._refuse = self.refusal(grpc.StatusCode.UNAVAILABLE, "the server is stopping")
-        full = OverloadError(f"{admission.bound} requests are at work or wait already")
-        self._overloaded = self.refusal(_status(full), str(full))
+        self._overloaded = self.refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, admission.overload)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         """The handler of a call that has just arrived; None for another service's."""
@@ -73,21 +96,45 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
             return None
         if self.refusing:
             return self._refuse
-        return self._overloaded if self.admission.full else self._answer
+        return self._overloaded if self.admission.crowded else self._answer
+
+    def look(self, data: bytes, seconds: float) -> Looked | None:
+        """What the core says at once to a message whose call has `seconds` left; None if that is not for it to say."""
+        request = ParsedRequest(data) if len(data) <= SHORT else None
+        if request is None or (name := request.bundle) is None:
+            return None
+        try:
+            lease = self.repository.lease(name)
+        except Gr2Error:
+            return None
+        engine = lease.engine
+        if engine.native is None or len(data) > engine.bundle.manifest.limits.max_request_bytes:
+            lease.release()
+            return None
+        call = Call()
+        try:
+            started = InCore(engine, engine.native, data, request, self.admission, call, seconds)
+        except BaseException:
+            lease.release()
+            raise
+        return Looked(lease, started, call)
 
     def rerank(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         """One call: the serialised response, or a status from the table."""
+        looked = messages.begun if isinstance(messages, Message) else None
+        call = Call() if looked is None else looked.call
         with self._lock:
             self.active += 1
-        call = Call()
         if not context.add_callback(functools.partial(self._finished, call)):
             self._finished(call)
+            if looked is not None:
+                looked.abandon()
             context.abort(grpc.StatusCode.CANCELLED, "the caller has gone")
-        data = only_message(messages, context, self.patience, MESSAGE_WAIT)
+        data = self._message(messages, context)
         arrived = perf_counter_ns()
         failed = True
         try:
-            out = self.answer(data, context.time_remaining(), call)
+            out = self.answer(data, context.time_remaining(), call) if looked is None else looked.reply()
             failed = False
             if self.shadow is not None:
                 self.shadow.offer(data, out)
@@ -128,7 +175,14 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
             context.abort(code, details)
             raise AssertionError("abort raises")
 
-        return grpc.stream_unary_rpc_method_handler(in_pool(self.admission.refusals, refuse))
+        return grpc.stream_unary_rpc_method_handler(in_pool(self.admission.in_place, refuse))
+
+    def _message(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+        try:
+            return only_message(messages, context, self.patience, MESSAGE_WAIT)
+        except OverloadError as error:
+            context.abort(_status(error), str(error))
+            raise AssertionError("abort raises") from error
 
     def _finished(self, call: Call) -> None:
         self.admission.core.cancel(call)

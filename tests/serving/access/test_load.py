@@ -56,7 +56,7 @@ def test_window_is_reported_as_rates_and_shares(monkeypatch: pytest.MonkeyPatch)
 def test_weighted_round_robin_asks_the_less_loaded_server_more(
     make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    servers = [Server(make_bundle(), port=0) for _ in range(2)]
+    servers = [Server(make_bundle(), port=0, native=False) for _ in range(2)]
     slow, answer = servers[0]._servicer, Servicer.answer
 
     def slowed(servicer: Servicer, *arguments: object) -> bytes:

@@ -1,0 +1,142 @@
+"""Calls whose message is read before they take a thread.
+
+grpc's synchronous server hands a call to a pool once its headers have come, and the pool's thread waits for the
+message. Here the thread that grpc serves from asks for the message, and looks at it as it comes: a call that is refused
+takes no thread and no switch between threads, about half of its processor time, and silent calls hold none. That takes
+functions which grpc keeps to itself; where they are not as they were, calls are read by the threads that answer them.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol
+
+from gr2._core import Call
+from gr2.errors import OverloadError
+from gr2.serving.access.calls import DONE, Admission, Patience
+
+try:
+    from grpc._cython.cygrpc import ReceiveMessageOperation
+    from grpc._server import _RECEIVE_MESSAGE_TOKEN, _receive_message, _unary_response_in_pool
+except ImportError:  # another version of grpc
+    _unary_response_in_pool = None
+
+__all__ = ["Begun", "Message", "Reader"]
+
+logger = logging.getLogger(__name__)
+
+# What grpc submits: the function, the call's event and state, the behavior, its argument, and two (de)serialisers.
+SUBMITTED = 7
+NO_FLAGS = 0
+
+
+class Begun(Protocol):
+    """What was made of a message on its arrival; `known` says that answering it takes neither time nor a wait."""
+
+    known: bool
+    call: Call
+
+    def reply(self) -> bytes:
+        """The serialised response, once; waits for it unless it is known. Raises the reason why there is none."""
+
+    def abandon(self) -> None:
+        """Nobody waits for the answer."""
+
+
+class Message:
+    """The messages of a call that has been read: one, or none. Iterating raises `refusal`, if there is one.
+
+    `came` is when the message was there, by `perf_counter_ns`.
+    """
+
+    __slots__ = ("_data", "_refusal", "begun", "came")
+
+    def __init__(
+        self, came: int, data: bytes | None, begun: Begun | None = None, refusal: OverloadError | None = None
+    ) -> None:
+        self.came, self._data, self.begun, self._refusal = came, data, begun, refusal
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        if self._refusal is not None:
+            raise self._refusal
+        data, self._data = self._data, None
+        if data is None:
+            raise StopIteration
+        return data
+
+
+class Reader(ThreadPoolExecutor):
+    """Reads the messages of calls, each for at most `wait` seconds, and runs the calls in the admission's pool.
+
+    `look` is what to make of a message that comes, with the seconds that its call has left; None where that would take
+    time. A call whose end is known then, or that finds no room in the pool, is ended in the thread that grpc serves
+    from. `look` may not wait.
+    """
+
+    def __init__(
+        self,
+        admission: Admission,
+        patience: Patience,
+        wait: float,
+        look: Callable[[bytes, float], Begun | None] = lambda _, __: None,
+    ) -> None:
+        super().__init__(1)
+        self._admission, self._patience, self._wait, self._look = admission, patience, wait, look
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Run a call once its message has come."""
+        if _unary_response_in_pool is None or len(args) != SUBMITTED or args[0] is not _unary_response_in_pool:
+            return self._admission.pool.submit(fn, *args, **kwargs)
+        work, event, state, behavior, _, *coders = args
+        received = _receive_message(state, event.call, None)
+        waiting = self._patience.waiting(event.call, self._wait)
+
+        def arrived(operations: Any) -> Any:
+            waiting.__exit__()
+            ended = received(operations)
+            # Unless grpc says that nothing of the call is left.
+            if ended[0] is None:
+                data, state.request = state.request, None
+                message, pool = self._choose(data, event.call_details.deadline)
+                try:
+                    pool.submit(fn, work, event, state, behavior, lambda: message, *coders)
+                except RuntimeError:  # the pool takes no more: the server stops
+                    event.call.cancel()
+                    if message.begun is not None:
+                        message.begun.abandon()
+            # Last: between the two a call would look as if it were not there.
+            self._admission.unread -= 1
+            return ended
+
+        self._admission.unread += 1
+        waiting.__enter__()
+        event.call.start_server_batch((ReceiveMessageOperation(NO_FLAGS),), arrived)
+        state.due.add(_RECEIVE_MESSAGE_TOKEN)
+        return DONE
+
+    def without_look(self) -> Reader:
+        """One that leaves what to make of messages to the calls' threads."""
+        return Reader(self._admission, self._patience, self._wait)
+
+    def _choose(self, data: bytes | None, deadline: float) -> tuple[Message, ThreadPoolExecutor]:
+        """What the call finds in place of its messages, and where it runs."""
+        came = time.perf_counter_ns()
+        if data is None:
+            return Message(came, None), self._admission.in_place
+        try:
+            begun = self._look(data, max(0.0, deadline - time.time()))
+        except Exception:
+            # The call's own thread will find the same, and end the call; this one serves all of them.
+            logger.exception("a request could not be looked at")
+            begun = None
+        if begun is not None:
+            return Message(came, data, begun), self._admission.in_place if begun.known else self._admission.pool
+        if self._admission.full:
+            return Message(came, data, refusal=OverloadError(self._admission.overload)), self._admission.in_place
+        return Message(came, data), self._admission.pool
