@@ -33,8 +33,15 @@ TESTS = {
         "tests/training/policy/test_dapo.py", "-k", "brute or gradient",
     ],
     "log-probabilities of constrained tokens are those that they were sampled with": ["tests/models/test_policy.py"],
-    "SIGKILL or an interrupt in rl, then again: the same weights, figures and ranks": [
-        "tests/training/test_rl.py", "-k", "kill or clock",
+    "DAPO's loss is clipped higher, a mean over tokens, of redrawn groups; OPD's divergence is weighed beside it": [
+        "tests/training/policy/test_dapo.py", "-k", "loss or redrawn or redraws or updates or advantages",
+    ],
+    "lists of several positives are learnt from by AUC and graded NDCG, and judged by them": [
+        "tests/training/test_rl.py", "tests/training/policy/test_list_rollouts.py", "-k", "several",
+    ],
+    "SIGKILL in rl, opd, bypass or compress, or an interrupt, then again: the same weights, figures and ranks": [
+        "tests/training/test_rl.py", "tests/training/test_opd.py", "tests/training/test_bypass.py",
+        "tests/training/test_compress.py", "-k", "kill or clock",
     ],
     "a policy that copies is ended; monitors": [
         "tests/training/policy/test_monitors.py", "tests/training/test_rl.py", "-k", "monitor or copies or figures",

@@ -61,13 +61,15 @@ def test_pure_distillation_does_not_look_at_rewards_and_the_task_does(
     untrained: dict[str, Artifact], teacher: Path, tmp_path: Path
 ) -> None:
     made = {}
-    for form in ("reverse", "task"):
+    for form in ("reverse", "forward", "task"):
         for scale in ("group", "none"):
             config = config_of(teacher, form=form, steps=1, scale=scale, warmup=0.0)
             made[form, scale] = weights(opd.run(config, untrained, tmp_path / f"{form}-{scale}", 3))
-    for form, same in (("reverse", True), ("task", False)):
+    for form, same in (("reverse", True), ("forward", True), ("task", False)):
         first, second = made[form, "group"], made[form, "none"]
         assert all(torch.equal(value, second[name]) for name, value in first.items()) == same
+    others = made["forward", "group"]
+    assert any(not torch.equal(value, others[name]) for name, value in made["reverse", "group"].items())
 
 
 def test_kill_in_the_middle_changes_nothing(

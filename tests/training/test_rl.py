@@ -20,6 +20,7 @@ from gr2.training import rl
 from gr2.training.loop.resumable import Resumable
 from gr2.training.policy import rewards, trying
 from gr2.training.policy.monitors import monitor
+from gr2.training.policy.training import training_lists
 from gr2.training.rl import RlConfig
 
 TINY = RlConfig(
@@ -93,6 +94,31 @@ def test_weights_by_the_place_of_one_target_are_refused_where_several_are_paid(
     config = replace(TINY, reward="ndcg", shuffle=True, balance=True)
     with pytest.raises(ConfigError, match="balance weighs lists by the place of one target, but reward = 'ndcg'"):
         rl.run(config, graded(parents, tmp_path / "graded"), tmp_path / "rl", 3)
+
+
+def test_balance_weighs_rewards_by_the_place_of_the_target(
+    parents: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(trying, "monitor", lambda outcomes: seen.extend(outcomes) or monitor(outcomes))
+    config = replace(TINY, steps=2, shuffle=True, balance=True, limit=9, test_lists=0)
+    rl.run(config, parents, tmp_path / "rl", 3)
+    targets = training_lists(config, parents["midtrain"], 3).label()
+    weights = rewards.balance_weights(targets, 5)
+    assert len(set(weights[targets])) > 1
+    for each in seen:
+        assert each.reward == weights[each.target] * rewards.promotion(each.ranking, each.target)
+
+
+def test_answers_are_as_free_and_as_sure_as_was_asked(parents: dict[str, Artifact], tmp_path: Path) -> None:
+    free = rl.run(replace(TINY, steps=1, constrained=False, test_lists=3), parents, tmp_path / "free", 3)
+    (step,) = pq.read_table(free.file("steps.parquet")).to_pylist()
+    assert step["valid"] == 0.0
+    assert step["reward"] == -1.0
+    assert free.metrics["test"]["valid"] < 1.0
+    sure = rl.run(replace(TINY, steps=1, temperature=0.01, test_lists=0), parents, tmp_path / "sure", 3)
+    (step,) = pq.read_table(sure.file("steps.parquet")).to_pylist()
+    assert step["entropy"] < 0.2 < pq.read_table(free.file("steps.parquet"))["entropy"][0].as_py()
 
 
 def test_reasoning_is_learnt_from_too_and_its_length_is_penalised(parents: dict[str, Artifact], tmp_path: Path) -> None:

@@ -136,9 +136,11 @@ def ndcg_gain(ranking: Ranking, gains: Sequence[int]) -> float:
 def overlong(length: int, longest: int, cache: int) -> float:
     """DAPO's soft penalty, from 0 to -1: it grows over the last `cache` tokens that an explanation may have.
 
-    Where there is none, `longest` being 0, nothing is too long.
+    Where it may have no more than these it grows from the first token on; where there is none, `longest` being 0,
+    nothing is too long.
     """
-    return -min(1.0, max(0.0, (length - longest + cache) / cache)) if cache and longest else 0.0
+    room = min(cache, longest)
+    return -min(1.0, max(0.0, (length - longest + room) / room)) if room else 0.0
 
 
 def balance_weights(targets: NDArray[np.integer], width: int) -> NDArray[np.float64]:

@@ -18,7 +18,7 @@ __all__ = ["Draw", "Group", "Rollout", "Scale", "advantages", "choices_of", "has
 Scale = Literal["group", "none"]
 # Sets of more tokens are an explanation's: nearly the whole vocabulary, and few of them.
 SMALL = 256
-# Rewards are at least a hundredth apart, or equal.
+# Rewards that differ do so by more than the rounding of their sums.
 SAME = 1e-6
 
 

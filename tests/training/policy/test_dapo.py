@@ -362,7 +362,14 @@ def work(folder: Path) -> None:
         seen.append(len(outcomes))
         return {}
 
-    trainer = trainer_of(reasoner, folder / "trainer", chosen, tasks=8, flat=4, watch=watch)
+    drawn: list[list[int]] = []
+
+    def noted(tasks: Sequence[int], seed: int) -> list[Group]:
+        drawn.append(list(tasks))
+        groups: list[Group] = draw(reasoner, tasks, seed, flat=4)
+        return groups
+
+    trainer = trainer_of(reasoner, folder / "trainer", chosen, tasks=8, draw=noted, watch=watch)
     trainer.fit("rl")
     record = {
         "weights": sum(float(value.double().abs().sum()) for value in reasoner.model.state_dict().values()),
@@ -371,7 +378,9 @@ def work(folder: Path) -> None:
         "history": trainer.history,
         "checkpoints": sorted(path.name for path in (folder / "trainer").glob("checkpoint-*")),
     }
-    (folder / f"{trainer.accelerator.process_index}.json").write_text(json.dumps(record))
+    rank = trainer.accelerator.process_index
+    (folder / f"{rank}.json").write_text(json.dumps(record))
+    (folder / f"tasks-{rank}.json").write_text(json.dumps(drawn[0]))
 
 
 def test_processes_agree(tmp_path: Path) -> None:
@@ -394,3 +403,6 @@ def test_processes_agree(tmp_path: Path) -> None:
     assert len(first["seen"]) == 2
     assert max(first["seen"]) > 4 * SAMPLES
     assert first["checkpoints"] == ["checkpoint-2"]
+    # Each has its own share of the step's tasks.
+    mine, others = (set(json.loads((tmp_path / f"tasks-{rank}.json").read_text())) for rank in (0, 1))
+    assert (len(mine), len(others), mine & others) == (2, 2, set())

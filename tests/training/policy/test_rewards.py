@@ -223,5 +223,9 @@ def test_of_one_positive_auc_is_a_shifted_promotion_and_ndcg_prefers_the_top() -
     assert rewards.REWARDS["ndcg"]([0, 1, 2, 3], [0, 0, 1, 0]) == 0
 
 
+def test_an_explanation_shorter_than_the_cache_is_paid_less_from_its_first_token_on() -> None:
+    assert [rewards.overlong(length, 4, 40) for length in (0, 1, 4)] == [0.0, -0.25, -1.0]
+
+
 def test_where_there_is_no_explanation_none_is_too_long() -> None:
     assert rewards.overlong(0, 0, 40) == 0.0
