@@ -77,10 +77,10 @@ REWARDED = tuple(
         ("default-constrained", "default, constrained", SHORT),
         ("ours", "ours: default, constrained, shuffled with ranks", SHORT | SHUFFLED),
         ("withheld", "default, constrained, order withheld", SHORT | SHUFFLED | {"incoming_rank": False}),
-        ("teacher", "default, constrained, twice the steps", SHORT | {"steps": 600}),
+        ("half", "default, constrained, half the steps", SHORT | {"steps": 150}),
     )
 )
-PLAIN, TEACHER = (next(job for job in REWARDED if job.name == name) for name in ("default-constrained", "teacher"))
+PLAIN, TEACHER = (next(job for job in REWARDED if job.name == name) for name in ("half", "default-constrained"))
 LONG = PROMPT | EVALUATED | {
     "steps": 40, "groups": 8, "samples": 8, "batch": 64, "answer_batch": 64, "redraws": 0, "learning_rate": 1e-4,
 }  # fmt: skip
@@ -102,17 +102,17 @@ TAUGHT = tuple(
             "opd-then-rl",
             "OPD, then RL",
             (
-                ("opd", SHORT | {"steps": 150, "form": "reverse", "test_lists": 0}),
-                ("rl", SHORT | {"steps": 150, "start": "opd"}),
+                ("opd", SHORT | {"steps": 75, "form": "reverse", "test_lists": 0}),
+                ("rl", SHORT | {"steps": 75, "start": "opd"}),
             ),
         ),
-        ("opd", "OPD alone", (("opd", SHORT | {"form": "reverse"}),)),
-        ("opd-task", "OPD with the reward", (("opd", SHORT | {"kl": 1.0}),)),
+        ("opd", "OPD alone", (("opd", SHORT | {"steps": 150, "form": "reverse"}),)),
+        ("opd-task", "OPD with the reward", (("opd", SHORT | {"steps": 150, "kl": 1.0}),)),
     )
 )
 # The second pass, from the model of the papers' best recipe, and for want of long trainings with explanations from each
 # of the fine-tuned ones.
-DROPPED = {name: value for name, value in SHORT.items() if name not in ("reasoning", "knowledge")}
+DROPPED = {name: value for name, value in SHORT.items() if name not in ("reasoning", "knowledge")} | {"steps": 150}
 BYPASSED = Job("bypass", "the second pass", FOLDER / "rl-rejection-kp", (("bypass", DROPPED),), "rl")
 BRIEF = tuple(
     replace(

@@ -120,7 +120,7 @@ def quality() -> Record:
 
 def taught() -> Record:
     """On-policy distillation, alone, with the reward, and before reinforcement learning."""
-    alone = [("RL alone", PLAIN), ("the teacher: RL alone for longer", TEACHER)]
+    alone = [("RL alone", PLAIN), ("the teacher: RL alone for twice the steps", TEACHER)]
     done = [(name, job) for name, job in [*alone, *((job.title, job) for job in TAUGHT)] if job.measured]
     found = {RANKING.title: ranked(RANKING.stage("sft"))}
     found |= {name: ranked(job.stage(job.stages[-1][0])) for name, job in done}
