@@ -47,7 +47,7 @@ from gr2.training.language.weighted import PROMPT, RANKING, Example, weighted_tr
 from gr2.training.loop.capacity import context_length
 from gr2.training.loop.optimisation import in_bfloat16, threads
 from gr2.training.loop.resumable import epoch_means
-from gr2.training.loop.workers import LEAVE, TRAIN, Workers, leave
+from gr2.training.loop.workers import TRAIN, Workers, follow_first, leave
 from gr2.training.policy.training import STEPS, ends, steps_table, train_policy, training_lists
 from gr2.training.reasoner.contexts import CONTEXTS
 from gr2.training.reasoner.reranking import list_slates
@@ -110,13 +110,12 @@ def run(config: CompressConfig, artifacts: Mapping[str, Artifact], out: Path, se
 
 
 def follow(config: CompressConfig, artifacts: Mapping[str, Artifact], out: Path, seed: int) -> None:
-    """What the other processes of a launch do while the first is in `run`, or has told them to `leave`."""
-    workers = Workers()
-    with threads(config.threads):
-        if workers.agree(LEAVE) == TRAIN:
-            checkpoints = out.resolve().with_name(out.name + ".partial") / "checkpoints"
-            _train(config, _Lesson.of(config, artifacts, seed), checkpoints, seed)
-    workers.end()
+    """What the other processes of a launch do; see `follow_first`."""
+
+    def train(_: Workers, checkpoints: Path) -> None:
+        _train(config, _Lesson.of(config, artifacts, seed), checkpoints, seed)
+
+    follow_first(out, config.threads, train)
 
 
 @dataclass(frozen=True, eq=False)

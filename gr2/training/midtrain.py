@@ -39,7 +39,7 @@ from gr2.training.loop.capacity import context_length
 from gr2.training.loop.dropout import dropout
 from gr2.training.loop.lora import adapters, only_new_rows
 from gr2.training.loop.optimisation import in_bfloat16, threads
-from gr2.training.loop.workers import LEAVE, TRAIN, Workers, leave
+from gr2.training.loop.workers import TRAIN, Workers, follow_first, leave
 from gr2.training.reasoner.next_item import NextItem, list_metrics
 
 __all__ = ["INPUTS", "MidtrainConfig", "follow", "leave", "positions", "run", "sources"]
@@ -82,13 +82,12 @@ def run(config: MidtrainConfig, inputs: Mapping[str, Artifact], out: Path, seed:
 
 
 def follow(config: MidtrainConfig, inputs: Mapping[str, Artifact], out: Path, seed: int) -> None:
-    """What the other processes of a launch do while the first is in `run`, or has told them to `leave`."""
-    workers = Workers()
-    with threads(config.threads):
-        if workers.agree(LEAVE) == TRAIN:
-            checkpoints = out.resolve().with_name(out.name + ".partial") / "checkpoints"
-            midtrain(config, inputs, seed=seed, workers=workers, checkpoints=checkpoints)
-    workers.end()
+    """What the other processes of a launch do; see `follow_first`."""
+
+    def train(workers: Workers, checkpoints: Path) -> None:
+        midtrain(config, inputs, seed=seed, workers=workers, checkpoints=checkpoints)
+
+    follow_first(out, config.threads, train)
 
 
 def midtrain(

@@ -30,7 +30,7 @@ from gr2.training.loop.capacity import refuse_long_prompts
 from gr2.training.loop.dropout import dropout
 from gr2.training.loop.optimisation import in_bfloat16, threads
 from gr2.training.loop.resumable import epoch_means
-from gr2.training.loop.workers import LEAVE, TRAIN, Workers, leave
+from gr2.training.loop.workers import TRAIN, Workers, follow_first, leave
 from gr2.training.reasoner.contexts import STAGE, Contexts, context_sources, load_contexts
 from gr2.training.reasoner.settings import RankedConfig, ReasonerConfig
 from gr2.training.reasoner.split_ranks import rank_splits, refuse_missing_splits
@@ -119,15 +119,14 @@ def run(config: SftConfig, artifacts: Mapping[str, Artifact], out: Path, seed: i
 
 
 def follow(config: SftConfig, artifacts: Mapping[str, Artifact], out: Path, seed: int) -> None:
-    """What the other processes of a launch do while the first is in `run`, or has told them to `leave`."""
-    workers = Workers()
-    with threads(config.threads):
-        if workers.agree(LEAVE) == TRAIN:
-            entropy = seed & 0xFFFF_FFFF
-            lesson = _lesson(config, artifacts, entropy)
-            checkpoints = out.resolve().with_name(out.name + ".partial") / "checkpoints"
-            fine_tune(config, lesson.reasoner, lesson.examples, seed=entropy, checkpoints=checkpoints)
-    workers.end()
+    """What the other processes of a launch do; see `follow_first`."""
+    entropy = seed & 0xFFFF_FFFF
+
+    def train(_: Workers, checkpoints: Path) -> None:
+        lesson = _lesson(config, artifacts, entropy)
+        fine_tune(config, lesson.reasoner, lesson.examples, seed=entropy, checkpoints=checkpoints)
+
+    follow_first(out, config.threads, train)
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TextIO
@@ -16,8 +16,9 @@ from accelerate.utils import InitProcessGroupKwargs, gather_object
 from numpy.typing import NDArray
 
 from gr2.errors import ConfigError
+from gr2.training.loop.optimisation import threads
 
-__all__ = ["LEAVE", "TRAIN", "Workers", "leave"]
+__all__ = ["TRAIN", "Workers", "follow_first", "leave"]
 
 # What the first process tells those that follow it.
 LEAVE, TRAIN = 0, 1
@@ -106,6 +107,18 @@ class Workers:
     def collect(self, parts: Sequence[Any]) -> list[Any]:
         """What every process gives, in the order of the processes, in all of them."""
         return list(gather_object(list(parts))) if self.count > 1 else list(parts)
+
+
+def follow_first(out: Path, count: int, train: Callable[[Workers, Path], object]) -> None:
+    """What the other processes of a launch do while the first makes the artefact `out`, or has told them to `leave`.
+
+    If it trains, so do they: `train` takes the processes and the checkpoints' folder. `count` is torch's threads.
+    """
+    workers = Workers()
+    with threads(count):
+        if workers.agree(LEAVE) == TRAIN:
+            train(workers, out.resolve().with_name(out.name + ".partial") / "checkpoints")
+    workers.end()
 
 
 def leave() -> None:

@@ -24,7 +24,7 @@ from gr2.models.answering import Answering, Writer
 from gr2.models.reasoner import Reasoner, SidSpec
 from gr2.prompts.render import PromptConfig
 from gr2.training.loop.optimisation import threads
-from gr2.training.loop.workers import LEAVE, TRAIN, Workers
+from gr2.training.loop.workers import TRAIN, Workers, follow_first
 from gr2.training.policy.list_rollouts import ListRollouts, Worth
 from gr2.training.policy.monitors import CopyGuard, monitor
 from gr2.training.policy.rewards import GRADED, balance_weights, reward
@@ -117,13 +117,12 @@ def follow_lesson(
     start: str,
     teacher: Teacher | None = None,
 ) -> None:
-    """What the other processes of a launch do while the first is in `learn`, or has told them to `leave`."""
-    workers = Workers()
-    with threads(config.threads):
-        if workers.agree(LEAVE) == TRAIN:
-            checkpoints = out.resolve().with_name(out.name + ".partial") / "checkpoints"
-            _train(stage, config, _lesson(config, artifacts, seed, start, teacher), checkpoints, seed)
-    workers.end()
+    """What the other processes of a launch do while the first is in `learn`; see `follow_first`."""
+
+    def train(_: Workers, checkpoints: Path) -> None:
+        _train(stage, config, _lesson(config, artifacts, seed, start, teacher), checkpoints, seed)
+
+    follow_first(out, config.threads, train)
 
 
 @dataclass(frozen=True, eq=False)
