@@ -6,7 +6,6 @@ use the old one finish on it. A version that cannot be served is refused, with t
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import threading
@@ -20,6 +19,7 @@ from gr2.errors import BundleError, ConfigError, RequestError, UnservedError
 from gr2.serving.bundles.handle import Handle
 from gr2.serving.bundles.versions import ONLY, Stamp, bundle_folders, is_repository, versions_of
 from gr2.serving.engine import Engine
+from gr2.serving.models.heap import give_memory_back
 
 __all__ = ["BundleStatus", "Repository", "yield_to_requests"]
 
@@ -211,7 +211,7 @@ class Repository:
         logger.info("bundle %s: version %s serves in place of %s", name, handle.version.label, old.version.label)
         if not old.retire(PATIENCE):
             shelf.draining.append(old)
-        _give_memory_back()
+        give_memory_back()
 
 
 def yield_to_requests() -> None:
@@ -227,10 +227,3 @@ def _status(name: str, shelf: _Shelf) -> BundleStatus:
         return BundleStatus(
             name, handle.version.label, engine.bundle, engine.device, time.monotonic() - handle.since, *counts
         )
-
-
-def _give_memory_back() -> None:
-    """Return what the closed bundle's model held to the system; C libraries other than glibc do so by themselves."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
