@@ -100,16 +100,14 @@ class Reader(ThreadPoolExecutor):
         def arrived(operations: Any) -> Any:
             waiting.__exit__()
             ended = received(operations)
-            # Unless grpc says that nothing of the call is left.
-            if ended[0] is None:
-                data, state.request = state.request, None
-                message, pool = self._choose(data, event.call_details.deadline)
-                try:
-                    pool.submit(fn, work, event, state, behavior, lambda: message, *coders)
-                except RuntimeError:  # the pool takes no more: the server stops
-                    event.call.cancel()
-                    if message.begun is not None:
-                        message.begun.abandon()
+            data, state.request = state.request, None
+            message, pool = self._choose(data, event.call_details.deadline)
+            try:
+                pool.submit(fn, work, event, state, behavior, lambda: message, *coders)
+            except RuntimeError:  # the pool takes no more: the server stops
+                event.call.cancel()
+                if message.begun is not None:
+                    message.begun.abandon()
             # Last: between the two a call would look as if it were not there.
             self._admission.unread -= 1
             return ended
