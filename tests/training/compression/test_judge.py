@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,27 @@ def test_the_reasoners_own_rankings_are_the_verdict(reasoner: Reasoner) -> None:
     assert (
         len({verdict.solvable for case, verdict in zip(CASES, found, strict=True) if verdict and case.task == 0}) == 1
     )
+
+
+class Fixed:
+    """A `Ranker` whose order of a slate depends on whether that has a context."""
+
+    def __init__(self, whole: tuple[int, ...], short: tuple[int, ...]) -> None:
+        self.whole, self.short = whole, short
+
+    def rank(self, slates: Sequence[Slate]) -> list[tuple[int, ...]]:
+        return [self.whole if slate.context is None else self.short for slate in slates]
+
+
+@pytest.mark.parametrize(
+    ("whole", "solvable"), [((1, 0, 2, 3), True), ((0, 1, 2, 3), True), ((0, 2, 1, 3), False), ((3, 2, 0, 1), False)]
+)
+def test_a_case_can_be_solved_where_the_target_does_not_fall_with_the_whole_history(
+    whole: tuple[int, ...], solvable: bool
+) -> None:
+    judge = ReasonerJudge(Fixed(whole, whole[::-1]), SLATES, TARGETS)
+    (verdict,) = judge.verdicts([Case(0, ("a",))])
+    assert verdict == Verdict(solvable, 0.0, 1 / float(np.log2(1 + whole[::-1].index(1) + 1)))
 
 
 def endpoint(url: str) -> EndpointTeacher:

@@ -64,6 +64,32 @@ def test_contexts_without_a_verdict_teach_nothing(reasoner: Reasoner) -> None:
     assert context_monitor([each.outcome for each in one])["unjudged"] == 1.0
 
 
+class Alternating(Marks):
+    """Has a verdict on every other context."""
+
+    def verdicts(self, cases: Sequence[Case]) -> list[Verdict | None]:
+        return [each if number % 2 else None for number, each in enumerate(super().verdicts(cases))]
+
+
+def test_a_context_without_a_verdict_is_paid_what_the_others_of_its_group_are(reasoner: Reasoner) -> None:
+    (group,) = rollouts(reasoner, Alternating())([1], 1)
+    known = [each.reward for each in group if each.outcome.verdict is not None]
+    assert len(known) == 2
+    assert known[0] != known[1]
+    for each in group:
+        if each.outcome.verdict is None:
+            assert each.reward == pytest.approx(sum(known) / 2)
+
+
+def test_a_context_of_the_newest_events_is_told_from_others(reasoner: Reasoner) -> None:
+    found = {}
+    for seed in range(6):
+        for group in rollouts(reasoner, Marks())([0, 1], seed):
+            for each in group:
+                found[each.outcome.newest] = each.outcome
+    assert found.keys() == {True, False}
+
+
 def test_free_text_that_does_not_come_to_an_end_is_refused(reasoner: Reasoner) -> None:
     (group,) = rollouts(reasoner, Marks(), select=False)([1], 0)
     refused = [each for each in group if each.outcome.refused]
