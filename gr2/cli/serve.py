@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from gr2.serving.config import ServeConfig
+from gr2.serving.models.heap import share_arenas
 
 __all__ = ["register"]
 
@@ -117,6 +118,7 @@ def serve(
 
         serve_processes(bundle, config, processes)
         return
+    share_arenas()
     from gr2.serving.server import serve as run_server
 
     run_server(bundle, config)

@@ -29,7 +29,6 @@ from gr2.serving.bundles.shadow import Shadow
 from gr2.serving.config import MOST_THREADS, ServeConfig
 from gr2.serving.engine import Engine
 from gr2.serving.metrics import ServerMetrics
-from gr2.serving.models.heap import share_arenas
 from gr2.serving.observation import http_face, start_watching
 from gr2.serving.observing.observer import Observer
 from gr2.serving.observing.phases import read_phases
@@ -235,7 +234,6 @@ def serve(bundle: str | os.PathLike[str], config: ServeConfig | None = None, **c
     Raises what `Server` raises.
     """
     config = dataclasses.replace(config or ServeConfig(), **changes)
-    share_arenas()
     tracing = start_watching(config)
     server = Server(bundle, config, tracing=tracing)
     face = http_face(server)

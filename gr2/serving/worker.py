@@ -16,7 +16,7 @@ from typing import NoReturn
 from gr2 import config as configuration
 from gr2.errors import Gr2Error
 from gr2.serving.config import ServeConfig
-from gr2.serving.server import serve
+from gr2.serving.models.heap import share_arenas
 
 __all__ = ["main"]
 
@@ -25,6 +25,9 @@ REFUSED = 2
 
 def main() -> NoReturn:
     """Serve until a signal or the end of the lifeline; exit code 2 if what it was told cannot be."""
+    share_arenas()
+    from gr2.serving.server import serve
+
     record, lifeline = json.loads(sys.argv[1]), int(sys.argv[2])
     threading.Thread(target=_watch, args=(lifeline,), name="gr2-lifeline", daemon=True).start()
     try:
