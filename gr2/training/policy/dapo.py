@@ -31,8 +31,6 @@ from gr2.training.policy.rollouts import Draw, Group, advantages, has_signal, tr
 
 __all__ = ["DapoTrainer", "Watch"]
 
-# Steps without anything to learn from at the start of a training that never will have any.
-IDLE = 20
 # From the outcomes of a step's answers, on all processes, and what was logged before, to figures by name.
 Watch = Callable[[Sequence[Any], Sequence[Mapping[str, float]]], dict[str, float]]
 
@@ -172,19 +170,20 @@ class DapoTrainer(Resumable, GRPOTrainer):
             self._metrics["train"][name].append(value)
 
     def _refuse_idling(self, alive: int) -> None:
-        """Raise Gr2Error if no answer of the first IDLE steps has taught anything: nothing that follows will.
+        """Raise Gr2Error if no answer of the first `idle_steps` has taught anything: nothing that follows will.
 
         A policy that has learnt to be sure, whose groups earn the same in the end, goes on.
         """
         before = [entry["rollouts/live"] for entry in self.state.log_history if "rollouts/live" in entry]
-        if alive or any(before) or len(before) + 1 < IDLE:
-            return
         recipe = self._recipe
+        if alive or any(before) or not recipe.idle_steps or len(before) + 1 < recipe.idle_steps:
+            return
         raise Gr2Error(
-            f"nothing to learn from: in each of the first {IDLE} steps all {recipe.samples} answers to a list earned "
-            "the same. Where they are all refused (valid is 0), sample among what is allowed (constrained = true, of a "
-            "compressor form = 'select') or start from a model that answers; where they are all alike, raise "
-            "temperature or samples, or see whether the lists' candidates have different semantic IDs"
+            f"nothing to learn from: in each of the first {recipe.idle_steps} steps all {recipe.samples} answers to a "
+            "list earned the same. Where they are all refused (valid is 0), sample among what is allowed (constrained "
+            "= true, of a compressor form = 'select') or start from a model that answers; where they are all alike, "
+            "raise temperature or samples, or see whether the lists' candidates have different semantic IDs; "
+            "idle_steps = 0 goes on"
         )
 
     def _log_probs(self, batch: dict[str, Tensor]) -> Tensor:

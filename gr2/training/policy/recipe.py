@@ -38,6 +38,7 @@ class Recipe:
     checkpoint_seconds: float
     minutes: float
     tracker: str
+    idle_steps: int = 20
     policy: float = 1.0
     kl: float = 0.0
     divergence: Divergence = "reverse"

@@ -36,6 +36,7 @@ class PolicyConfig(ReasonerConfig):
         temperature: of sampling, 0.01 to 100.
         kl: weight of the divergence from the start; 0 is none, and no second model.
         divergence: `reverse`, KL(policy || start), or `forward`.
+        idle_steps: a training ends if its first so many steps have nothing to learn from; 0 is never.
         minutes: of training, at the end of which it ends whatever steps are left; 0 is no end. It does not identify
             what is made, since it cannot: the machine decides how many steps a minute has. The artefact says how many
             there were, and a training that was killed goes on with whatever time it is given then.
@@ -52,12 +53,13 @@ class PolicyConfig(ReasonerConfig):
     temperature: float = 1.0
     kl: float = 0.0
     divergence: Divergence = "reverse"
+    idle_steps: int = field(default=20, metadata=INCIDENTAL)
     minutes: float = field(default=0.0, metadata=INCIDENTAL)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_below(self, 1, "steps", "groups", "updates")
-        refuse_below(self, 0, "redraws", "kl", "minutes")
+        refuse_below(self, 0, "redraws", "kl", "minutes", "idle_steps")
         if not 0 < self.clip_high <= MOST:
             raise ValueError(f"clip_high must be in (0, {MOST:g}], got {self.clip_high}")
         if not LEAST_TEMPERATURE <= self.temperature <= MOST:

@@ -20,7 +20,6 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from gr2.errors import ConfigError, Gr2Error
 from gr2.models.reasoner import Reasoner
-from gr2.training.policy import dapo
 from gr2.training.policy.rollouts import Group, Rollout, advantages, training_batch
 
 
@@ -321,11 +320,8 @@ def test_pure_distillation_comes_close_to_the_anchor(toy: Reasoner, tmp_path: Pa
     assert all(torch.equal(value, kept[name]) for name, value in teacher.state_dict().items())
 
 
-def test_a_training_without_anything_to_learn_from_ends_and_says_why(
-    toy: Reasoner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(dapo, "IDLE", 3)
-    flat = recipe(steps=9, redraws=0)
+def test_a_training_without_anything_to_learn_from_ends_and_says_why(toy: Reasoner, tmp_path: Path) -> None:
+    flat = recipe(steps=9, redraws=0, idle_steps=3)
     with pytest.raises(
         Gr2Error, match=r"each of the first 3 steps all 6 answers to a list earned the same.*constrained"
     ):
@@ -337,8 +333,10 @@ def test_a_training_without_anything_to_learn_from_ends_and_says_why(
         calls.append(seed)
         return draw(toy, tasks, seed, flat=0 if len(calls) == 1 else 4)
 
-    trainer_of(toy, tmp_path / "fading", recipe(steps=5, redraws=0), draw=fading).fit("rl")
+    trainer_of(toy, tmp_path / "fading", recipe(steps=5, redraws=0, idle_steps=3), draw=fading).fit("rl")
     assert len(calls) == 5
+    # Whoever wants it all the same gets it.
+    trainer_of(toy, tmp_path / "flat", replace(flat, idle_steps=0), flat=4).fit("rl")
 
 
 def test_fewer_tasks_than_groups_are_refused(toy: Reasoner, tmp_path: Path) -> None:
