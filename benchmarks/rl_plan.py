@@ -16,7 +16,8 @@ __all__ = [
 PROMPT = {"max_history": 8, "title_words": 4}
 ALONE = PROMPT | {"reasoning": False, "knowledge": False}
 EVALUATED = {
-    "validation_lists": 0, "test_lists": -1, "threads": 1, "copy_limit": 1.0, "idle_steps": 0, "checkpoint_seconds": 20.0,
+    "validation_lists": 0, "test_lists": -1, "threads": 1, "copy_limit": 1.0, "idle_steps": 0,
+    "checkpoint_seconds": 20.0,
 }  # fmt: skip
 
 
