@@ -30,7 +30,7 @@ from gr2.serving.engine import Engine
 __all__ = ["main"]
 
 FOLDER, CONFIG = Path("runs/student-clicks"), ROOT / "configs" / "clicks.toml"
-USERS, ITEMS, SLATE, SEEDS = 1500, 400, 10, 5
+USERS, ITEMS, SLATE, SEEDS = 1000, 400, 10, 5
 METHODS = ("off", "swaps", "em", "given")
 
 
