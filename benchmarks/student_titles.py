@@ -109,7 +109,7 @@ def measure(train: int, test: int) -> Record:
     table = {"title": f"{len(lists)} of the test lists", "columns": ["", *values["incoming"]], "rows": cells}
     notes = [
         f"trained on {train} lists in {between - began:.0f} s of one thread; a list takes {1e3 * each:.0f} ms",
-        f"a sample of lists, for a list takes so long; the others learn from all, means of {len(ranks['student'])} seeds",
+        f"a sample of lists, for a list takes so long; the others learn from all, {len(ranks['student'])} seeds",
     ]
     return Record("student.titles", "A cross-encoder over titles", "make student-titles", [figure], [table], notes)
 
