@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
-from gr2._core import Call
 from gr2.errors import OverloadError
 from gr2.serving.access.calls import DONE, Admission, Patience
 
@@ -34,13 +33,11 @@ NO_FLAGS = 0
 
 
 class Begun(Protocol):
-    """What was made of a message on its arrival; `known` says that answering it takes neither time nor a wait."""
+    """What was made of a message on its arrival."""
 
-    known: bool
-    call: Call
-
-    def reply(self) -> bytes:
-        """The serialised response, once; waits for it unless it is known. Raises the reason why there is none."""
+    @property
+    def known(self) -> bool:
+        """Whether it may be told in the thread that grpc serves from."""
 
     def abandon(self) -> None:
         """Nobody waits for the answer."""
@@ -57,7 +54,8 @@ class Message:
     def __init__(
         self, came: int, data: bytes | None, begun: Begun | None = None, refusal: OverloadError | None = None
     ) -> None:
-        self.came, self._data, self.begun, self._refusal = came, data, begun, refusal
+        self.came, self._data, self._refusal = came, data, refusal
+        self.begun: Any = begun
 
     def __iter__(self) -> Iterator[bytes]:
         return self

@@ -67,9 +67,9 @@ class InCore:
         self._found = native.start(request, admission.core, call, seconds)
 
     @property
-    def known(self) -> bool:
-        """Whether the end is known, and takes no time to tell."""
-        return not isinstance(self._found, StartedRequest) and self._found[0] != Outcome.INVALID
+    def outcome(self) -> int | None:
+        """The outcome, where it is there."""
+        return None if isinstance(self._found, StartedRequest) else self._found[0]
 
     def reply(self) -> bytes:
         """What the function `reply` gives, once. Waits for the worker."""

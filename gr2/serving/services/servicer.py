@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from time import perf_counter_ns
+from typing import NamedTuple
 
 import grpc
 
@@ -19,7 +20,7 @@ from gr2.serving.access.load import LoadReport
 from gr2.serving.bundles.handle import Handle
 from gr2.serving.bundles.repository import Repository
 from gr2.serving.bundles.shadow import Shadow
-from gr2.serving.models.outcomes import Outcome
+from gr2.serving.models.outcomes import Outcome, error_of
 from gr2.serving.services.replies import InCore, malformed, reply
 from gr2.v1 import reranker_pb2
 
@@ -31,13 +32,15 @@ SERVICE: str = reranker_pb2.DESCRIPTOR.services_by_name["Reranker"].full_name
 METHOD = f"/{SERVICE}/Rerank"
 
 MESSAGE_WAIT = 10.0  # seconds from a call's arrival to the end of its message
+REFUSALS = (Outcome.FULL, Outcome.LATE, Outcome.EXPIRED, Outcome.CANCELLED)
 SHORT = 16384  # bytes of a request that is looked at by the thread that serves all calls
 
 # The first class that matches decides; anything else is a bug: INTERNAL, with the details in the server's log only.
-STATUS: tuple[tuple[type[Gr2Error], grpc.StatusCode], ...] = (
+STATUS: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (RequestError, grpc.StatusCode.INVALID_ARGUMENT),
     (OverloadError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (UnservedError, grpc.StatusCode.UNAVAILABLE),
+    (CancelledError, grpc.StatusCode.DEADLINE_EXCEEDED),
 )
 
 
@@ -47,7 +50,8 @@ class Looked:
     __slots__ = ("_lease", "_started", "call", "known")
 
     def __init__(self, lease: Handle, started: InCore, call: Call) -> None:
-        self._lease, self._started, self.call, self.known = lease, started, call, started.known
+        self._lease, self._started, self.call = lease, started, call
+        self.known = started.outcome == Outcome.FALLBACK
 
     def reply(self) -> bytes:
         """As `gr2.serving.services.replies.reply`, once."""
@@ -58,6 +62,17 @@ class Looked:
         """In place of `reply`: nobody waits for it."""
         del self._started
         self._lease.release()
+
+
+class Refused(NamedTuple):
+    """The status of a request that the core has refused."""
+
+    code: grpc.StatusCode
+    details: str
+    known: bool = True
+
+    def abandon(self) -> None:
+        """Nobody waits for it, and it holds nothing."""
 
 
 class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
@@ -87,6 +102,9 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
         reader = Reader(admission, patience, MESSAGE_WAIT, self.look)
         rerank = functools.partial(self.rerank)  # has attributes, which a method has not
         self._answer = grpc.stream_unary_rpc_method_handler(in_pool(reader, rerank))
+        self._refused: dict[int | None, Refused] = {
+            outcome: Refused(*_ending(error_of(outcome, "", version="", bound=admission.bound))) for outcome in REFUSALS
+        }
         self._refuse = self.refusal(grpc.StatusCode.UNAVAILABLE, "the server is stopping")
         self._overloaded = self.refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, admission.overload)
 
@@ -98,7 +116,7 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
             return self._refuse
         return self._overloaded if self.admission.crowded else self._answer
 
-    def look(self, data: bytes, seconds: float) -> Looked | None:
+    def look(self, data: bytes, seconds: float) -> Looked | Refused | None:
         """What the core says at once to a message whose call has `seconds` left; None if that is not for it to say."""
         request = ParsedRequest(data) if len(data) <= SHORT else None
         if request is None or (name := request.bundle) is None:
@@ -117,11 +135,19 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
         except BaseException:
             lease.release()
             raise
-        return Looked(lease, started, call)
+        refused = self._refused.get(started.outcome)
+        if refused is None:
+            return Looked(lease, started, call)
+        lease.release()
+        return refused
 
     def rerank(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         """One call: the serialised response, or a status from the table."""
-        looked = messages.begun if isinstance(messages, Message) else None
+        came, looked = (messages.came, messages.begun) if isinstance(messages, Message) else (0, None)
+        if isinstance(looked, Refused):
+            context.set_trailing_metadata(self.load.add(perf_counter_ns() - came, failed=True))
+            context.abort(looked.code, looked.details)
+            raise AssertionError("abort raises")
         call = Call() if looked is None else looked.call
         with self._lock:
             self.active += 1
@@ -139,10 +165,8 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
             if self.shadow is not None:
                 self.shadow.offer(data, out)
             return out
-        except CancelledError as error:
-            code, details = grpc.StatusCode.DEADLINE_EXCEEDED, str(error)
         except Exception as error:
-            code, details = _status(error), str(error)
+            code, details = _ending(error)
             if code is grpc.StatusCode.INTERNAL:
                 logger.exception("a request failed")
                 details = "internal error; the server's log has the details"
@@ -181,7 +205,7 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
         try:
             return only_message(messages, context, self.patience, MESSAGE_WAIT)
         except OverloadError as error:
-            context.abort(_status(error), str(error))
+            context.abort(*_ending(error))
             raise AssertionError("abort raises") from error
 
     def _finished(self, call: Call) -> None:
@@ -190,5 +214,6 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
             self.active -= 1
 
 
-def _status(error: Exception) -> grpc.StatusCode:
-    return next((code for kind, code in STATUS if isinstance(error, kind)), grpc.StatusCode.INTERNAL)
+def _ending(error: Exception) -> tuple[grpc.StatusCode, str]:
+    """The status and its details."""
+    return next((code for kind, code in STATUS if isinstance(error, kind)), grpc.StatusCode.INTERNAL), str(error)

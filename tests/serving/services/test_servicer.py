@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,7 @@ def test_every_error_of_a_caller_has_a_status() -> None:
         RequestError: grpc.StatusCode.INVALID_ARGUMENT,
         OverloadError: grpc.StatusCode.RESOURCE_EXHAUSTED,
         UnservedError: grpc.StatusCode.UNAVAILABLE,
+        CancelledError: grpc.StatusCode.DEADLINE_EXCEEDED,
     }
 
 
