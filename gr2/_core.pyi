@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from typing import Any, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -276,6 +276,55 @@ class ItemMemory:
         """
 
 @final
+class EncodedHistory:
+    """What a student makes of a history: keys and values of every layer, and what follows from the history alone."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+@final
+class CoreStudent:
+    """The student, computed from its weights in a mapped file. Thread-safe.
+
+    `gr2.models.student` defines the model, `gr2.export.weights_file` writes the file.
+    """
+
+    MEMORY_COLUMNS: ClassVar[int]
+
+    def __init__(self, path: str | os.PathLike[str], arithmetic: Literal["fp32", "int8"] = "fp32") -> None:
+        """Map the file. "int8" rounds the transformer's rows to 8 bits, each by its own range, and its weights to 7,
+        each column by its own. Raises ValueError with the reason if it is no weights file, OSError if unreadable.
+        """
+
+    @property
+    def levels(self) -> int: ...
+    @property
+    def level_size(self) -> int: ...
+    @property
+    def max_history(self) -> int: ...
+    @property
+    def features(self) -> int: ...
+    @property
+    def items(self) -> int: ...
+    def encode(self, codes: NDArray[np.uint16], rows: NDArray[np.int64]) -> EncodedHistory:
+        """The history of `codes` (T, L) and `rows` (T,), as `ItemMemory.find` gives them. Raises ValueError on codes
+        beyond the levels' size, and on more than `max_history` items.
+        """
+
+    def score(
+        self,
+        encoded: EncodedHistory,
+        trie: CandidateTrie,
+        codes: NDArray[np.uint16],
+        rows: NDArray[np.int64],
+        features: NDArray[np.float32],
+        memory: NDArray[np.float32],
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Logits (n, V) at the trie's inner nodes and prior (K,), of candidates with `codes` (K, L), `rows` (K,),
+        `features` (K, F - 25) and what the memory knows of them, `memory` (K, 25).
+        """
+
+@final
 class PrefixCache:
     """Values by key in bounded memory; the least recently used go first. Thread-safe.
 
@@ -500,6 +549,7 @@ class RequestEngine:
         encoder: bytes,
         codebook: Codebook,
         items: ItemMemory | None,
+        student: CoreStudent | None,
         *,
         max_history: int,
         columns: int,
@@ -517,7 +567,7 @@ class RequestEngine:
         cache_bytes: int = 0,
     ) -> None:
         """`scorer` is the whole graph, or, after an `encoder`, the rest; encoded histories take up to `cache_bytes`.
-        `items` is the memory that the two need.
+        `items` is the memory that the two need; a `student`, which needs it too, is computed instead of graphs.
         `rank_features` (most_candidates, columns - feature_width) are what scores say of a candidate, by its rank.
         `memory` is what a run takes, in bytes (see `gr2.serving.models.memory`): a cell of attention, of the causal
         mask, of a position and of a candidate with an event, and then beyond what a request runs alone, and what it is
@@ -526,8 +576,10 @@ class RequestEngine:
         """
 
     @property
-    def scorer(self) -> tuple[list[_Port], list[_Port]]:
-        """Inputs and outputs: names, element types as ONNX numbers them, shapes with -1 for what varies."""
+    def scorer(self) -> tuple[list[_Port], list[_Port]] | None:
+        """Inputs and outputs: names, element types as ONNX numbers them, shapes with -1 for what varies; None for a
+        student.
+        """
 
     @property
     def encoder(self) -> tuple[list[_Port], list[_Port]] | None:

@@ -23,9 +23,9 @@ from typing import Any
 
 from gr2.artifact import file_digest, write_json
 from gr2.catalog import Catalog
-from gr2.decoding import Codebook, ItemMemory
+from gr2.decoding import Codebook, CoreStudent, ItemMemory
 from gr2.errors import BundleError
-from gr2.graphs import ROLES, Graphs, GraphVariant, graph_file
+from gr2.graphs import ROLES, WEIGHTS, Graphs, GraphVariant, graph_file
 from gr2.manifest import (
     CARD,
     FILES,
@@ -127,13 +127,43 @@ class Bundle:
 
         Raises BundleError if the bundle does not hold the variant.
         """
-        graphs = self.manifest.graphs
-        name = variant or graphs.default
-        if name not in graphs.variants or not graphs.variants[name].roles:
-            raise BundleError(f"{self.path}: holds no graphs in {name}, only in {', '.join(graphs.variants)}")
-        if not graphs.variants[name].split:
+        name = self._variant(variant)
+        if not self.manifest.graphs.variants[name].split:
             return None
         return self.path / graph_file("encoder", name), self.path / graph_file("scorer", name)
+
+    def student(self, variant: str = "") -> CoreStudent | None:
+        """What the core computes a variant with, by default the one that a CPU serves; None if the graphs are run.
+
+        Raises BundleError if the bundle does not hold the variant, or if the weights are not the model's.
+        """
+        name = self._variant(variant)
+        if not self.manifest.graphs.variants[name].native:
+            return None
+        path, model = self.weights, self.manifest.model
+        try:
+            student = CoreStudent(path, name)
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{path}: {error}") from error
+        columns = self.manifest.features.columns + CoreStudent.MEMORY_COLUMNS
+        found = (student.levels, student.level_size, student.max_history, student.features)
+        expected = (model.levels, model.level_size, model.max_history, columns)
+        if found != expected:
+            fields = "levels, level size, longest history, features"
+            raise BundleError(f"{path}: not the model's weights: {fields} are {found}, expected {expected}")
+        return student
+
+    @property
+    def weights(self) -> Path:
+        """The path of the weights that the core computes with."""
+        return self.path / graph_file(WEIGHTS)
+
+    def _variant(self, name: str) -> str:
+        graphs = self.manifest.graphs
+        name = name or graphs.default
+        if name not in graphs.variants or not graphs.variants[name].roles:
+            raise BundleError(f"{self.path}: holds no graphs in {name}, only in {', '.join(graphs.variants)}")
+        return name
 
     def codebook(self) -> Codebook:
         """The item codes, mapped into memory. Raises BundleError if the file is not the one the manifest describes."""

@@ -2,6 +2,8 @@
 
 A variant is an arithmetic; its graphs are `whole`, the model of one request; `encoder` and `scorer`, the same in two
 steps, of which the first needs the history alone and may be kept; and `batch`, the model for batches of requests.
+With the role `weights` a variant is computed by the C++ core from the file of weights, which all variants share:
+encoder and scorer are then the reference that this is compared with, and what another runtime would serve.
 """
 
 from __future__ import annotations
@@ -13,15 +15,19 @@ from typing import Any
 from gr2 import config as configuration
 from gr2.errors import BundleError, ConfigError
 
-__all__ = ["ROLES", "VARIANTS", "GraphVariant", "Graphs", "graph_file"]
+__all__ = ["NATIVE", "ROLES", "VARIANTS", "WEIGHTS", "GraphVariant", "Graphs", "graph_file"]
 
 VARIANTS = ("fp32", "int8", "int8-static", "fp16")
+NATIVE = ("fp32", "int8")  # what the core computes from the weights
 STEMS = {"whole": "model", "encoder": "encoder", "scorer": "scorer", "batch": "batch"}
-ROLES = tuple(STEMS)
+WEIGHTS = "weights"
+ROLES = (*STEMS, WEIGHTS)
 
 
 def graph_file(role: str, variant: str = "fp32") -> str:
-    """The name of the file that holds a graph."""
+    """The name of the file that holds a graph, or the weights."""
+    if role == WEIGHTS:
+        return "weights.bin"
     return f"{STEMS[role]}.onnx" if variant == "fp32" else f"{STEMS[role]}.{variant}.onnx"
 
 
@@ -41,11 +47,18 @@ class GraphVariant:
             raise ValueError(f"roles must be some of {', '.join(ROLES)}, got {', '.join(self.roles)}")
         if ("encoder" in self.roles) != ("scorer" in self.roles):
             raise ValueError("an encoder and a scorer go together")
+        if WEIGHTS in self.roles and not self.split:
+            raise ValueError("weights go together with an encoder and a scorer")
 
     @property
     def split(self) -> bool:
         """Whether there are an encoder and a scorer."""
         return "encoder" in self.roles
+
+    @property
+    def native(self) -> bool:
+        """Whether the core computes the variant from the weights."""
+        return WEIGHTS in self.roles
 
 
 @dataclass(frozen=True)
@@ -63,6 +76,8 @@ class Graphs:
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.variants) - set(VARIANTS)):
             raise ValueError(f"variants must be some of {', '.join(VARIANTS)}, got {', '.join(unknown)}")
+        if wrong := [name for name, each in self.variants.items() if each.native and name not in NATIVE]:
+            raise ValueError(f"weights can be served in {', '.join(NATIVE)}, not in {', '.join(wrong)}")
         if "fp32" not in self.variants or "whole" not in self.variants["fp32"].roles:
             raise ValueError("the whole graph in fp32 is missing")
         served = self.variants.get(self.default)
@@ -79,8 +94,9 @@ class Graphs:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The names of all graphs' files."""
-        return tuple(graph_file(role, name) for name, variant in self.variants.items() for role in variant.roles)
+        """The names of the files of all graphs, and of the weights."""
+        names = [graph_file(role, name) for name, variant in self.variants.items() for role in variant.roles]
+        return tuple(dict.fromkeys(names))
 
     @classmethod
     def parse(cls, record: object) -> Graphs:

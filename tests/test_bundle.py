@@ -144,6 +144,7 @@ def test_manifest_that_is_no_object_is_refused(bundle: Path, text: str) -> None:
         (("graphs", "variants"), {"fp32": {"roles": ["whole"]}, "int4": {}}, "variants must be some of .*got int4"),
         (("graphs", "variants", "fp32", "roles"), ["whole", "encoder"], "an encoder and a scorer go together"),
         (("graphs", "variants", "fp32", "roles"), ["whole", "tail"], "roles must be some of"),
+        (("graphs", "variants", "fp32", "roles"), ["whole", "weights"], "weights go together with an encoder"),
         (("graphs", "variants", "fp32", "roles"), ["whole", "batch"], "files must be batch.onnx, codebook.bin"),
         (("surprise",), 1, "unknown: surprise"),
         (("quality",), [], "quality must be an object"),

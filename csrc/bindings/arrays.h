@@ -99,5 +99,6 @@ void bind_prefix_cache(py::module_& module);
 void bind_engine(py::module_& module);
 void bind_retrieval(py::module_& module);
 void bind_simd(py::module_& module);
+void bind_student(py::module_& module);
 
 }  // namespace gr2::bindings

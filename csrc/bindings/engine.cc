@@ -85,9 +85,8 @@ py::tuple ports(const OnnxSession& session) {
   return py::make_tuple(list(session.inputs()), list(session.outputs()));
 }
 
-py::object encoder_ports(const Engine& engine) {
-  const OnnxSession* const encoder = engine.model().encoder();
-  return encoder == nullptr ? py::object(py::none()) : py::object(ports(*encoder));
+py::object ports_or_none(const OnnxSession* session) {
+  return session == nullptr ? py::object(py::none()) : py::object(ports(*session));
 }
 
 py::dict cache_counts(const Engine& engine) {
@@ -96,12 +95,12 @@ py::dict cache_counts(const Engine& engine) {
 
 std::shared_ptr<Engine> make_engine(std::shared_ptr<OnnxRuntime> runtime, const py::bytes& scorer,
                                     const py::bytes& encoder, std::shared_ptr<Codebook> codebook,
-                                    std::shared_ptr<ItemMemory> items, std::size_t max_history, std::size_t columns,
-                                    const std::string& normalization, bool takes_candidates, std::size_t most_history,
-                                    std::size_t most_candidates, std::size_t feature_width, bool uses_scores,
-                                    const py::object& rank_features, const std::string& version,
-                                    const std::array<std::size_t, 6>& memory, bool one_layer, int threads,
-                                    std::size_t cache_bytes) {
+                                    std::shared_ptr<ItemMemory> items, std::shared_ptr<Student> student,
+                                    std::size_t max_history, std::size_t columns, const std::string& normalization,
+                                    bool takes_candidates, std::size_t most_history, std::size_t most_candidates,
+                                    std::size_t feature_width, bool uses_scores, const py::object& rank_features,
+                                    const std::string& version, const std::array<std::size_t, 6>& memory,
+                                    bool one_layer, int threads, std::size_t cache_bytes) {
   EngineSpec spec;
   spec.model = {codebook->levels(),
                 codebook->level_size(),
@@ -118,7 +117,7 @@ std::shared_ptr<Engine> make_engine(std::shared_ptr<OnnxRuntime> runtime, const 
   const auto table = require_array<float>(rank_features, "rank_features", "float32 (K, R)", 2, {rows, width});
   const std::span<const float> values = view(table);
   spec.rank_features.assign(values.begin(), values.end());
-  const Graphs graphs{view_of(scorer), view_of(encoder), std::move(items)};
+  const Graphs graphs{view_of(scorer), view_of(encoder), std::move(items), std::move(student)};
   const py::gil_scoped_release release;
   return std::make_shared<Engine>(std::move(runtime), graphs, std::move(codebook), std::move(spec), threads,
                                   cache_bytes);
@@ -296,14 +295,16 @@ void bind_engine(py::module_& module) {
                                                      "One bundle, answering requests.");
   engine
       .def(py::init(&make_engine), py::arg("runtime"), py::arg("scorer"), py::arg("encoder"), py::arg("codebook"),
-           py::arg("items"), py::kw_only(), py::arg("max_history"), py::arg("columns"), py::arg("normalization"),
-           py::arg("takes_candidates"), py::arg("most_history"), py::arg("most_candidates"), py::arg("feature_width"),
-           py::arg("uses_scores"), py::arg("rank_features"), py::arg("version"), py::arg("memory"),
-           py::arg("one_layer"), py::arg("threads") = 1, py::arg("cache_bytes") = 0)
+           py::arg("items"), py::arg("student"), py::kw_only(), py::arg("max_history"), py::arg("columns"),
+           py::arg("normalization"), py::arg("takes_candidates"), py::arg("most_history"), py::arg("most_candidates"),
+           py::arg("feature_width"), py::arg("uses_scores"), py::arg("rank_features"), py::arg("version"),
+           py::arg("memory"), py::arg("one_layer"), py::arg("threads") = 1, py::arg("cache_bytes") = 0)
       .def_property_readonly(
-          "scorer", [](const Engine& self) { return ports(self.model().scorer()); },
-          "The scorer's inputs and outputs, each as name, element type and shape.")
-      .def_property_readonly("encoder", &encoder_ports, "The encoder's, likewise; None without one.")
+          "scorer", [](const Engine& self) { return ports_or_none(self.model().scorer()); },
+          "The scorer's inputs and outputs, each as name, element type and shape; None for a student.")
+      .def_property_readonly(
+          "encoder", [](const Engine& self) { return ports_or_none(self.model().encoder()); },
+          "The encoder's, likewise; None without one.")
       .def("cache_counts", &cache_counts, "Of the encoded histories: hits, misses, evicted, entries and bytes.")
       .def(
           "clear_cache", [](const Engine& self) { self.model().cache().clear(); }, "Forget the encoded histories.")

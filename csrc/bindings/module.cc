@@ -30,6 +30,7 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   gr2::bindings::bind_catalog_trie(module);
   gr2::bindings::bind_item_memory(module);
   gr2::bindings::bind_prefix_cache(module);
+  gr2::bindings::bind_student(module);
   gr2::bindings::bind_engine(module);
   gr2::bindings::bind_retrieval(module);
   gr2::bindings::bind_simd(module);

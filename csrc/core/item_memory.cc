@@ -8,14 +8,13 @@
 #include <cstring>
 #include <limits>
 
+#include "core/array_reader.h"
 #include "core/errors.h"
 #include "core/hash.h"
 #include "core/simd.h"
 
 namespace gr2 {
 namespace {
-
-constexpr std::size_t kAlignment = 64;
 
 // Columns, in the order of gr2/models/memory.py.
 enum Column : std::size_t {
@@ -41,30 +40,6 @@ enum Column : std::size_t {
   kEnd = kText + 4
 };
 static_assert(kEnd == ItemMemory::kColumns);
-
-class Reader {
- public:
-  Reader(const std::string& path, std::span<const std::byte> bytes, std::size_t at)
-      : path_(path), bytes_(bytes), at_(at) {}
-
-  template <typename T>
-  std::span<const T> take(std::size_t rows, std::size_t width) {
-    at_ = (at_ + kAlignment - 1) / kAlignment * kAlignment;
-    const std::size_t room = at_ <= bytes_.size() ? (bytes_.size() - at_) / sizeof(T) : 0;
-    if (width != 0 && rows > room / width) throw FormatError(path_, "not a whole memory file: it is too short");
-    const std::span<const T> values(reinterpret_cast<const T*>(bytes_.data() + at_), rows * width);
-    at_ += values.size_bytes();
-    return values;
-  }
-  void finish() const {
-    if (at_ != bytes_.size()) throw FormatError(path_, "not a memory file: it is too long");
-  }
-
- private:
-  const std::string& path_;
-  std::span<const std::byte> bytes_;
-  std::size_t at_;
-};
 
 using Quad [[gnu::vector_size(16)]] = float;
 
@@ -162,7 +137,7 @@ ItemMemory::ItemMemory(const std::string& path) : file_(path) {
   items_ = header.items;
   levels_ = header.levels;
   decay_ = header.decay;
-  Reader reader(path, bytes, sizeof header);
+  ArrayReader reader(path, "memory", bytes, sizeof header);
   codes_ = reader.take<std::uint16_t>(items_, levels_);
   popularity_ = reader.take<float>(items_, 1);
   Neighbours* const neighbours[] = {&co_, &following_, &titles_};

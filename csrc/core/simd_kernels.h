@@ -12,6 +12,10 @@ GR2_TARGET inline Floats load(const float* values) {
   return loaded;
 }
 
+GR2_TARGET inline void store(float* into, Floats values) {
+  std::memcpy(into, &values, sizeof values);
+}
+
 GR2_TARGET inline Floats larger_of(Floats a, Floats b) {
   return a > b ? a : b;
 }
@@ -191,3 +195,5 @@ GR2_TARGET bool shared_codes(const std::uint16_t* rows, std::size_t count, std::
   }
   return wrong == 0;
 }
+
+#include "core/layer_kernels.h"

@@ -37,14 +37,14 @@ void widen(std::span<const std::uint16_t> codes, std::vector<std::int64_t>& into
 void ModelBuffers::trim() {
   trim_one(mask);
   trim_one(logits);
+  student.trim();
 }
 
 SlateModel::SlateModel(std::shared_ptr<const OnnxRuntime> runtime, const Graphs& graphs, const ModelSpec& spec,
                        int threads, std::size_t cache_bytes)
-    : spec_(spec),
-      memory_(graphs.memory),
-      scorer_(runtime, graphs.scorer, threads),
-      cache_(cache_bytes, random_seed()) {
+    : spec_(spec), memory_(graphs.memory), student_(graphs.student), cache_(cache_bytes, random_seed()) {
+  if (student_ != nullptr) return;
+  scorer_ = std::make_unique<const OnnxSession>(runtime, graphs.scorer, threads);
   if (!graphs.encoder.empty()) {
     encoder_ = std::make_unique<const OnnxSession>(std::move(runtime), graphs.encoder, threads);
     for (const OnnxSession::Port& port : encoder_->outputs()) encoded_names_.push_back(port.name.c_str());
@@ -54,7 +54,7 @@ SlateModel::SlateModel(std::shared_ptr<const OnnxRuntime> runtime, const Graphs&
       encoder_names_.push_back(port.name.c_str());
     }
   }
-  for (const OnnxSession::Port& port : scorer_.inputs()) {
+  for (const OnnxSession::Port& port : scorer_->inputs()) {
     inputs_.push_back(input(port.name));
     input_names_.push_back(port.name.c_str());
   }
@@ -176,7 +176,21 @@ void SlateModel::run_filled(const Slate& slate, ModelBuffers& buffers, bool larg
     // onnxruntime does not write to inputs.
     buffers.inputs[i] = {part.type, const_cast<std::byte*>(part.data.data()), part.shape};
   }
-  scorer_.run(input_names_, buffers.inputs, output_names_, buffers.outputs, large);
+  scorer_->run(input_names_, buffers.inputs, output_names_, buffers.outputs, large);
+}
+
+void SlateModel::run_student(const Slate& slate, const CandidateTrie& trie, ModelBuffers& buffers) const {
+  fill_known(slate, buffers);
+  const std::string_view key(reinterpret_cast<const char*>(slate.past.data()), slate.past.size_bytes());
+  auto encoded = std::static_pointer_cast<const EncodedHistory>(cache_.find(key));
+  if (encoded == nullptr) {
+    encoded = student_->encode(slate.past, buffers.past_rows, buffers.student);
+    cache_.insert(key, encoded, encoded->bytes());
+  }
+  buffers.logits.resize(trie.node_count() * spec_.level_size);
+  buffers.prior.resize(slate.known.size());
+  const StudentSlate candidates{slate.codes, buffers.rows, slate.features, buffers.known};
+  student_->score(*encoded, trie, candidates, buffers.student, buffers.logits, buffers.prior);
 }
 
 std::shared_ptr<const SlateModel::Encoded> SlateModel::encode(const Slate& slate, ModelBuffers& buffers) const {

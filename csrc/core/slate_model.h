@@ -14,6 +14,7 @@
 #include "core/item_memory.h"
 #include "core/onnx_runtime.h"
 #include "core/prefix_cache.h"
+#include "core/student.h"
 
 namespace gr2 {
 
@@ -52,17 +53,21 @@ struct ModelBuffers {
   std::vector<std::vector<std::int64_t>> nodes;
   std::vector<float> mask, known, logits, prior;
   std::vector<OnnxTensor> inputs, outputs;
+  StudentBuffers student;
   // Give back what a large slate took.
   void trim();
 };
 
-// A model's graphs: the whole one, or, with an encoder before it, a scorer, and the memory of items that both need.
+// A model's graphs: the whole one, or, with an encoder before it, a scorer, and the memory of items that both need; or
+// instead of graphs the student and that memory.
 struct Graphs {
   std::string_view scorer, encoder;
   std::shared_ptr<const ItemMemory> memory = nullptr;
+  std::shared_ptr<const Student> student = nullptr;
 };
 
-// The model. Of one with an encoder, encoded histories are kept, by the codes that the encoder sees. Thread-safe.
+// The model. Of one with an encoder, or of a student, encoded histories are kept, by the codes that the encoder sees.
+// Thread-safe.
 class SlateModel {
  public:
   // `cache_bytes` bound the encoded histories. Throws OnnxError, also for an input that is not of the contract (see
@@ -71,7 +76,8 @@ class SlateModel {
              std::size_t cache_bytes = 0);
 
   const ModelSpec& spec() const { return spec_; }
-  const OnnxSession& scorer() const { return scorer_; }
+  // Null for a student.
+  const OnnxSession* scorer() const { return scorer_.get(); }
   // Null for a model without one.
   const OnnxSession* encoder() const { return encoder_.get(); }
   PrefixCache& cache() const { return cache_; }
@@ -87,6 +93,7 @@ class SlateModel {
     if (large) lock.lock();
     // What the memory of items knows is a part of the model, though no graph computes it.
     if (memory_ != nullptr) begin();
+    if (student_ != nullptr) return run_student(slate, trie, buffers);
     fill(slate, trie, buffers);
     if (memory_ == nullptr) begin();
     run_filled(slate, buffers, large);
@@ -116,12 +123,13 @@ class SlateModel {
   void fill_known(const Slate& slate, ModelBuffers& buffers) const;
   void fill(const Slate& slate, const CandidateTrie& trie, ModelBuffers& buffers) const;
   void run_filled(const Slate& slate, ModelBuffers& buffers, bool large) const;
+  void run_student(const Slate& slate, const CandidateTrie& trie, ModelBuffers& buffers) const;
   std::shared_ptr<const Encoded> encode(const Slate& slate, ModelBuffers& buffers) const;
 
   ModelSpec spec_;
   std::shared_ptr<const ItemMemory> memory_;
-  OnnxSession scorer_;
-  std::unique_ptr<const OnnxSession> encoder_;
+  std::shared_ptr<const Student> student_;
+  std::unique_ptr<const OnnxSession> scorer_, encoder_;
   mutable PrefixCache cache_;
   std::vector<Input> inputs_;
   std::vector<const char*> input_names_, encoder_names_, encoded_names_;

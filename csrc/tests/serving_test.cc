@@ -332,7 +332,7 @@ void test_engine(const char* library) {
   spec.rank_features.assign(64 * 3, 0.0f);
   const std::string graph = graph_bytes(table);
   const gr2::Engine engine(runtime, {graph, {}}, make_codebook(), spec, 1);
-  CHECK(engine.model().scorer().inputs().size() == 3 && engine.model().scorer().outputs().size() == 2);
+  CHECK(engine.model().scorer()->inputs().size() == 3 && engine.model().scorer()->outputs().size() == 2);
   Admission admission(2, 64);
   const std::string first = answer(engine, admission, request_bytes(0, false));
   gr2::wire::Reader reader(first);

@@ -11,6 +11,7 @@
 #include <span>
 #include <vector>
 
+#include "core/dense.h"
 #include "core/logsumexp.h"
 
 namespace {
@@ -44,6 +45,99 @@ void test_rows_are_compared(const gr2::SimdKernels& kernels) {
       CHECK(kernels.shared_codes(codes, size, shared.data()) == std::is_sorted(rows.begin(), rows.end()));
       CHECK(shared == expected);
     }
+  }
+}
+
+std::vector<float> draw(std::size_t count, std::mt19937& generator) {
+  std::normal_distribution<float> normal(0.0f, 1.0f);
+  std::vector<float> values(count);
+  for (float& value : values) value = normal(generator);
+  return values;
+}
+
+struct Sizes {
+  std::size_t rows, in, out;
+};
+constexpr Sizes kSizes[] = {{1, 1, 1}, {2, 3, 16}, {5, 20, 17}, {6, 64, 64}, {13, 33, 100}, {50, 64, 256}};
+
+// Products of rows and weights against sums in float64; with bytes, within what rounding both may change.
+void test_products_of(const gr2::SimdKernels& kernels) {
+  gr2::use_simd(kernels);
+  std::mt19937 generator(7);
+  gr2::RoundedRows rounded;
+  for (const auto& [rows, in, out] : kSizes) {
+    const std::vector<float> a = draw(rows * in, generator), weight = draw(out * in, generator);
+    const std::vector<float> bias = draw(out, generator);
+    const std::size_t width = gr2::padded(out);
+    const std::vector<float> before = draw(rows * width, generator);
+    for (const auto arithmetic : {gr2::Arithmetic::kFloat, gr2::Arithmetic::kInt8}) {
+      const gr2::Dense dense(weight, bias, in, arithmetic);
+      std::vector<float> found(rows * width), added = before;
+      dense.apply(a.data(), in, rows, found.data(), width, rounded);
+      dense.apply(a.data(), in, rows, added.data(), width, rounded, true);
+      for (std::size_t i = 0; i < rows * width; ++i) {
+        const std::size_t row = i / width, column = i % width;
+        double expected = column < out ? bias[column] : 0.0, error = 1e-4;
+        for (std::size_t k = 0; column < out && k < in; ++k) {
+          expected += static_cast<double>(a[row * in + k]) * static_cast<double>(weight[column * in + k]);
+        }
+        if (arithmetic == gr2::Arithmetic::kInt8) error = 0.05 * std::sqrt(static_cast<double>(in)) + 0.05;
+        CHECK(std::abs(found[i] - expected) <= error);
+        CHECK(std::abs(added[i] - found[i] - before[i]) <= 1e-4);
+      }
+    }
+  }
+}
+
+// Sums of products of bytes are exact: the same in all generations.
+void test_byte_sums_of(const gr2::SimdKernels& kernels) {
+  std::mt19937 generator(8);
+  for (const auto& [rows, in, out] : kSizes) {
+    const std::size_t depth = (in + 3) / 4 * 4, width = gr2::padded(out);
+    std::vector<std::uint8_t> a(rows * depth);
+    std::vector<std::int8_t> panels(depth * width);
+    for (std::uint8_t& value : a) value = generator() % 3 == 0 ? 255 : static_cast<std::uint8_t>(generator() % 256);
+    for (std::int8_t& value : panels) {
+      value = static_cast<std::int8_t>(generator() % 3 == 0 ? 63 : static_cast<int>(generator() % 127) - 63);
+    }
+    const std::vector<float> ones(std::max(rows, width), 1.0f);
+    std::vector<std::int32_t> zeros(rows, 3), sums(width, 5);
+    std::vector<float> found(rows * width);
+    kernels.layers.multiply_rounded({a.data(), ones.data(), zeros.data(), rows, depth, panels.data(), ones.data(),
+                                     sums.data(), nullptr, width, found.data(), width});
+    for (std::size_t i = 0; i < rows * width; ++i) {
+      const std::size_t column = i % width, panel = column / gr2::kPanelColumns * gr2::kPanelColumns;
+      int expected = -15;
+      for (std::size_t k = 0; k < depth; ++k) {
+        const std::size_t place =
+            panel * depth + k / 4 * 4 * gr2::kPanelColumns + column % gr2::kPanelColumns * 4 + k % 4;
+        expected += int{a[i / width * depth + k]} * int{panels[place]};
+      }
+      CHECK(found[i] == static_cast<float>(expected));
+    }
+  }
+}
+
+// What lies between products, on one row of 20 values that is filled up to 32.
+void test_layers_of(const gr2::SimdKernels& kernels) {
+  std::mt19937 generator(9);
+  constexpr std::size_t kCount = 20, kPadded = 32;
+  std::vector<float> x = draw(kCount, generator), weight = draw(kCount, generator), bias = draw(kCount, generator);
+  for (std::vector<float>* const each : {&x, &weight, &bias}) each->resize(kPadded);
+  double mean = 0.0, variance = 0.0, largest = -kInfinity, sum = 0.0;
+  for (std::size_t k = 0; k < kCount; ++k) mean += static_cast<double>(x[k]) / kCount;
+  for (std::size_t k = 0; k < kCount; ++k) variance += (x[k] - mean) * (x[k] - mean) / kCount;
+  std::vector<float> normed(kPadded), curved = x, shares = x;
+  kernels.layers.normalize(x.data(), 1, kPadded, kCount, weight.data(), bias.data(), 1e-5f, normed.data());
+  kernels.layers.gelu(curved.data(), kPadded);
+  const double scale = static_cast<double>(kernels.layers.exponentiate(shares.data(), kCount));
+  for (std::size_t k = 0; k < kCount; ++k) largest = std::max(largest, static_cast<double>(x[k]));
+  for (std::size_t k = 0; k < kCount; ++k) sum += std::exp(static_cast<double>(x[k]) - largest);
+  for (std::size_t k = 0; k < kPadded; ++k) {
+    const double value = x[k];
+    CHECK(std::abs(normed[k] - ((value - mean) / std::sqrt(variance + 1e-5) * weight[k] + bias[k])) <= 1e-5);
+    CHECK(std::abs(curved[k] - value * 0.5 * std::erfc(-value / std::sqrt(2.0))) <= 1e-6);
+    if (k < kCount) CHECK(std::abs(shares[k] * scale - std::exp(value - largest) / sum) <= 1e-6);
   }
 }
 
@@ -114,5 +208,8 @@ int main() {
   for (const gr2::SimdKernels* kernels : gr2::supported_simd()) {
     test_rows_are_compared(*kernels);
     test_loops_of(*kernels);
+    test_products_of(*kernels);
+    test_byte_sums_of(*kernels);
+    test_layers_of(*kernels);
   }
 }

@@ -62,7 +62,7 @@ def choose(wanted: str, variants: Mapping[str, GraphVariant], dim: int) -> tuple
     variant = variants[name]
     if not variant.split:
         return "fp32", f"fp32: {name} was {variant.verdict}"
-    real = variant.parity["split"]["real"]
+    real = variant.parity["core" if variant.native else "split"]["real"]
     return name, (
         f"{name}: the student's first candidate is first on {real['top1']:.2%} of {real['requests']} real requests, "
         f"Kendall's tau {real['tau']:.4f}, N@5 {real['ndcg']:.4f} where the student has {real['student_ndcg']:.4f}"

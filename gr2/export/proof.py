@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from gr2.data.candidates import CandidateLists
-from gr2.decoding import ItemMemory
+from gr2.decoding import CoreStudent, ItemMemory
 from gr2.errors import BundleError
 from gr2.export.agreement import Agreement
 from gr2.export.gate import Gate, choose, judge
 from gr2.export.memory_file import write_memory
 from gr2.export.parity import Asked, measure_parity, queries_of, random_lists
-from gr2.export.served import Scorer, batch_scorer, pair_scorer, whole_scorer
+from gr2.export.served import Scorer, batch_scorer, core_scorer, pair_scorer, whole_scorer
 from gr2.export.variants import export_variant, find_ranges
-from gr2.graphs import Graphs
+from gr2.graphs import WEIGHTS, Graphs
 from gr2.manifest import MEMORY
 
 __all__ = ["export_variants", "prove_variants", "sample_lists"]
@@ -92,6 +92,8 @@ def _ways(made: Mapping[str, Paths], longest: int) -> dict[str, Scorer]:
         if "encoder" in paths:
             memory = ItemMemory(paths["encoder"].with_name(MEMORY))
             ways[f"{name} split"] = pair_scorer(paths["encoder"], paths["scorer"], memory)
+            if WEIGHTS in paths:
+                ways[f"{name} core"] = core_scorer(CoreStudent(paths[WEIGHTS], name), memory)
         if "batch" in paths:
             ways[f"{name} batch"] = batch_scorer(paths["batch"], longest=longest)
     return ways

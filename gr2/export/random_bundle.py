@@ -17,7 +17,7 @@ from gr2.export.memory_file import write_memory
 from gr2.export.onnx import student_graph
 from gr2.export.variants import export_variant
 from gr2.features import SCORE_FEATURES
-from gr2.graphs import Graphs, GraphVariant, graph_file
+from gr2.graphs import WEIGHTS, Graphs, GraphVariant, graph_file
 from gr2.manifest import MEMORY as MEMORY_FILE
 from gr2.models.evidence import CoPurchase
 from gr2.models.memory import MEMORY, ItemMemory
@@ -42,6 +42,7 @@ def write_random_bundle(
     batched: bool = True,
     pruned: bool = True,
     split: bool = True,
+    native: bool = True,
     arithmetic: str = "fp32",
     spread: float = 0.1,
     seed: int = 0,
@@ -49,8 +50,8 @@ def write_random_bundle(
     """`folder`, with a bundle of items 0..`items` - 1 that have distinct random codes and no titles.
 
     The weights are normal with the standard deviation `spread`; `pruned` is as for `student_graph`. A CPU serves
-    encoder and scorer in "fp32" or "int8", or without `split` the whole graph. Raises ValueError if there are too few
-    codes.
+    the weights in "fp32" or "int8", without `native` encoder and scorer, or without `split` the whole graph. Raises
+    ValueError if there are too few codes.
     """
     rng = np.random.default_rng(seed)
     codes = np.unique(rng.integers(0, level_size, (2 * items, levels)).astype(np.uint16), axis=0)
@@ -71,11 +72,12 @@ def write_random_bundle(
         paths = export_variant("fp32", student, memory, codes, Path(work), batched=batched)
         if not pruned:
             paths["whole"].write_bytes(student_graph(student, memory, codes, pruned=False).SerializeToString())
-        others = {role: path for role, path in paths.items() if split or role == "batch"}
+        others = {role: path for role, path in paths.items() if _held(role, split, native)}
         variants = {"fp32": GraphVariant(("whole", *(role for role in others if role != "whole")))}
         graphs = {path.name: path for path in others.values()}
         if arithmetic != "fp32":
             rounded = export_variant(arithmetic, student, memory, codes, Path(work))
+            rounded = {role: path for role, path in rounded.items() if _held(role, split, native)}
             variants[arithmetic] = GraphVariant(tuple(rounded))
             graphs |= {path.name: path for path in rounded.values()}
         graphs.pop(graph_file("whole"), None)
@@ -95,6 +97,10 @@ def write_random_bundle(
             features=feature_spec(student),
         )
     return folder
+
+
+def _held(role: str, split: bool, native: bool) -> bool:
+    return role == "batch" or (split and (native or role != WEIGHTS))
 
 
 def _student(config: StudentConfig, spread: float, seed: int) -> Student:

@@ -10,11 +10,20 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from gr2.decoding import ItemMemory
+from gr2.decoding import CoreStudent, ItemMemory
 from gr2.serving.models.padding import pad
 from gr2.serving.models.query import Query
 
-__all__ = ["Scorer", "batch_scorer", "encoder_feed", "open_graph", "pair_scorer", "scorer_feed", "whole_scorer"]
+__all__ = [
+    "Scorer",
+    "batch_scorer",
+    "core_scorer",
+    "encoder_feed",
+    "open_graph",
+    "pair_scorer",
+    "scorer_feed",
+    "whole_scorer",
+]
 
 # The scores (K,) of each of some requests.
 Scorer = Callable[[Sequence[Query]], list[NDArray[np.float32]]]
@@ -52,6 +61,18 @@ def pair_scorer(encoder: Path, scorer: Path, memory: ItemMemory) -> Scorer:
     def score(query: Query) -> NDArray[np.float32]:
         encoded = dict(zip(names, first.run(names, encoder_feed(query, memory)), strict=True))
         return _scores(query, second.run(["logits", "prior"], scorer_feed(query, memory, encoded)))
+
+    return lambda queries: [score(query) for query in queries]
+
+
+def core_scorer(student: CoreStudent, memory: ItemMemory) -> Scorer:
+    """Scores by the core, one request at a time."""
+
+    def score(query: Query) -> NDArray[np.float32]:
+        past, rows = memory.find(query.past), memory.find(query.codes)
+        known = memory.columns(past, query.past, rows, query.codes)
+        encoded = student.encode(query.past, past)
+        return _scores(query, student.score(encoded, query.trie, query.codes, rows, query.features, known))
 
     return lambda queries: [score(query) for query in queries]
 

@@ -17,7 +17,8 @@ from gr2.export.builder import Builder
 from gr2.export.onnx import student_graph
 from gr2.export.served import encoder_feed, open_graph, scorer_feed
 from gr2.export.split import encoder_graph, scorer_graph
-from gr2.graphs import graph_file
+from gr2.export.weights_file import write_weights
+from gr2.graphs import NATIVE, WEIGHTS, graph_file
 from gr2.models.memory import ItemMemory
 from gr2.models.student import Student
 from gr2.serving.models.query import Query
@@ -38,7 +39,10 @@ def export_variant(
     batched: bool = False,
     ranges: Ranges | None = None,
 ) -> dict[str, Path]:
-    """Write the variant's graphs; their paths by role. `batched` adds one for batches; `ranges` are for int8-static."""
+    """Write the variant's graphs, and the weights if the core computes it; their paths by role.
+
+    `batched` adds a graph for batches; `ranges` are for int8-static.
+    """
     models: dict[str, onnx.ModelProto] = {}
     if variant == "fp32":
         models["whole"] = student_graph(student, memory, codes)
@@ -53,6 +57,9 @@ def export_variant(
     paths = {role: folder / graph_file(role, variant) for role in models}
     for role, model in models.items():
         write_atomic(paths[role], model.SerializeToString(deterministic=True))
+    if variant in NATIVE:
+        paths[WEIGHTS] = folder / graph_file(WEIGHTS)
+        write_weights(paths[WEIGHTS], student)
     return paths
 
 

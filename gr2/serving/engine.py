@@ -17,6 +17,7 @@ from gr2.decoding import CandidateTrie, PrefixCache
 from gr2.errors import BundleError, ConfigError, Gr2Error, RequestError
 from gr2.features import candidate_features
 from gr2.serving.models.batcher import BatchLimits
+from gr2.serving.models.core_model import CoreModel
 from gr2.serving.models.device import choose_device, say_fallback
 from gr2.serving.models.device_model import DeviceModel
 from gr2.serving.models.host_model import HostModel
@@ -79,7 +80,7 @@ class Engine:
         self.most_bytes = MOST_OF_REQUEST
         self.device = choose_device(device, self.bundle)
         self._cache_bytes = cache_bytes
-        self._model: NativeModel | HostModel | SplitModel | DeviceModel
+        self._model: NativeModel | HostModel | SplitModel | CoreModel | DeviceModel
         self.native: NativeModel | None = None
         try:
             self._open(threads, batches or BatchLimits(), native=native)
@@ -100,7 +101,7 @@ class Engine:
         """What tells the `counts` of encoded histories; None if the bundle's graphs or the device allow none."""
         if self.native is not None:
             return self.native if self.native.splits else None
-        return self._model.cache if isinstance(self._model, SplitModel) else None
+        return self._model.cache if isinstance(self._model, SplitModel | CoreModel) else None
 
     def close(self) -> None:
         """Answer what was asked and end the engine's threads; no request may follow."""
@@ -201,6 +202,8 @@ class Engine:
             self._model = self.native = NativeModel(
                 self.bundle, self._codebook, runtime, threads=threads, cache_bytes=self._cache_bytes
             )
+        elif self.device == "cpu" and (student := self.bundle.student()) is not None:
+            self._model = CoreModel(self.bundle, student, cache_bytes=self._cache_bytes)
         elif self.device == "cpu":
             self._model = (
                 SplitModel(self.bundle, threads=threads, cache_bytes=self._cache_bytes)

@@ -13,7 +13,7 @@ import torch
 
 from gr2.data.candidates import CandidateLists
 from gr2.data.dataset import Dataset
-from gr2.decoding import CandidateTrie
+from gr2.decoding import CandidateTrie, CoreStudent
 from gr2.decoding import ItemMemory as MappedMemory
 from gr2.export.builder import Builder
 from gr2.export.gate import Gate
@@ -21,7 +21,7 @@ from gr2.export.memory_file import write_memory
 from gr2.export.onnx import graph_names, student_graph
 from gr2.export.parity import Asked, measure_parity, random_lists
 from gr2.export.proof import prove_variants
-from gr2.export.served import batch_scorer, pair_scorer, whole_scorer
+from gr2.export.served import batch_scorer, core_scorer, pair_scorer, whole_scorer
 from gr2.export.variants import export_variant
 from gr2.models.memory import MEMORY, ItemMemory
 from gr2.models.student import Student, StudentConfig
@@ -63,9 +63,11 @@ def test_graphs_score_as_the_student(layers: int, shop: tuple, tmp_path: Path) -
     student = make_student(len(codes), layers)
     paths = export_variant("fp32", student, memory, codes, tmp_path, batched=True)
     write_memory(tmp_path / "memory.bin", memory, codes)
+    mapped = MappedMemory(tmp_path / "memory.bin")
     scorers = {
         "whole": whole_scorer(paths["whole"]),
-        "split": pair_scorer(paths["encoder"], paths["scorer"], MappedMemory(tmp_path / "memory.bin")),
+        "split": pair_scorer(paths["encoder"], paths["scorer"], mapped),
+        "core": core_scorer(CoreStudent(paths["weights"]), mapped),
         "batch": batch_scorer(paths["batch"], longest=LONGEST),
     }
     asked = Asked(student, dataset, codes, memory)

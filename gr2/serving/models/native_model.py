@@ -76,9 +76,11 @@ class Graph:
 
 
 class NativeModel:
-    """A bundle's model on the CPU, run by the core: the encoder and the scorer, or the whole graph. Thread-safe.
+    """A bundle's model on the CPU, run by the core: its weights, the encoder and the scorer, or the whole graph.
 
-    `capacity` bounds the bytes of encoded histories.
+    Thread-safe.
+
+    `capacity` bounds the bytes of encoded histories, which are kept if the model `splits`.
     """
 
     def __init__(
@@ -89,15 +91,17 @@ class NativeModel:
         manifest = bundle.manifest
         model, features, limits = manifest.model, manifest.features, manifest.limits
         ranks = -np.arange(limits.max_candidates, dtype=np.float32)
-        pair = bundle.graph_pair()
-        encoder, scorer = pair or (None, bundle.graph)
+        pair, student = bundle.graph_pair(), bundle.student()
+        encoder, scorer = (None, None) if student else pair or (None, bundle.graph)
+        self.splits = pair is not None
         try:
             self._engine = RequestEngine(
                 runtime,
-                bundle.read_graph(scorer),
+                b"" if scorer is None else bundle.read_graph(scorer),
                 b"" if encoder is None else bundle.read_graph(encoder),
                 codebook,
                 None if pair is None else bundle.memory(),
+                student,
                 max_history=model.max_history,
                 columns=features.columns,
                 normalization=model.normalization,
@@ -115,14 +119,11 @@ class NativeModel:
             )
         except OnnxError as error:
             raise BundleError(f"{scorer}: onnxruntime cannot load it: {error}") from error
+        if student is not None:
+            return
         for path, wrong in zip(pair or (scorer,), self._differences(bundle), strict=True):
             if wrong:
                 raise BundleError(f"{path}: not the graph that the manifest describes: {'; '.join(wrong)}")
-
-    @property
-    def splits(self) -> bool:
-        """Whether the history is encoded apart, and kept."""
-        return self._engine.encoder is not None
 
     def counts(self) -> dict[str, int]:
         """Of the encoded histories, as `PrefixCache.counts`."""
@@ -151,7 +152,9 @@ class NativeModel:
 
     def _differences(self, bundle: Bundle) -> tuple[list[str], ...]:
         """What differs between each graph and the manifest's contract."""
-        scorer, encoder = Graph(self._engine.scorer), self._engine.encoder
+        ports, encoder = self._engine.scorer, self._engine.encoder
+        assert ports is not None
+        scorer = Graph(ports)
         if encoder is None:
             return (differences(scorer, bundle.manifest),)
         return pair_differences(Graph(encoder), scorer)

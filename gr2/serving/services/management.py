@@ -83,9 +83,12 @@ class ManagementService:
 
 
 def _graphs(bundle: Bundle, device: str) -> Sequence[Path]:
-    """The files that rank: one graph, or the encoder and the scorer."""
+    """The files that rank: one graph, the encoder and the scorer, or the weights."""
     if device != "cpu":
         return [bundle.batch_graph]
+    graphs = bundle.manifest.graphs
+    if graphs.variants[graphs.default].native:
+        return [bundle.weights]
     return bundle.graph_pair() or [bundle.graph]
 
 
