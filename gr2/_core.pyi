@@ -279,6 +279,9 @@ class ItemMemory:
 class EncodedHistory:
     """What a student makes of a history: keys and values of every layer, and what follows from the history alone."""
 
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        """Raises TypeError: `CoreStudent.encode` makes them."""
+
     @property
     def nbytes(self) -> int: ...
 
@@ -291,9 +294,10 @@ class CoreStudent:
 
     MEMORY_COLUMNS: ClassVar[int]
 
-    def __init__(self, path: str | os.PathLike[str], arithmetic: Literal["fp32", "int8"] = "fp32") -> None:
-        """Map the file. "int8" rounds the transformer's rows to 8 bits, each by its own range, and its weights to 7,
-        each column by its own. Raises ValueError with the reason if it is no weights file, OSError if unreadable.
+    def __init__(self, path: str | os.PathLike[str], arithmetic: str = "fp32") -> None:
+        """Map the file. The arithmetic is "fp32" or "int8", which rounds the transformer's rows to 8 bits, each by its
+        own range, and its weights to 7, each column by its own. Raises ValueError with the reason if it is no weights
+        file, OSError if unreadable.
         """
 
     @property

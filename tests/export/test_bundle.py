@@ -45,6 +45,7 @@ def test_bundle_loads_and_ranks_as_the_student(inputs: dict[str, Artifact], tmp_
     assert {way: parts["real"]["requests"] + parts["random"]["requests"] for way, parts in parity.items()} == {
         "whole": 40,
         "split": 40,
+        "core": 40,
         "batch": 40,
     }
     assert max(part["max_abs_difference"] for parts in parity.values() for part in parts.values()) < 1e-3

@@ -146,4 +146,4 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="another student"):
         core.score(theirs, trie, *own)
     with pytest.raises(ValueError, match="'fp32' or 'int8'"):
-        CoreStudent(tmp_path / "weights.bin", "fp16")  # type: ignore[arg-type]
+        CoreStudent(tmp_path / "weights.bin", "fp16")
