@@ -90,6 +90,7 @@ class Reader(ThreadPoolExecutor):
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Run a call once its message has come."""
         if _unary_response_in_pool is None or len(args) != SUBMITTED or args[0] is not _unary_response_in_pool:
+            self._admission.by_threads = True
             return self._admission.pool.submit(fn, *args, **kwargs)
         work, event, state, behavior, _, *coders = args
         received = _receive_message(state, event.call, None)

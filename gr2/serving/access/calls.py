@@ -74,8 +74,9 @@ class Admission:
 
     `core` decides which of them work, and counts them. Those that it lets in have a thread each in `pool`, and SPARE
     more are there for requests that must be read before it can decide. Refusals are made `in_place`, by the thread that
-    grpc serves from. `unread` calls have sent no message yet, MOST_UNREAD at most; they hold no thread. `overload`
-    is why a call is refused that finds no room.
+    grpc serves from. `unread` calls have sent no message yet, MOST_UNREAD at most; they hold no thread, unless
+    calls are read `by_threads` (see `gr2.serving.access.arrivals`). `overload` is why a call is refused that finds no
+    room.
     """
 
     def __init__(self, threads: int, queue: int) -> None:
@@ -83,7 +84,7 @@ class Admission:
         self.core = CoreAdmission(threads, queue)
         self.pool = CallPool(self.bound + SPARE, "rerank")
         self.in_place = InPlace()
-        self.unread = 0
+        self.unread, self.by_threads = 0, False
         self.overload = f"{self.bound} requests are at work or wait already"
 
     @property
@@ -93,8 +94,8 @@ class Admission:
 
     @property
     def crowded(self) -> bool:
-        """Whether no more calls may be without a message."""
-        return self.unread >= MOST_UNREAD
+        """Whether a call that arrives now must be refused unread."""
+        return self.unread >= MOST_UNREAD or (self.by_threads and self.full)
 
     @property
     def taken(self) -> int:

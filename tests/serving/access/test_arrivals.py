@@ -160,6 +160,17 @@ def test_calls_are_read_by_their_threads_where_grpc_is_another(
         assert client.rerank([], KNOWN[:3], timeout=30, fallback=True).fallback
         core.leave(call, done=False)
     assert server._admission.pool.taken == 3
+    over = threading.Event()
+
+    def silence() -> Iterator[bytes]:
+        over.wait(60)
+        yield from ()
+
+    with grpc.insecure_channel(server.address) as channel:
+        calls = [channel.stream_unary(METHOD).future(silence(), timeout=60) for _ in range(9)]
+        codes = {call.exception(30).code() for call in calls}
+        assert codes == {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED}
+        over.set()
     server.stop(5)
 
 
