@@ -1,4 +1,4 @@
-"""What the served graphs cost beside the graph as it is exported: `python -m benchmarks.student_graphs`.
+"""What the served student costs beside the graph as it is exported: `python -m benchmarks.student_graphs`.
 
 Students of random weights: how fast a graph is does not depend on them. Stores student.graphs.
 """
@@ -31,6 +31,8 @@ ROUNDS, WARM = 100, 10
 BUNDLES: dict[str, dict[str, Any]] = {
     "exported": {"split": False, "pruned": False},
     "pruned": {"split": False},
+    "two graphs": {"native": False},
+    "two graphs, int8": {"native": False, "arithmetic": "int8"},
     "fp32": {},
     "int8": {"arithmetic": "int8"},
 }
@@ -79,7 +81,7 @@ def _time(models: dict[str, NativeModel], kept: dict[str, NativeModel], codes: N
             began = time.thread_time_ns()
             answer = model.score(query)
             row[name], scores[name] = (time.thread_time_ns() - began) / 1000, answer.scores
-        for name in ("pruned", "fp32", "fp32 hit"):
+        for name in ("pruned", "two graphs", "fp32", "fp32 hit"):
             np.testing.assert_allclose(scores[name], scores["exported"], atol=1e-4)
         if number >= WARM:
             rows.append(row)
@@ -102,7 +104,7 @@ def graphs_record(measured: dict[str, dict[int, Times]]) -> Record:
         served = "int8" if SIZES[name][0] >= 128 else "fp32"
         ratios = each[50].ratios
         cold, hit = (ratios["exported", way] for way in (served, f"{served} hit"))
-        what = f"{name}, 50 candidates: time of the graph as exported over that of the default graphs"
+        what = f"{name}, 50 candidates: time of the graph as exported over that of the default"
         figures.append(Figure.judge(what, cold, 2.5, unit="x"))
         figures.append(Figure.judge(f"{name}: the same with the history kept", hit, 4.0, unit="x"))
         figures.append(Figure.judge(f"{name}: fp32's time over int8's", ratios["fp32", "int8"], 1.5, unit="x"))
@@ -113,8 +115,9 @@ def graphs_record(measured: dict[str, dict[int, Times]]) -> Record:
     columns = ["student", "graphs", *(f"{count} candidates, us" for count in CANDIDATES)]
     title = f"CPU time of a request, {EVENTS} events, and how often it fits into the first"
     notes = [
-        "exported: one graph, the last layer for every row; pruned: for the candidates' rows; fp32 and int8: encoder "
-        "and scorer; hit: the history was kept; export serves int8 by default from dim 128 on",
+        "exported: one graph, the last layer for every row; pruned: for the candidates' rows; two graphs: encoder and "
+        "scorer; fp32 and int8: the core's own code; hit: the history was kept; export serves int8 by default from dim "
+        "128 on",
         "from codes to the ranking, in the C++ core, one thread, rounds interleaved, CPU time of the thread; scores "
         "in float32 were equal to 1e-4",
     ]

@@ -539,6 +539,9 @@ class Admission:
 class StartedRequest:
     """A request that has a worker or waits for one. Dropped before it is finished, it gives its place up."""
 
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        """Raises TypeError: `RequestEngine.start` makes them."""
+
     def finish(self) -> tuple[int, bytes]:
         """Wait for the worker: the outcome, and the serialised reply, or the reason for none. Once only."""
 
