@@ -67,9 +67,10 @@ def int8_record(measured: dict[str, Graphs]) -> Record:
     """The figures and the table of all sizes."""
     figures, rows = [], []
     for name, graphs in measured.items():
-        exact = graphs.variants["fp32"].parity["split"]["real"]["ndcg"]
+        exact = graphs.variants["fp32"].parity["core"]["real"]["ndcg"]
         for variant in VARIANTS:
-            real, random = (graphs.variants[variant].parity["split"][part] for part in ("real", "random"))
+            way = "core" if graphs.variants[variant].native else "split"
+            real, random = (graphs.variants[variant].parity[way][part] for part in ("real", "random"))
             if variant == "int8":
                 what = f"{name}: N@5 of int8 beside fp32's, {real['labelled']} test lists that hold the target"
                 lost = abs(1 - real["ndcg"] / exact) * 100
