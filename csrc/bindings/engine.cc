@@ -148,10 +148,12 @@ py::tuple score(const Engine& engine, const py::object& past, const py::object& 
   {
     const py::gil_scoped_release release;
     const CandidateTrie trie(slate.codes, slate.known, spec.levels, spec.level_size);
-    ModelBuffers buffers;
+    // Kept by the thread, as a server's workers keep theirs.
+    thread_local ModelBuffers buffers;
     engine.model().run(slate, trie, buffers, [&] { began = Clock::now(); });
     ended = Clock::now();
     trie.score(buffers.logits, buffers.prior, spec.normalization, order_view, scores_view);
+    buffers.trim();
   }
   const auto nanoseconds = [](Clock::time_point time) { return time.time_since_epoch().count(); };
   return py::make_tuple(std::move(order), std::move(scores), nanoseconds(began), nanoseconds(ended));
