@@ -1,7 +1,8 @@
 """What the path likelihood costs a request of the served student: `python -m benchmarks.student_path`.
 
 Needs Beauty's bundle (`make beauty`). Its graphs are run beside what is left of them where only the prior and the head
-are asked for, in one thread and in turns, and beside whole requests to the engine. Its worth is in student.quality.
+are asked for, by onnxruntime in one thread and in turns, and beside all that a request asks of the model. The path's
+worth is in student.quality.
 """
 
 from __future__ import annotations
@@ -23,9 +24,8 @@ from gr2.data.candidates import PADDING, CandidateLists
 from gr2.data.dataset import Dataset
 from gr2.decoding import CandidateTrie
 from gr2.features import candidate_features
-from gr2.serving.engine import Engine
 from gr2.serving.models.query import Query
-from gr2.serving.models.split_model import known_of
+from gr2.serving.models.split_model import SplitModel, known_of
 
 __all__ = ["main", "measured", "ready"]
 
@@ -74,7 +74,7 @@ def without_path(graph: onnx.ModelProto, outputs: list[str]) -> onnx.ModelProto:
 
 
 class Requests:
-    """Test lists as requests to the engine, and as what the graphs take."""
+    """Test lists as what the model, and what its graphs are asked."""
 
     def __init__(self, bundle: Bundle, count: int) -> None:
         self._dataset = Dataset.load(RUN / "prepare")
@@ -88,22 +88,20 @@ class Requests:
     def __len__(self) -> int:
         return len(self._lists)
 
-    def asked(self, row: int) -> tuple[list[Any], list[Any], NDArray[np.float32]]:
-        """History, candidates and scores for the engine."""
-        past, items, scores = self._row(row)
-        ids = self._dataset.catalog.ids
-        return [ids[item] for item in past], [ids[item] for item in items], scores
-
-    def feed(self, row: int) -> dict[str, NDArray[Any]]:
-        """The graphs' inputs by name."""
+    def query(self, row: int) -> Query:
+        """What the model is asked."""
         past, items, scores = self._row(row)
         codes, known = np.ascontiguousarray(self._codes[items]), np.ones(len(items), dtype=np.bool_)
         features = candidate_features(len(items), scores=scores, dense=None)
         trie = CandidateTrie(codes, known, self._level_size)
-        query = Query(np.ascontiguousarray(self._codes[past]), codes, known, features, trie)
+        return Query(np.ascontiguousarray(self._codes[past]), codes, known, features, trie)
+
+    def feed(self, query: Query) -> dict[str, NDArray[Any]]:
+        """The graphs' inputs by name."""
+        trie = query.trie
         inputs: dict[str, NDArray[Any]] = {"history": query.past.astype(np.int64), "nodes": trie.tokens()}
-        inputs |= {"counts": trie.counts(), "ancestors": trie.ancestors(), "features": features}
-        return inputs | {"candidates": codes.astype(np.int64)} | known_of(self._memory, query)
+        inputs |= {"counts": trie.counts(), "ancestors": trie.ancestors(), "features": query.features}
+        return inputs | {"candidates": query.codes.astype(np.int64)} | known_of(self._memory, query)
 
     def _row(self, row: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
         lists = self._lists
@@ -112,16 +110,16 @@ class Requests:
         return past.astype(np.int64), lists.candidates[row][kept].astype(np.int64), lists.scores[row][kept]
 
 
-def measure(bundle: Bundle, engine: Engine, count: int) -> dict[str, float]:
+def measure(bundle: Bundle, model: SplitModel, count: int) -> dict[str, float]:
     """Medians in microseconds: the request, and both graphs with the path and without."""
     made, requests = graphs(bundle), Requests(bundle, count)
     spent: dict[str, list[float]] = {"request": [], **{f"{part}, {way}": [] for way in made for part in OUTPUTS}}
     for row in range(len(requests)):
-        past, items, scores = requests.asked(row)
+        query = requests.query(row)
         began = time.perf_counter()
-        engine.rerank(past, items, scores=scores)
+        model.score(query)
         spent["request"].append(time.perf_counter() - began)
-        feed, priors = requests.feed(row), []
+        feed, priors = requests.feed(query), []
         for way, (encoder, scorer) in made.items():
             times = [time.perf_counter()]
             encoded = encoder(feed)
@@ -145,7 +143,8 @@ def path_record(measured: dict[int, dict[str, float]]) -> Record:
     columns = ["candidates", "a request", "encoder, with / without", "scorer, with / without", "the path's share"]
     title = f"microseconds, medians of {SAMPLE} test lists of Beauty, one thread, in turns"
     notes = [
-        "a request: the engine in process, its core's look-up of pairs and softmax included, no history kept",
+        "a request: all of the model's part, the look-up of pairs and the softmax included, no history kept; where the "
+        "core computes the student without onnxruntime, both cost less",
         "where a history is kept, a request runs no encoder; what the path is worth, student.quality says",
     ]
     table = {"title": title, "columns": columns, "rows": rows}
@@ -162,8 +161,9 @@ def measured() -> Record:
     folder = RUN / "export"
     if not ready():
         raise FileNotFoundError(f"{folder.relative_to(ROOT)} is not there: make beauty")
-    bundle, engine = Bundle.load(folder), Engine(folder, cache_bytes=0)
-    return path_record({count: measure(bundle, engine, count) for count in SLATES})
+    bundle = Bundle.load(folder)
+    model = SplitModel(bundle)
+    return path_record({count: measure(bundle, model, count) for count in SLATES})
 
 
 def main() -> None:
