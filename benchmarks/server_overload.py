@@ -87,8 +87,8 @@ def overload(found: dict[str, list[tuple[Summary, Summary]]], seconds: float) ->
     table = {"title": title, "columns": columns, "rows": rows}
     notes = [
         f"{EVENTS} history items and {CANDIDATES} candidates; latency from when a request was due",
-        "a refusal costs grpcio and Python half of the processor time of an empty call, which weighs the more the "
-        "smaller the model is",
+        "a refusal costs grpcio and Python half to three quarters of the processor time of an empty call, which weighs "
+        "the more the smaller the model is",
         *notes,
     ]
     return Record("server.overload", "The server under overload", "make server-overload", figures, [table], notes)
