@@ -34,7 +34,8 @@ TESTS = {
     ],
     "log-probabilities of constrained tokens are those that they were sampled with": ["tests/models/test_policy.py"],
     "DAPO's loss is clipped higher, a mean over tokens, of redrawn groups; OPD's divergence is weighed beside it": [
-        "tests/training/policy/test_dapo.py", "-k", "loss or redrawn or redraws or updates or advantages",
+        "tests/training/policy/test_dapo.py", "tests/training/policy/test_rollouts.py",
+        "-k", "loss or redrawn or redraws or updates or advantages",
     ],
     "lists of several positives are learnt from by AUC and graded NDCG, and judged by them": [
         "tests/training/test_rl.py", "tests/training/policy/test_list_rollouts.py", "-k", "several",

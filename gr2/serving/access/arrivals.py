@@ -2,8 +2,9 @@
 
 grpc's synchronous server hands a call to a pool once its headers have come, and the pool's thread waits for the
 message. Here the thread that grpc serves from asks for the message, and looks at it as it comes: a call that is refused
-takes no thread and no switch between threads, about half of its processor time, and silent calls hold none. That takes
-functions which grpc keeps to itself; where they are not as they were, calls are read by the threads that answer them.
+takes no thread and no switch between threads, a quarter to half of its processor time, and silent calls hold none.
+That takes functions which grpc keeps to itself; where they are not as they were, calls are read by the threads that
+answer them.
 """
 
 from __future__ import annotations

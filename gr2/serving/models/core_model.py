@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from contextlib import nullcontext
 from time import perf_counter_ns
 
 from gr2.bundle import Bundle
 from gr2.decoding import CoreStudent, PrefixCache
-from gr2.serving.models.memory import LARGE
+from gr2.serving.models.memory import Turns
 from gr2.serving.models.query import Query, Scored
 
 __all__ = ["CoreModel"]
@@ -23,13 +21,12 @@ class CoreModel:
         self.cache = PrefixCache(cache_bytes)
         self._student, self._memory = student, bundle.memory()
         self._model = bundle.manifest.model
-        self._one_large = threading.Lock()
+        self._turns = Turns()
 
     def score(self, query: Query, wanted: Callable[[], bool] | None = None) -> Scored:  # noqa: ARG002
         """The candidates ranked, at once. Raises UnrankableError if the model gives a value that is not finite."""
-        large = query.run_bytes(self._model) > LARGE
         # The wait of a large request for another is not the model's time.
-        with self._one_large if large else nullcontext():
+        with self._turns.turn(query.run_bytes(self._model)):
             start = perf_counter_ns()
             past, rows = self._memory.find(query.past), self._memory.find(query.codes)
             known = self._memory.columns(past, query.past, rows, query.codes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from gr2.bundle import ModelSpec
@@ -18,6 +18,7 @@ __all__ = [
     "MOST_OF_BATCH",
     "MOST_OF_REQUEST",
     "LargeRuns",
+    "Turns",
     "run_bytes",
 ]
 
@@ -44,12 +45,28 @@ def run_bytes(model: ModelSpec, *, history: int, nodes: int, candidates: int) ->
     return max(attention, evidence) + 8 * nodes * model.level_size
 
 
+class Turns:
+    """One large run of a model on the CPU at a time; what runs beside it takes at most `LARGE` bytes in each thread.
+
+    Thread-safe.
+    """
+
+    def __init__(self) -> None:
+        self._one = threading.Lock()
+
+    @contextmanager
+    def turn(self, wanted: int) -> Iterator[bool]:
+        """Waits for the turn of a run that holds `wanted` bytes, and says whether that is large."""
+        large = wanted > LARGE
+        with self._one if large else nullcontext():
+            yield large
+
+
 class LargeRuns:
-    """The runs of one model's sessions on the CPU, of which one large one runs at a time. Thread-safe.
+    """The runs of one model's sessions on the CPU, which take turns. Thread-safe.
 
     A large run gives its memory back once it is done. 1,024 candidates take 450 ms that way and leave 150 MB resident;
-    keeping the memory takes 260 ms and 300 MB for good, and an allocator that keeps none takes 660 ms. What runs beside
-    it takes at most `LARGE` bytes in each thread.
+    keeping the memory takes 260 ms and 300 MB for good, and an allocator that keeps none takes 660 ms.
     """
 
     def __init__(self) -> None:
@@ -57,13 +74,10 @@ class LargeRuns:
 
         self._shrinking = ort.RunOptions()
         self._shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        self._one = threading.Lock()
+        self._turns = Turns()
 
     @contextmanager
     def turn(self, wanted: int) -> Iterator[Any]:
         """Waits for the turn of a run that holds `wanted` bytes, and gives the options to run it with, or None."""
-        if wanted <= LARGE:
-            yield None
-            return
-        with self._one:
-            yield self._shrinking
+        with self._turns.turn(wanted) as large:
+            yield self._shrinking if large else None
