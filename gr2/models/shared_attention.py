@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from transformers.masking_utils import eager_mask
 BLOCK = 16
 NAME = "gr2_shared_prompt"
 
-__all__ = ["can_share_prompts", "shared_attention", "sharing_prompts"]
+__all__ = ["attending_by", "can_share_prompts", "shared_attention", "sharing_prompts"]
 
 
 def can_share_prompts(model: PreTrainedModel) -> bool:
@@ -24,14 +24,19 @@ def can_share_prompts(model: PreTrainedModel) -> bool:
 
 
 @contextmanager
-def sharing_prompts(model: PreTrainedModel) -> Iterator[None]:
-    """Inside the block `model` attends by `shared_attention`, and is called with its argument `shared_prompt`."""
+def attending_by(model: PreTrainedModel, implementation: str) -> Iterator[None]:
+    """Inside the block `model` attends by an implementation that `transformers` knows by name, after it as before."""
     before = model.config._attn_implementation
-    model.set_attn_implementation(NAME)
+    model.set_attn_implementation(implementation)
     try:
         yield
     finally:
         model.set_attn_implementation(before)
+
+
+def sharing_prompts(model: PreTrainedModel) -> AbstractContextManager[None]:
+    """Inside the block `model` attends by `shared_attention`, and is called with its argument `shared_prompt`."""
+    return attending_by(model, NAME)
 
 
 def shared_attention(
@@ -72,8 +77,8 @@ def _attend(
 
     def together(each: Tensor) -> Tensor:
         """Rows of a prompt side by side: (B, G, R, X) as (P, G, S R, X)."""
-        apart = each.reshape(prompts, samples, groups, readers, each.shape[-1])
-        return apart.transpose(1, 2).reshape(prompts, groups, samples * readers, each.shape[-1])
+        by_row = each.reshape(prompts, samples, groups, readers, each.shape[-1])
+        return by_row.transpose(1, 2).reshape(prompts, groups, samples * readers, each.shape[-1])
 
     def apart(each: Tensor) -> Tensor:
         """The other way round."""
