@@ -20,6 +20,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from gr2.errors import ConfigError, Gr2Error
 from gr2.models.reasoner import Reasoner
+from gr2.training.loop.workers import Workers
 from gr2.training.policy.rollouts import Group, Rollout, training_batch
 
 
@@ -367,6 +368,9 @@ def work(folder: Path) -> None:
     rank = trainer.accelerator.process_index
     (folder / f"{rank}.json").write_text(json.dumps(record))
     (folder / f"tasks-{rank}.json").write_text(json.dumps(drawn[0]))
+    # As every stage does: threads of a connection that is still open abort the interpreter's end.
+    del trainer
+    Workers().end()
 
 
 def test_processes_agree(tmp_path: Path) -> None:
