@@ -44,109 +44,109 @@ proto: ## regenerate gr2/v1 from proto/ (needs grpcio-tools 1.74)
 	$(PYTHON) -m grpc_tools.protoc -Iproto --python_out=. --pyi_out=. --grpc_python_out=. proto/gr2/v1/*.proto
 
 sasrec: ## the pre-ranker on Beauty with the literature's protocol (long); stores its figures
-	$(PYTHON) -m benchmarks.quality sasrec
+	$(PYTHON) -m benchmarks.spine.quality sasrec
 
 beauty: ## the whole path on Beauty (long); stores its figures
-	$(PYTHON) -m benchmarks.quality beauty
+	$(PYTHON) -m benchmarks.spine.quality beauty
 
 games18: ## the whole path on games18 with imported SASRec lists (long); stores its figures
-	$(PYTHON) -m benchmarks.quality games18
+	$(PYTHON) -m benchmarks.spine.quality games18
 
 student-int8: ## what rounding the student to 8 bits costs in quality; from the artefacts of `make beauty`; stores its figures
-	$(PYTHON) -m benchmarks.student_int8
+	$(PYTHON) -m benchmarks.student.int8
 
 student-graphs: ## what the served graphs cost beside the graph as exported; stores its figures
-	$(PYTHON) -m benchmarks.student_graphs
+	$(PYTHON) -m benchmarks.student.graphs
 
 student-path: ## what the path likelihood costs a request, after `make beauty`; stores its figures
-	$(PYTHON) -m benchmarks.student_path
+	$(PYTHON) -m benchmarks.student.path
 
 student-clicks: ## clicks weighed by propensities, on simulated logs, judged by the truth; stores its figures
-	$(PYTHON) -m benchmarks.student_clicks
+	$(PYTHON) -m benchmarks.student.clicks
 
 quality: ## the student against trees and others on Beauty and games18, five seeds (long); stores its figures
-	$(PYTHON) -m benchmarks.student_quality
+	$(PYTHON) -m benchmarks.student.quality
 
 student-titles: ## a cross-encoder over titles, after `make quality` (long); stores its figures
-	$(PYTHON) -m benchmarks.student_titles
+	$(PYTHON) -m benchmarks.student.titles
 
 student-checks: ## the served student beside the reasoner, after `make beauty` and `make reasoner`; stores its figures
-	$(PYTHON) -m benchmarks.student_checks
+	$(PYTHON) -m benchmarks.student.checks
 
 show-student: ## every figure of the student, one line each; exit code 1 if one is short
-	$(PYTHON) -m benchmarks.show_student
+	$(PYTHON) -m benchmarks.student.show
 
 results: ## docs/results.md from the stored figures
 	$(PYTHON) -m benchmarks.results
 
 show-spine: ## every figure of the end-to-end path, one line each; exit code 1 if one is short
-	$(PYTHON) -m benchmarks.show_spine
+	$(PYTHON) -m benchmarks.spine.show
 
 decoding-fuzz: ## the fuzz targets for ten minutes; stores what they found
-	$(PYTHON) -m benchmarks.decoding_fuzz --seconds 600
+	$(PYTHON) -m benchmarks.decoding.fuzz --seconds 600
 
 decoding-processors: ## the C++ tests on emulated older processors (needs qemu-user); stores the outcome
-	$(PYTHON) -m benchmarks.decoding_processors
+	$(PYTHON) -m benchmarks.decoding.processors
 
 show-decoding: ## every figure of the decoding core, one line each; exit code 1 if one is short
-	$(PYTHON) -m benchmarks.show_decoding
+	$(PYTHON) -m benchmarks.decoding.show
 
 reasoner: ## mid-training and fine-tuning on Beauty, from scratch (long); stores its figures
-	$(PYTHON) -m benchmarks.reasoner_quality
+	$(PYTHON) -m benchmarks.reasoner.quality
 
 rl-compressor: ## the compressor on Beauty, after `make reasoner`; stores its figures
-	$(PYTHON) -m benchmarks.rl_compressor
+	$(PYTHON) -m benchmarks.rl.compressor
 
 show-reasoner: ## every figure of the reasoner, one line each; exit code 1 if one is short
-	$(PYTHON) -m benchmarks.show_reasoner
+	$(PYTHON) -m benchmarks.reasoner.show
 
 reasoner-teachers: ## the teachers on Beauty and against endpoints that misbehave; stores its figures
-	$(PYTHON) -m benchmarks.reasoner_teachers
+	$(PYTHON) -m benchmarks.reasoner.teachers
 
 rl: ## reinforcement learning on Beauty, after `make reasoner` (long); stores its figures
-	$(PYTHON) -m benchmarks.rl_quality --jobs 2
+	$(PYTHON) -m benchmarks.rl.quality --jobs 2
 
 show-rl: ## every figure of reinforcement learning, one line each; exit code 1 if one is short
-	$(PYTHON) -m benchmarks.show_rl
+	$(PYTHON) -m benchmarks.rl.show
 
 tokenizer-ablation: ## the tokenizer's switches on Beauty, after `make beauty` (long); stores its figures
-	$(PYTHON) -m benchmarks.tokenizer_ablation --seeds 0
+	$(PYTHON) -m benchmarks.tokenizer.ablation --seeds 0
 
 tokenizer-scale: ## IDs for up to ten million synthetic items (long); stores its figures
-	$(PYTHON) -m benchmarks.tokenizer_scale --items 100000 1000000 10000000
+	$(PYTHON) -m benchmarks.tokenizer.scale --items 100000 1000000 10000000
 
 show-tokenizer: ## every figure of the tokenizer, one line each; exit code 1 if one is short
-	$(PYTHON) -m benchmarks.show_tokenizer
+	$(PYTHON) -m benchmarks.tokenizer.show
 
 kernels-gpu: ## the Triton kernels on this machine's GPU: checked and timed; stores their figures
-	$(PYTHON) -m benchmarks.kernels_gpu
+	$(PYTHON) -m benchmarks.kernels.gpu
 
 kernels-serving: ## the engine on this machine's GPU: its order, its phases, its throughput; stores its figures
-	$(PYTHON) -m benchmarks.kernels_serving
+	$(PYTHON) -m benchmarks.kernels.serving
 
 kernels-lent: ## build, then both of the above within ten minutes of a GPU; records and logs are copied to build/lent
-	$(PYTHON) -m benchmarks.kernels_lent --out build/lent
+	$(PYTHON) -m benchmarks.kernels.lent --out build/lent
 
 show-server: ## every figure of the server, one line each; exit code 1 if one is short
-	$(PYTHON) -m benchmarks.show_server
+	$(PYTHON) -m benchmarks.server.show
 
 server-overhead: ## what a request costs beside the model, over an empty call; stores its figures
-	$(PYTHON) -m benchmarks.server_overhead
+	$(PYTHON) -m benchmarks.server.overhead
 
 server-overload: ## twice the capacity offered; stores what is still answered in time
-	$(PYTHON) -m benchmarks.server_overload
+	$(PYTHON) -m benchmarks.server.overload
 
 server-memory: ## the server's memory over half an hour of overload (long); stores its growth
-	$(PYTHON) -m benchmarks.server_overload --minutes 30
+	$(PYTHON) -m benchmarks.server.overload --minutes 30
 
 server-equality: ## 100,000 replies over 50 connections against the in-process engine's (long); stores the count
-	$(PYTHON) -m benchmarks.server_equality
+	$(PYTHON) -m benchmarks.server.equality
 
 server-comparison: ## our server beside mosec, LitServe, BentoML and Ray Serve, in environments of their own; stores its figures
-	$(PYTHON) -m benchmarks.server_comparison
+	$(PYTHON) -m benchmarks.server.comparison
 
 show-kernels: ## every figure of the kernels, one line each; exit code 1 if one is short
-	$(PYTHON) -m benchmarks.show_kernels
+	$(PYTHON) -m benchmarks.kernels.show
 
 server-faults: ## the server under load while things break; stores what callers saw
-	$(PYTHON) -m benchmarks.server_faults
+	$(PYTHON) -m benchmarks.server.faults

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gr2.pipeline import STAGES
 
-PROGRAM = Path(__file__).resolve().parents[1] / "benchmarks" / "kill_resume.py"
+PROGRAM = Path(__file__).resolve().parents[1] / "benchmarks" / "spine" / "kill_resume.py"
 
 
 def test_a_run_killed_inside_every_stage_ends_with_the_same_metrics() -> None:

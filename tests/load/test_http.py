@@ -25,8 +25,8 @@ ANSWERS = {
 
 @pytest.fixture(scope="module")
 def sender() -> Any:
-    """`HttpCall` of `benchmarks/server_http.py`, which is not installed."""
-    path = Path(__file__).resolve().parents[2] / "benchmarks" / "server_http.py"
+    """`HttpCall` of `benchmarks/server/http.py`, which is not installed."""
+    path = Path(__file__).resolve().parents[2] / "benchmarks" / "server" / "http.py"
     spec = importlib.util.spec_from_file_location("gr2_server_http", path)
     assert spec is not None
     assert spec.loader is not None

@@ -64,9 +64,9 @@ def tiny_parents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact
 
 @pytest.fixture(scope="session")
 def chat() -> Any:
-    """The module `benchmarks/chat_server.py`, which is not installed."""
+    """The module `benchmarks/reasoner/chat_server.py`, which is not installed."""
     name = "gr2_chat_server"
-    path = Path(__file__).resolve().parents[2] / "benchmarks" / "chat_server.py"
+    path = Path(__file__).resolve().parents[2] / "benchmarks" / "reasoner" / "chat_server.py"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None

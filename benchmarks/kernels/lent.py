@@ -1,0 +1,96 @@
+"""Every figure that needs a GPU, within ten minutes of one: `python -m benchmarks.kernels.lent --out FOLDER`.
+
+For a GPU that is there for a while only. It builds the extension, runs each benchmark in a process of its own while
+there is time for it, and copies what they have stored, and what they have said, to the folder. One that fails or is
+short does not keep the next from running.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pybind11
+
+from benchmarks.results import FOLDER, ROOT
+
+__all__ = ["main"]
+
+SECONDS = 570.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command, the record that it stores, and the seconds that it needs at least."""
+
+    name: str
+    command: list[str]
+    least: float
+    record: str = ""
+
+
+def steps(requests: int) -> list[Step]:
+    """In order of what is missed most if there is no time for it."""
+    folder = ROOT / "build" / "dev"
+    configure = ["cmake", "--preset", "dev", "-DGR2_BUILD_TESTS=OFF", "-DGR2_WERROR=OFF"]
+    configure += [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
+    serving = [sys.executable, "-m", "benchmarks.kernels.serving", "--requests", str(requests)]
+    return [
+        Step("configure", configure, 5),
+        Step("build", ["cmake", "--build", str(folder), "-j", str(len(os.sched_getaffinity(0)))], 20),
+        Step("kernels", [sys.executable, "-m", "benchmarks.kernels.gpu"], 150, "kernels.gpu.json"),
+        Step("serving", serving, 90, "kernels.serving.json"),
+    ]
+
+
+def run(step: Step, out: Path, seconds: float) -> int:
+    """The exit code of a step, whose last lines are printed if it is not 0; all it says is in the folder."""
+    log, began = out / f"{step.name}.log", time.time()
+    with log.open("w") as file:
+        try:
+            code = subprocess.run(
+                step.command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, timeout=seconds, check=False
+            ).returncode
+        except subprocess.TimeoutExpired:
+            code = 124
+    if code:
+        print(log.read_text()[-3000:], flush=True)
+    stored = FOLDER / step.record
+    if step.record and stored.is_file() and stored.stat().st_mtime >= began:
+        shutil.copy2(stored, out)
+    return code
+
+
+def main() -> None:
+    """Print each step's outcome; exit with 1 if a step failed, was short, or had no time."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="where records and logs are copied to")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="after which nothing runs any more")
+    parser.add_argument("--requests", type=int, default=10_000, help="ranked by both engines")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    began, failed = time.monotonic(), False
+    for step in steps(options.requests):
+        left = options.seconds - (time.monotonic() - began)
+        code = run(step, options.out, left) if left >= step.least else None
+        failed |= code != 0
+        outcome = "no time" if code is None else f"exit code {code}"
+        print(f"{step.name}: {outcome} at {time.monotonic() - began:.0f} s", flush=True)
+        if code and step.name in {"configure", "build"} and not _built():
+            break
+    sys.exit(failed)
+
+
+def _built() -> bool:
+    return (ROOT / "gr2" / f"_core{sysconfig.get_config_var('EXT_SUFFIX')}").is_file()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Twice the capacity offered to a server: what it still answers in time, what it refuses, and its memory meanwhile.
+
+`make server-overload` stores docs/results/server.overload.json; `make server-memory` docs/results/server.memory.json,
+of half an hour. The server has one core, the callers another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.results import Figure, Record, store
+from benchmarks.server.processes import OURS, Started, started
+from gr2.bundle import Bundle
+from gr2.errors import Gr2Error
+from gr2.export.random_bundle import write_random_bundle
+from gr2.load.requests import draw_requests
+from gr2.load.run import run_step
+from gr2.load.step import Generator, Step
+from gr2.load.summary import Summary
+
+__all__ = ["main", "memory", "overload", "rounds"]
+
+EVENTS, CANDIDATES, REQUESTS = 50, 50, 20_000
+SERVER, CLIENT = 0, 1
+DEADLINE, CALLERS, WARMUP = 0.05, 4, 2.0
+GENERATOR = Generator(2, 4, [CLIENT])
+ROUNDS = 3
+# The second is the default.
+STUDENTS = {"2 layers of 128": {"dim": 128, "layers": 2}, "1 layer of 64": {"dim": 64, "layers": 1}}
+WINDOW = 20.0  # seconds of one step of the half hour
+FLAT = 0.03
+
+
+def step(server: Started, requests: Sequence[bytes], seconds: float, **load: float) -> Summary:
+    """One step; its callers have DEADLINE seconds."""
+    plan = Step(seconds=seconds, warmup=WARMUP, deadline=DEADLINE, **load)  # type: ignore[arg-type]
+    return run_step(server.target, requests, plan, generator=GENERATOR, server=server.pids())
+
+
+def late(found: Summary) -> int:
+    """Answers that came after their callers' deadline."""
+    return round((found.throughput - found.goodput) * found.step.seconds)
+
+
+def shares(found: Summary) -> str:
+    """What became of the calls of a step."""
+    return ", ".join(f"{code} {count / found.calls:.1%}" for code, count in sorted(found.codes.items()))
+
+
+def rounds(server: Started, requests: Sequence[bytes], seconds: float) -> list[tuple[Summary, Summary]]:
+    """Peak and overload in turns."""
+    pairs = []
+    for _ in range(ROUNDS):
+        peak = step(server, requests, seconds, concurrency=CALLERS)
+        pairs.append((peak, step(server, requests, seconds, rate=2 * peak.throughput)))
+    return pairs
+
+
+def overload(found: dict[str, list[tuple[Summary, Summary]]], seconds: float) -> Record:
+    """The figures of each student's peaks and overloads."""
+    figures, rows, notes = [], [], []
+    for student, pairs in found.items():
+        ratio = float(np.median([flood.goodput / peak.goodput for peak, flood in pairs]))
+        latency = max(flood.latency["p99"] for _, flood in pairs)
+        figures += [
+            Figure.judge(f"goodput at twice the capacity over the peak, {student}", ratio, 0.9),
+            Figure.judge(f"p99 of the answered then, {student}, ms", latency, 1e3 * DEADLINE, at_most=True),
+            Figure.judge(
+                f"answers after their deadline, {student}", sum(late(each[1]) for each in pairs), 0, at_most=True
+            ),
+        ]
+        steps = [each for pair in pairs for each in pair]
+        notes += [f"of a step: {each.refused}" for each in steps if each.refused]
+        rows += [
+            [student, each.step.name, f"{each.throughput:.0f}", f"{each.goodput:.0f}", f"{each.latency['p50']:.1f}",
+             f"{each.latency['p99']:.1f}", f"{each.server_cpu:.0f}", shares(each)]
+            for each in steps
+        ]  # fmt: skip
+    columns = ["student", "", "answered/s", "in time/s", "p50 ms", "p99 ms", "CPU us an answer", "calls by status"]
+    title = f"deadline {1e3 * DEADLINE:.0f} ms, {seconds:.0f} s a step"
+    table = {"title": title, "columns": columns, "rows": rows}
+    notes = [
+        f"{EVENTS} history items and {CANDIDATES} candidates; latency from when a request was due",
+        "a refusal costs grpcio and Python half to three quarters of the processor time of an empty call, which weighs "
+        "the more the smaller the model is",
+        *notes,
+    ]
+    return Record("server.overload", "The server under overload", "make server-overload", figures, [table], notes)
+
+
+def memory(server: Started, requests: Sequence[bytes], minutes: float, rate: float | None) -> Record:
+    """Resident memory while twice the capacity, or `rate` a second, is offered; sampled between steps."""
+    rate = rate or 2 * step(server, requests, 5.0, concurrency=CALLERS).throughput
+    end = time.monotonic() + 60 * minutes
+    samples: list[float] = []
+    answered, offered = 0.0, 0
+    while time.monotonic() < end:
+        found = step(server, requests, WINDOW, rate=rate)
+        answered += found.throughput * WINDOW
+        offered += found.calls
+        samples.append(server.resident())
+    if len(samples) < 10:
+        raise Gr2Error(f"{minutes:g} minutes are too few to tell")
+    fifth = len(samples) // 5
+    early, last = float(np.median(samples[fifth : 2 * fifth])), float(np.median(samples[-fifth:]))
+    growth = last / early - 1
+    figures = [
+        Figure.judge(f"growth of memory over {minutes:.0f} minutes of overload", growth, FLAT, at_most=True),
+        Figure("requests meanwhile", f"{offered:,} sent, {answered:,.0f} answered", "measured", "ok"),
+    ]
+    table = {
+        "title": "resident memory in MB, at fifths of the run",
+        "columns": ["second fifth", "third", "fourth", "last", "most"],
+        "rows": [
+            [f"{np.median(part):.1f}" for part in np.array_split(np.array(samples), 5)[1:]] + [f"{max(samples):.1f}"]
+        ],
+    }
+    notes = ["growth is that from the second to the last fifth of the run, medians: the first one warms up"]
+    return Record("server.memory", "The server's memory", "make server-memory", figures, [table], notes)
+
+
+def main() -> None:
+    """Store the record, or with --dry print it."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--minutes", type=float, help="memory over so many minutes in place of the overload")
+    parser.add_argument("--rate", type=float, help="requests a second for it; by default twice what is answered")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of a step of the overload")
+    parser.add_argument("--dry", action="store_true")
+    arguments = parser.parse_args()
+    found: dict[str, list[tuple[Summary, Summary]]] = {}
+    students = {"1 layer of 64": STUDENTS["1 layer of 64"]} if arguments.minutes else STUDENTS
+    for student, sizes in students.items():
+        with tempfile.TemporaryDirectory() as folder:
+            bundle = write_random_bundle(Path(folder) / "bundle", batched=False, **sizes)
+            requests = draw_requests(Bundle.load(bundle), REQUESTS, history=EVENTS, candidates=CANDIDATES)
+            with started(OURS, bundle, SERVER, Path(), requests[0]) as server:
+                if arguments.minutes:
+                    grown = memory(server, requests, arguments.minutes, arguments.rate)
+                else:
+                    found[student] = rounds(server, requests, arguments.seconds)
+    record = grown if arguments.minutes else overload(found, arguments.seconds)
+    print(record if arguments.dry else store(record))
+
+
+if __name__ == "__main__":
+    main()
