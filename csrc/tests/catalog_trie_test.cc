@@ -8,12 +8,9 @@
 #include <array>
 #include <atomic>
 #include <cmath>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <filesystem>
 #include <fstream>
-#include <functional>
 #include <iterator>
 #include <limits>
 #include <memory>
@@ -34,52 +31,19 @@
 #include "core/retrieval.h"
 #include "core/simd.h"
 #include "core/top_keys.h"
+#include "tests/check.h"
+#include "tests/temporary_folder.h"
 
 namespace {
 
 using gr2::CatalogTrie;
 using gr2::catalog_trie_format::Header;
+using gr2::tests::read;
+using gr2::tests::TemporaryFolder;
+using gr2::tests::throws;
+using gr2::tests::write;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-void check(bool holds, const char* what, int line) {
-  if (holds) return;
-  std::fprintf(stderr, "catalog_trie_test.cc:%d: %s\n", line, what);
-  std::exit(1);
-}
-#define CHECK(condition) check((condition), #condition, __LINE__)
-
-template <typename Error>
-bool throws(const std::function<void()>& action) {
-  try {
-    action();
-  } catch (const Error&) {
-    return true;
-  }
-  return false;
-}
-
-class TemporaryFolder {
- public:
-  TemporaryFolder() : path_(std::filesystem::temp_directory_path() / ("gr2-trie-test-" + std::to_string(::getpid()))) {
-    std::filesystem::create_directories(path_);
-  }
-  ~TemporaryFolder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
-  std::string file(const char* name) const { return (path_ / name).string(); }
-
- private:
-  std::filesystem::path path_;
-};
-
-std::vector<char> read(const std::string& path) {
-  std::ifstream stream(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(stream), {}};
-}
 
 // Makes the checksums fit again after a change, and writes the file.
 void reseal(std::vector<char> content, const std::string& path) {

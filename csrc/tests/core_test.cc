@@ -1,15 +1,9 @@
 // What Python cannot show: the core under the sanitisers, and files that are damaged but carry valid checksums.
-#include <unistd.h>
-
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <filesystem>
-#include <fstream>
 #include <functional>
-#include <iterator>
 #include <limits>
 #include <random>
 #include <stdexcept>
@@ -24,53 +18,16 @@
 #include "core/errors.h"
 #include "core/hash.h"
 #include "core/logsumexp.h"
+#include "tests/check.h"
+#include "tests/temporary_folder.h"
 
 namespace {
 
 using gr2::codebook_format::Header;
-
-void check(bool holds, const char* what, int line) {
-  if (holds) return;
-  std::fprintf(stderr, "core_test.cc:%d: %s\n", line, what);
-  std::exit(1);
-}
-#define CHECK(condition) check((condition), #condition, __LINE__)
-
-template <typename Error>
-bool throws(const std::function<void()>& action) {
-  try {
-    action();
-  } catch (const Error&) {
-    return true;
-  }
-  return false;
-}
-
-class TemporaryFolder {
- public:
-  TemporaryFolder() : path_(std::filesystem::temp_directory_path() / ("gr2-core-test-" + std::to_string(::getpid()))) {
-    std::filesystem::create_directories(path_);
-  }
-  ~TemporaryFolder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
-  std::string file(const char* name) const { return (path_ / name).string(); }
-
- private:
-  std::filesystem::path path_;
-};
-
-std::vector<char> read(const std::string& path) {
-  std::ifstream stream(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(stream), {}};
-}
-
-void write(const std::string& path, const std::vector<char>& content) {
-  std::ofstream(path, std::ios::binary).write(content.data(), static_cast<std::streamsize>(content.size()));
-}
+using gr2::tests::read;
+using gr2::tests::TemporaryFolder;
+using gr2::tests::throws;
+using gr2::tests::write;
 
 // Makes the checksums fit again after a change.
 void reseal(std::vector<char>& content) {

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <cstdlib>
 #include <limits>
 #include <memory>
@@ -15,20 +14,15 @@
 
 #include "core/candidate_trie.h"
 #include "core/sampling.h"
+#include "tests/check.h"
 
 namespace {
-
-void check(bool holds, const char* what, int line) {
-  if (holds) return;
-  std::fprintf(stderr, "generation_test.cc:%d: %s\n", line, what);
-  std::exit(1);
-}
-#define CHECK(condition) check((condition), #condition, __LINE__)
 
 using gr2::CandidateDecoder;
 using gr2::CandidateTrie;
 using gr2::Choice;
 using gr2::Normalization;
+using gr2::tests::throws;
 
 bool is_permutation(std::vector<std::int32_t> order) {
   std::sort(order.begin(), order.end());
@@ -185,16 +179,6 @@ void test_draws_are_pinned() {
   double sum = 0.0;
   for (std::uint64_t index = 0; index < 100'000; ++index) sum += gr2::exponential(5, 0, index);
   CHECK(std::abs(sum / 1e5 - 1.0) < 0.02);
-}
-
-template <typename Error, typename Action>
-bool throws(const Action& action) {
-  try {
-    action();
-  } catch (const Error&) {
-    return true;
-  }
-  return false;
 }
 
 void test_wrong_input_changes_nothing() {

@@ -2,8 +2,6 @@
 #include "core/prefix_cache.h"
 
 #include <atomic>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <random>
@@ -12,16 +10,11 @@
 #include <thread>
 #include <vector>
 
+#include "tests/check.h"
+
 namespace {
 
 using gr2::PrefixCache;
-
-void check(bool holds, const char* what, int line) {
-  if (holds) return;
-  std::fprintf(stderr, "prefix_cache_test.cc:%d: %s\n", line, what);
-  std::exit(1);
-}
-#define CHECK(condition) check((condition), #condition, __LINE__)
 
 std::string key_of(std::uint64_t number) {
   std::string key(sizeof number, '\0');

@@ -6,7 +6,6 @@
 #include <atomic>
 #include <chrono>
 #include <cmath>
-#include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <memory>
@@ -19,6 +18,7 @@
 #include "core/codebook_builder.h"
 #include "core/request_handler.h"
 #include "core/wire.h"
+#include "tests/check.h"
 
 namespace {
 
@@ -28,13 +28,6 @@ using gr2::Clock;
 using gr2::Outcome;
 using gr2::Priority;
 using std::chrono::milliseconds;
-
-void check(bool holds, const char* what, int line) {
-  if (holds) return;
-  std::fprintf(stderr, "serving_test.cc:%d: %s\n", line, what);
-  std::exit(1);
-}
-#define CHECK(condition) check((condition), #condition, __LINE__)
 
 constexpr Clock::time_point kNoDeadline = Clock::time_point::max();
 

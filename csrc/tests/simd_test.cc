@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <cstdio>
 #include <cstdlib>
 #include <limits>
 #include <random>
@@ -13,17 +12,11 @@
 
 #include "core/dense.h"
 #include "core/logsumexp.h"
+#include "tests/check.h"
 
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-void check(bool holds, const char* what, int line) {
-  if (holds) return;
-  std::fprintf(stderr, "simd_test.cc:%d: %s\n", line, what);
-  std::exit(1);
-}
-#define CHECK(condition) check((condition), #condition, __LINE__)
 
 // Codes at both ends of their range, in which few rows are out of order, and none.
 void test_rows_are_compared(const gr2::SimdKernels& kernels) {
