@@ -97,7 +97,9 @@ class Artifact:
         try:
             record = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         except FileNotFoundError as error:
-            raise ArtifactError(f"{folder}: no {MANIFEST}: the stage {stage or ''} has not finished here") from error
+            hint = f"; `gr2 {stage} CONFIG.toml` makes it, `gr2 run CONFIG.toml` all stages" if stage else ""
+            missing = f"the stage {stage}" if stage else "a stage"
+            raise ArtifactError(f"{folder}: no {MANIFEST}: {missing} has not finished here{hint}") from error
         except (OSError, ValueError) as error:
             raise ArtifactError(f"{folder / MANIFEST}: cannot be read: {error}") from error
         if not isinstance(record, dict) or record.get("schema") != SCHEMA:
