@@ -294,10 +294,10 @@ class CoreStudent:
 
     MEMORY_COLUMNS: ClassVar[int]
 
-    def __init__(self, path: str | os.PathLike[str], arithmetic: str = "fp32") -> None:
+    def __init__(self, path: str | os.PathLike[str], arithmetic: str = "fp32", encoding: str = "item") -> None:
         """Map the file. The arithmetic is "fp32" or "int8", which rounds the transformer's rows to 8 bits, each by its
-        own range, and its weights to 7, each column by its own. Raises ValueError with the reason if it is no weights
-        file, OSError if unreadable.
+        own range, and its weights to 7, each column by its own. A token of the history is an "item" or a "code".
+        Raises ValueError with the reason if it is no weights file, OSError if unreadable.
         """
 
     @property
@@ -570,6 +570,7 @@ class RequestEngine:
         version: str,
         memory: tuple[int, int, int, int, int, int],
         one_layer: bool,
+        tokens: int,
         threads: int = 1,
         cache_bytes: int = 0,
     ) -> None:
@@ -578,7 +579,7 @@ class RequestEngine:
         `rank_features` (most_candidates, columns - feature_width) are what scores say of a candidate, by its rank.
         `memory` is what a run takes, in bytes (see `gr2.serving.models.memory`): a cell of attention, of the causal
         mask, of a position and of a candidate with an event, and then beyond what a request runs alone, and what it is
-        refused.
+        refused. `tokens` are those of the history that an item has.
         Raises OnnxError if the graph cannot be loaded, ValueError on sizes that do not fit.
         """
 

@@ -142,7 +142,7 @@ class Bundle:
             return None
         path, model = self.weights, self.manifest.model
         try:
-            student = CoreStudent(path, name)
+            student = CoreStudent(path, name, model.encoding)
         except (OSError, ValueError) as error:
             raise BundleError(f"{path}: {error}") from error
         columns = self.manifest.features.columns + CoreStudent.MEMORY_COLUMNS

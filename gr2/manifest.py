@@ -95,7 +95,8 @@ def graph_outputs(*, batched: bool = False) -> dict[str, tuple[str, int]]:
 class ModelSpec:
     """What the engine must know of `model.onnx`.
 
-    `max_history` is how many items the model attends to. `inputs` defaults to `graph_inputs` without candidates.
+    `max_history` is how many items the model attends to, with one token each or, where the `encoding` is "code", one
+    for each of their codes. `inputs` defaults to `graph_inputs` without candidates.
     """
 
     levels: int
@@ -106,6 +107,7 @@ class ModelSpec:
     onnx_opset: int
     mode: Literal["score"] = "score"
     normalization: Literal["raw", "local"] = "raw"
+    encoding: Literal["item", "code"] = field(default="item", metadata=configuration.LATER)
     graph: Literal["model.onnx"] = "model.onnx"
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = tuple(graph_outputs())
@@ -115,10 +117,18 @@ class ModelSpec:
         """Whether the graph takes the candidates' codes."""
         return "candidates" in self.inputs
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of the history that an item has."""
+        return self.levels if self.encoding == "code" else 1
+
     def __post_init__(self) -> None:
         for name, largest in MODEL_LIMITS.items():
             if not 1 <= getattr(self, name) <= largest:
                 raise ValueError(f"{name} must be in 1..{largest}, got {getattr(self, name)}")
+        if self.max_history * self.tokens > MODEL_LIMITS["max_history"]:
+            most = MODEL_LIMITS["max_history"] // self.tokens
+            raise ValueError(f"max_history must be in 1..{most} with one token a code, got {self.max_history}")
         names = tuple(graph_inputs(self.levels))
         if not self.inputs:
             object.__setattr__(self, "inputs", names)
@@ -191,7 +201,8 @@ class Manifest:
 
     def record(self) -> dict[str, Any]:
         """The manifest as JSON-ready values, `schema` and `version` included."""
-        content = {"schema": SCHEMA, **json.loads(json.dumps(dataclasses.asdict(self), allow_nan=False))}
+        values = {**dataclasses.asdict(self), "model": configuration.deciding(self.model)}
+        content = {"schema": SCHEMA, **json.loads(json.dumps(values, allow_nan=False))}
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return {**content, "version": digest[:12]}
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,17 @@ def test_version_depends_on_everything_in_the_manifest(make_bundle: MakeBundle, 
     first = rewrite(make_bundle(), tmp_path / "a")
     second = rewrite(make_bundle(), tmp_path / "b", quality={"ndcg": 0.5})
     assert first.version != second.version
+
+
+def test_a_manifest_names_the_encoding_where_it_is_not_the_items(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    model = Bundle.load(make_bundle()).manifest.model
+    codes = rewrite(make_bundle(), tmp_path / "codes", model=replace(model, encoding="code"))
+    assert "encoding" not in json.loads((make_bundle() / "manifest.json").read_text())["model"]
+    assert json.loads((codes.path / "manifest.json").read_text())["model"]["encoding"] == "code"
+    assert codes.manifest.model.tokens == 4
+    assert Bundle.load(codes.path).manifest.model == codes.manifest.model
+    with pytest.raises(ValueError, match=r"max_history must be in 1\.\.1024 with one token a code, got 1025"):
+        replace(model, encoding="code", max_history=1025)
 
 
 def test_files_that_the_manifest_does_not_name_are_ignored(bundle: Path) -> None:

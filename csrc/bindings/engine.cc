@@ -100,7 +100,7 @@ std::shared_ptr<Engine> make_engine(std::shared_ptr<OnnxRuntime> runtime, const 
                                     bool takes_candidates, std::size_t most_history, std::size_t most_candidates,
                                     std::size_t feature_width, bool uses_scores, const py::object& rank_features,
                                     const std::string& version, const std::array<std::size_t, 6>& memory,
-                                    bool one_layer, int threads, std::size_t cache_bytes) {
+                                    bool one_layer, std::size_t tokens, int threads, std::size_t cache_bytes) {
   EngineSpec spec;
   spec.model = {codebook->levels(),
                 codebook->level_size(),
@@ -108,7 +108,7 @@ std::shared_ptr<Engine> make_engine(std::shared_ptr<OnnxRuntime> runtime, const 
                 columns,
                 require_normalization(normalization),
                 takes_candidates,
-                {memory[0], memory[1], memory[2], memory[3], one_layer, memory[4], memory[5]}};
+                {memory[0], memory[1], memory[2], memory[3], one_layer, tokens, memory[4], memory[5]}};
   spec.limits = {codebook->has_string_ids(), most_history, most_candidates, feature_width};
   spec.uses_scores = uses_scores;
   spec.version = version;
@@ -300,7 +300,8 @@ void bind_engine(py::module_& module) {
            py::arg("items"), py::arg("student"), py::kw_only(), py::arg("max_history"), py::arg("columns"),
            py::arg("normalization"), py::arg("takes_candidates"), py::arg("most_history"), py::arg("most_candidates"),
            py::arg("feature_width"), py::arg("uses_scores"), py::arg("rank_features"), py::arg("version"),
-           py::arg("memory"), py::arg("one_layer"), py::arg("threads") = 1, py::arg("cache_bytes") = 0)
+           py::arg("memory"), py::arg("one_layer"), py::arg("tokens"), py::arg("threads") = 1,
+           py::arg("cache_bytes") = 0)
       .def_property_readonly(
           "scorer", [](const Engine& self) { return ports_or_none(self.model().scorer()); },
           "The scorer's inputs and outputs, each as name, element type and shape; None for a student.")

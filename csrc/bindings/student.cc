@@ -18,6 +18,12 @@ Arithmetic require_arithmetic(const std::string& name) {
   throw py::value_error("arithmetic must be 'fp32' or 'int8', got '" + name + "'");
 }
 
+Encoding require_encoding(const std::string& name) {
+  if (name == "item") return Encoding::kItem;
+  if (name == "code") return Encoding::kCode;
+  throw py::value_error("encoding must be 'item' or 'code', got '" + name + "'");
+}
+
 Array<std::uint16_t> require_codes(const py::object& value, const char* name, const Student& student) {
   const auto levels = static_cast<py::ssize_t>(student.levels());
   const auto codes = require_array<std::uint16_t>(value, name, "uint16 (n, L)", 2);
@@ -79,12 +85,13 @@ void bind_student(py::module_& module) {
       .def_property_readonly("nbytes", &EncodedHistory::bytes, "Bytes of its arrays.");
   py::class_<Student, std::shared_ptr<Student>> type(module, "CoreStudent", py::is_final(), plain_metaclass(),
                                                      "The student, computed from its weights.");
-  type.def(py::init([](const std::filesystem::path& path, const std::string& arithmetic) {
+  type.def(py::init([](const std::filesystem::path& path, const std::string& arithmetic, const std::string& encoding) {
              const Arithmetic how = require_arithmetic(arithmetic);
+             const Encoding token = require_encoding(encoding);
              const py::gil_scoped_release release;
-             return std::make_shared<Student>(path.string(), how);
+             return std::make_shared<Student>(path.string(), how, token);
            }),
-           py::arg("path"), py::arg("arithmetic") = "fp32")
+           py::arg("path"), py::arg("arithmetic") = "fp32", py::arg("encoding") = "item")
       .def_property_readonly("levels", &Student::levels, "Codes an item has, L.")
       .def_property_readonly("level_size", &Student::level_size, "Codes are below this number, V.")
       .def_property_readonly("max_history", &Student::max_history, "The most items of a history.")

@@ -86,7 +86,7 @@ SlateModel::Input SlateModel::input(const std::string& name) const {
 
 std::size_t SlateModel::run_bytes(std::size_t history, std::size_t nodes, std::size_t candidates) const {
   const RunMemory& cell = spec_.memory;
-  const std::size_t width = 1 + history + nodes, rows = cell.one_layer ? nodes : width;
+  const std::size_t width = 1 + history * cell.tokens + nodes, rows = cell.one_layer ? nodes : width;
   const std::size_t attention = (cell.attention * rows + cell.causal * width + cell.hidden) * width;
   const std::size_t evidence = spec_.takes_candidates ? cell.evidence * candidates * history : 0;
   return std::max(attention, evidence) + 2 * sizeof(float) * nodes * spec_.level_size;

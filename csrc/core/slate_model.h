@@ -23,6 +23,8 @@ struct RunMemory {
   std::size_t attention = 0, causal = 0, hidden = 0, evidence = 0;
   // Whether the last layer, which computes the nodes' rows only, is the only one.
   bool one_layer = false;
+  // Of the history that an item has.
+  std::size_t tokens = 1;
   // Beyond `large`, a slate runs alone; beyond `most`, none does.
   std::size_t large = 0, most = 0;
 };

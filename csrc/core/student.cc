@@ -27,7 +27,7 @@ void StudentBuffers::trim() {
   }
 }
 
-Student::Student(const std::string& path, Arithmetic arithmetic) : file_(path) {
+Student::Student(const std::string& path, Arithmetic arithmetic, Encoding encoding) : file_(path), encoding_(encoding) {
   const std::span<const std::byte> bytes = file_.bytes();
   if (bytes.size() < sizeof header_) throw FormatError(path, "not a weights file: it is too short");
   std::memcpy(&header_, bytes.data(), sizeof header_);
@@ -38,8 +38,9 @@ Student::Student(const std::string& path, Arithmetic arithmetic) : file_(path) {
   const auto within = [](std::uint64_t value, std::uint64_t most) { return value >= 1 && value <= most; };
   if (!within(header_.levels, CandidateTrie::kMaxLevels) || !within(header_.level_size, 65536) ||
       !within(header_.dim, 65536) || !within(header_.layers, 1024) || !within(header_.heads, header_.dim) ||
-      header_.dim % header_.heads != 0 || !within(header_.max_history, 4096) || !within(header_.features, 65536) ||
-      !within(header_.hidden, 65536) || !within(header_.items, std::uint64_t{1} << 31)) {
+      header_.dim % header_.heads != 0 || !within(header_.max_history * tokens(), 4096) ||
+      !within(header_.features, 65536) || !within(header_.hidden, 65536) ||
+      !within(header_.items, std::uint64_t{1} << 31)) {
     throw FormatError(path, "a size is out of range");
   }
   if (!(header_.epsilon > 0.0f && header_.epsilon < 1.0f)) throw FormatError(path, "epsilon is not in (0, 1)");

@@ -33,11 +33,14 @@ static_assert(sizeof(StudentHeader) == 56);
 // What the encoder makes of a history: keys and values of each layer, packed as panels, the root's logits, and what the
 // head multiplies a candidate's vector with.
 struct EncodedHistory {
-  std::size_t columns = 0;  // begin token, history and root
+  std::size_t columns = 0;  // begin token, the history's tokens and root
   std::vector<float> keys, values, root, query;
 
   std::size_t bytes() const { return (keys.size() + values.size() + root.size() + query.size()) * sizeof(float); }
 };
+
+// What a token of the history is.
+enum class Encoding { kItem, kCode };
 
 // Memory that one request after another uses.
 struct StudentBuffers {
@@ -59,13 +62,15 @@ struct StudentSlate {
 class Student {
  public:
   // Throws FileError and FormatError.
-  Student(const std::string& path, Arithmetic arithmetic);
+  Student(const std::string& path, Arithmetic arithmetic, Encoding encoding);
 
   std::size_t levels() const { return header_.levels; }
   std::size_t level_size() const { return header_.level_size; }
   std::size_t max_history() const { return header_.max_history; }
   std::size_t features() const { return header_.features; }
   std::size_t items() const { return header_.items; }
+  // Tokens of the history that an item has.
+  std::size_t tokens() const { return encoding_ == Encoding::kCode ? header_.levels : 1; }
   // Whether the sizes are those of a history that such a student has encoded.
   bool made(const EncodedHistory& encoded) const;
   // Of codes (T, levels), all below level_size, and rows (T), T at most max_history.
@@ -115,6 +120,7 @@ class Student {
   std::size_t score_row(std::size_t columns) const { return padded(columns + header_.levels) + kPanelColumns; }
 
   MappedFile file_;
+  Encoding encoding_;
   StudentHeader header_;
   std::span<const float> items_, position_, begin_, root_, nodes_;
   std::span<const float> head_codes_, head_memory_, recency_, head_begin_;

@@ -46,19 +46,22 @@ void Student::encode_query(std::span<const std::uint16_t> codes, std::span<const
   norm_query_.apply(normed.data(), 1, encoded.query.data());
 }
 
-// (C, row) of the begin token, the history and the root.
+// (C, row) of the begin token, the history's tokens and the root.
 std::vector<float> Student::embed(std::span<const std::uint16_t> codes) const {
   const std::size_t d = header_.dim, levels = header_.levels, events = codes.size() / levels;
-  std::vector<float> x((events + 2) * row());
+  std::vector<float> x((events * tokens() + 2) * row());
   std::copy(begin_.begin(), begin_.end(), x.begin());
   for (std::size_t t = 0; t < events; ++t) {
-    float* const into = x.data() + (1 + t) * row();
+    float* const own = x.data() + (1 + t * tokens()) * row();
     const float* const position = position_.data() + (header_.max_history - events + t) * d;
     for (std::size_t level = 0; level < levels; ++level) {
+      float* const into = own + level % tokens() * row();
       const float* const code = items_.data() + (level * header_.level_size + codes[t * levels + level]) * d;
       for (std::size_t k = 0; k < d; ++k) into[k] += code[k];
     }
-    for (std::size_t k = 0; k < d; ++k) into[k] += position[k];
+    for (std::size_t token = 0; token < tokens(); ++token) {
+      for (std::size_t k = 0; k < d; ++k) own[token * row() + k] += position[k];
+    }
   }
   std::copy(root_.begin(), root_.end(), x.end() - static_cast<std::ptrdiff_t>(row()));
   return x;
@@ -69,7 +72,7 @@ std::shared_ptr<const EncodedHistory> Student::encode(std::span<const std::uint1
                                                       StudentBuffers& buffers) const {
   assert(codes.size() == rows.size() * header_.levels && rows.size() <= header_.max_history);
   auto encoded = std::make_shared<EncodedHistory>();
-  const std::size_t columns = encoded->columns = rows.size() + 2;
+  const std::size_t columns = encoded->columns = rows.size() * tokens() + 2;
   encode_query(codes, rows, buffers, *encoded);
   std::vector<float> x = embed(codes);
   grow(buffers.normed, columns * row());

@@ -218,6 +218,7 @@ def model_spec(student: Student) -> ModelSpec:
         dim=config.dim,
         layers=config.layers,
         onnx_opset=OPSET,
+        encoding=config.encoding,
         inputs=inputs,
         outputs=outputs,
     )

@@ -107,7 +107,8 @@ def _summary(card: Card, inputs: Mapping[str, Artifact]) -> str:
     model, metrics = card.model, inputs["distill"].metrics
     return (
         f"Re-orders a slate of candidates by the history of a user: a decoder of width {model.dim} and depth "
-        f"{model.layers} over semantic IDs of {model.levels} codes of {model.level_size} values, with counted "
+        f"{model.layers} over semantic IDs of {model.levels} codes of {model.level_size} values, one token "
+        f"{'a code' if model.encoding == 'code' else 'an item'} of the history, with counted "
         f"evidence; {metrics['parameters']:,} parameters. Made by gr2 {__version__}."
     )
 

@@ -7,9 +7,17 @@ from torch import nn
 
 from gr2.export.builder import Builder
 from gr2.export.visibility import History
-from gr2.models.student import Block, CodeSum, Head, Prior
+from gr2.models.student import Block, CodeSum, Head, Prior, Student
 
-__all__ = ["add_code_sum", "add_items", "add_mlp", "add_norm", "add_prior", "add_query", "attention_weights"]
+__all__ = [
+    "add_items",
+    "add_mlp",
+    "add_norm",
+    "add_prior",
+    "add_query",
+    "add_tokens",
+    "attention_weights",
+]
 
 
 def attention_weights(block: Block) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -33,6 +41,17 @@ def add_code_sum(graph: Builder, codes: CodeSum, name: str) -> str:
     """(N, d): the sum of the vectors of codes (N, L)."""
     index = graph.add("Add", name, graph.constant(codes.offsets.numpy()))
     return graph.reduce("Sum", graph.add("Gather", graph.weight(codes.table.weight), index), 1)
+
+
+def add_tokens(graph: Builder, student: Student, history: History) -> str:
+    """(C, d): the transformer's tokens of the history."""
+    recency = history.recent(graph, graph.weight(student.position))
+    if history.tokens == 1:
+        return graph.add("Add", add_code_sum(graph, student.item, "history"), recency)
+    index = graph.add("Add", "history", graph.constant(student.item.offsets.numpy()))
+    each = graph.add("Gather", graph.weight(student.item.table.weight), index)  # (T, L, d)
+    each = graph.add("Add", each, graph.add("Unsqueeze", recency, graph.integers(1)))
+    return graph.reshape(each, -1, student.config.dim)
 
 
 def add_mlp(graph: Builder, block: Block, x: str) -> str:

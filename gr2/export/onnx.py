@@ -18,12 +18,12 @@ from onnx import TensorProto
 from gr2.export.builder import Builder, Shape
 from gr2.export.evidence import item_rows
 from gr2.export.layers import (
-    add_code_sum,
     add_items,
     add_mlp,
     add_norm,
     add_prior,
     add_query,
+    add_tokens,
     attention_weights,
 )
 from gr2.export.lookup import build_code_table
@@ -66,7 +66,7 @@ def student_graph(
     config = student.config
     graph = graph or Builder()
     batched = graph.batched
-    history = add_history(graph, config.max_history)
+    history = add_history(graph, config)
     logits = _path_logits(graph, student, history, pruned=pruned)
     if batched:
         flat = graph.add("Reshape", graph.add("Concat", *logits, axis=-2), graph.integers(-1, config.level_size))
@@ -104,8 +104,7 @@ def student_graph(
 def _path_logits(graph: Builder, student: Student, history: History, *, pruned: bool) -> list[str]:
     """The logits of each depth's nodes: the transformer over begin token, history and trie."""
     config = student.config
-    recency = history.recent(graph, graph.weight(student.position))
-    items = graph.add("Add", add_code_sum(graph, student.item, "history"), recency)
+    items = add_tokens(graph, student, history)
     names = [f"nodes_{depth}" for depth in range(1, config.levels)]
     begin, root = graph.weight(student.begin), graph.weight(student.root + student.depth[0])
     if graph.batched:
@@ -116,7 +115,7 @@ def _path_logits(graph: Builder, student: Student, history: History, *, pruned: 
         rows = student.node.weight[(depth - 1) * config.level_size : depth * config.level_size]
         parts.append(graph.add("Gather", graph.weight(rows + student.depth[depth]), name, axis=0))
     x = graph.add("Concat", *parts, axis=-2)  # (S, d)
-    context = graph.add("Add", history.width, graph.integers(1))
+    context = graph.add("Add", history.columns, graph.integers(1))
     tree = tree_mask(graph, config.levels) if graph.batched else "mask"
     full, below = masks(graph, context, tree, history)
     last = len(student.blocks) - 1 if pruned else -1

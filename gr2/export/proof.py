@@ -18,6 +18,7 @@ from gr2.export.served import Scorer, batch_scorer, core_scorer, pair_scorer, wh
 from gr2.export.variants import export_variant, find_ranges
 from gr2.graphs import WEIGHTS, Graphs
 from gr2.manifest import MEMORY
+from gr2.models.student import StudentConfig
 
 __all__ = ["export_variants", "prove_variants", "sample_lists"]
 
@@ -60,7 +61,7 @@ def prove_variants(
     """
     real = sample_lists(lists, requests // 2, seed)
     random = random_lists(asked.dataset, requests - len(real), lists, seed + 1)
-    ways = _ways(made, asked.student.config.max_history)
+    ways = _ways(made, asked.student.config)
     found = [
         measure_parity(asked, part, ways, tolerance=tolerance, labelled=labelled)
         for part, labelled in ((real, True), (random, False))
@@ -83,7 +84,7 @@ def sample_lists(lists: CandidateLists, count: int, seed: int) -> CandidateLists
     return lists.take(np.sort(drawn))
 
 
-def _ways(made: Mapping[str, Paths], longest: int) -> dict[str, Scorer]:
+def _ways(made: Mapping[str, Paths], config: StudentConfig) -> dict[str, Scorer]:
     """Every way to run the graphs, by "variant way"."""
     ways: dict[str, Scorer] = {}
     for name, paths in made.items():
@@ -93,9 +94,9 @@ def _ways(made: Mapping[str, Paths], longest: int) -> dict[str, Scorer]:
             memory = ItemMemory(paths["encoder"].with_name(MEMORY))
             ways[f"{name} split"] = pair_scorer(paths["encoder"], paths["scorer"], memory)
             if WEIGHTS in paths:
-                ways[f"{name} core"] = core_scorer(CoreStudent(paths[WEIGHTS], name), memory)
+                ways[f"{name} core"] = core_scorer(CoreStudent(paths[WEIGHTS], name, config.encoding), memory)
         if "batch" in paths:
-            ways[f"{name} batch"] = batch_scorer(paths["batch"], longest=longest)
+            ways[f"{name} batch"] = batch_scorer(paths["batch"], longest=config.max_history)
     return ways
 
 

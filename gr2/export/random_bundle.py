@@ -22,7 +22,7 @@ from gr2.manifest import MEMORY as MEMORY_FILE
 from gr2.models.evidence import CoPurchase
 from gr2.models.memory import MEMORY, ItemMemory
 from gr2.models.pairs import Neighbours
-from gr2.models.student import Student, StudentConfig
+from gr2.models.student import Encoding, Student, StudentConfig
 
 __all__ = ["write_random_bundle"]
 
@@ -37,6 +37,7 @@ def write_random_bundle(
     level_size: int = 256,
     dim: int = 64,
     layers: int = 1,
+    encoding: Encoding = "item",
     max_history: int = 50,
     width: int = 0,
     batched: bool = True,
@@ -65,6 +66,7 @@ def write_random_bundle(
         level_size=level_size,
         dim=dim,
         layers=layers,
+        encoding=encoding,
         max_history=max_history,
     )
     student, memory = _student(config, spread, seed), _memory(items, rng)

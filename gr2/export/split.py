@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gr2.export.builder import Builder, Shape
-from gr2.export.layers import add_code_sum, add_items, add_mlp, add_norm, add_prior, add_query, attention_weights
+from gr2.export.layers import add_items, add_mlp, add_norm, add_prior, add_query, add_tokens, attention_weights
 from gr2.export.visibility import add_history
 from gr2.models.memory import MEMORY
 from gr2.models.student import MASKED, Block, Student
@@ -31,7 +31,7 @@ END = np.iinfo(np.int64).max
 
 
 def encoded_shapes(student: Student) -> dict[str, Shape]:
-    """The encoder's outputs, which are inputs of the scorer, C = T + 2 columns: begin token, history, root.
+    """The encoder's outputs, which are inputs of the scorer, C columns: begin token, the history's tokens, root.
 
     Keys and values of each block, the root's logits and the head's query.
     """
@@ -52,17 +52,16 @@ def encoder_graph(student: Student, *, graph: Builder | None = None) -> onnx.Mod
     `past` are the rows of the history's items in the catalogue that the student was trained with, N for others.
     """
     config, graph = student.config, graph or Builder()
-    history = add_history(graph, config.max_history)
+    history = add_history(graph, config)
     weight = float(student.weights[1])
     query = add_query(graph, student.head, add_items(graph, student.head, "history", "past"), history, weight)
     graph.add("Transpose", query, perm=(1, 0), output="query")
 
-    recency = history.recent(graph, graph.weight(student.position))
-    items = graph.add("Add", add_code_sum(graph, student.item, "history"), recency)
+    items = add_tokens(graph, student, history)
     begin, root = graph.weight(student.begin), graph.weight(student.root + student.depth[0])
     x = graph.add("Concat", begin, items, root, axis=0)  # (C, d)
-    width = graph.add("Add", history.width, graph.integers(2))
-    causal = np.triu(np.full((config.max_history + 2,) * 2, MASKED, dtype=np.float32), 1)
+    width = graph.add("Add", history.columns, graph.integers(2))
+    causal = np.triu(np.full((config.max_history * config.tokens + 2,) * 2, MASKED, dtype=np.float32), 1)
     both = graph.add("Concat", width, width, axis=0)
     mask = graph.add("Slice", graph.constant(causal), graph.integers(0, 0), both, graph.integers(0, 1))
     for layer, block in enumerate(student.blocks):

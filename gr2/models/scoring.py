@@ -28,7 +28,8 @@ def path_likelihood(student: Student, slates: Slates) -> Tensor:
     """(B, K) log p(path) of every candidate's codes; padding has one, too."""
     history, lengths = torch.from_numpy(slates.history), torch.from_numpy(slates.lengths)
     nodes = [torch.from_numpy(codes) for codes in slates.tries.nodes]
-    mask = attention_mask(lengths, history.shape[1], torch.from_numpy(slates.tries.mask))
+    tree = torch.from_numpy(slates.tries.mask)
+    mask = attention_mask(lengths, history.shape[1], tree, tokens=student.config.tokens)
     logits: Tensor = student(history, nodes, mask)
     codes, path = torch.from_numpy(slates.codes), torch.from_numpy(slates.tries.path)
     size = logits.shape[-1]

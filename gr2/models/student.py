@@ -1,8 +1,8 @@
 """The student: a small transformer over semantic IDs that scores a slate in one pass over the candidates' trie.
 
-The sequence is a begin token, the history (one token an item) and the trie's inner nodes in breadth-first order.
-History tokens are causal; a node sees the whole history, its ancestors and itself. The node at depth d predicts level
-d's code, so
+The sequence is a begin token, the history (one token an item, or one a code) and the trie's inner nodes in
+breadth-first order. History tokens are causal; a node sees the whole history, its ancestors and itself. The node at
+depth d predicts level d's code, so
 
     score(c) = sum_d log softmax(logits[node_d(c)])[code_d(c)] + prior(c)
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +24,13 @@ from torch.nn import functional as F
 from gr2.config import refuse_below
 from gr2.features import SCORE_FEATURES
 
-__all__ = ["MASKED", "Student", "StudentConfig", "attention_mask"]
+__all__ = ["MASKED", "Encoding", "Student", "StudentConfig", "attention_mask"]
 
+# A token of the history is an item, the sum of its codes' vectors, or a code.
+Encoding = Literal["item", "code"]
 MASKED = -1e9  # finite: a row of padding must not turn into NaN
+# Tokens of a history: attention takes their square in memory, and no bundle may have more.
+LONGEST = 4096
 # The head's own: it overfits sooner than the transformer.
 POOL_DROPOUT, QUERY_DROPOUT = 0.3, 0.5
 
@@ -44,6 +49,12 @@ class StudentConfig:
     max_history: int = 50
     prior_hidden: int = 32
     dropout: float = 0.2
+    encoding: Encoding = "item"
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the history that an item has."""
+        return self.levels if self.encoding == "code" else 1
 
     def __post_init__(self) -> None:
         refuse_below(
@@ -59,18 +70,25 @@ class StudentConfig:
             "features",
             "prior_hidden",
         )
+        if self.max_history * self.tokens > LONGEST:
+            most = LONGEST // self.tokens
+            raise ValueError(
+                f"max_history must be at most {most} with one token a {self.encoding}, got {self.max_history}"
+            )
         if self.dim % self.heads:
             raise ValueError(f"dim must be a multiple of heads, got {self.dim} and {self.heads}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
 
 
-def attention_mask(lengths: Tensor, width: int, tree: Tensor) -> Tensor:
-    """(B, S, S) additive mask over begin token, `width` history columns and n nodes; S = 1 + width + n.
+def attention_mask(lengths: Tensor, width: int, tree: Tensor, *, tokens: int = 1) -> Tensor:
+    """(B, S, S) additive mask over begin token, `width` history items of `tokens` each and n nodes;
+    S = 1 + width * tokens + n.
 
     `lengths` (B,) int64 are the histories' lengths, right-aligned; `tree` (B, n, n) is 0 where a node sees a node and
     MASKED elsewhere.
     """
+    lengths, width = lengths * tokens, width * tokens
     batch, nodes = tree.shape[0], tree.shape[1]
     context = 1 + width
     column = torch.arange(context)
@@ -91,7 +109,7 @@ def _present(lengths: Tensor, width: int) -> Tensor:
 
 
 class CodeSum(nn.Module):
-    """An item's vector: the sum of its codes' vectors, one table a level."""
+    """An item's vector: the sum of its codes' vectors, of one table a level."""
 
     offsets: Tensor
 
@@ -102,7 +120,11 @@ class CodeSum(nn.Module):
 
     def forward(self, codes: Tensor) -> Tensor:
         """(..., d) of codes (..., L) int64."""
-        vectors: Tensor = self.table(codes + self.offsets).sum(-2)
+        return self.each(codes).sum(-2)
+
+    def each(self, codes: Tensor) -> Tensor:
+        """(..., L, d): the codes' own vectors."""
+        vectors: Tensor = self.table(codes + self.offsets)
         return vectors
 
 
@@ -226,10 +248,16 @@ class Student(nn.Module):
             nn.init.normal_(extra, std=0.02)
 
     def embed(self, history: Tensor, nodes: Sequence[Tensor]) -> Tensor:
-        """(B, 1 + T + n, d) input vectors of history (B, T, L) and nodes, the (B, n_d) codes at depths 1..L-1."""
+        """(B, 1 + C + n, d) input vectors of history (B, T, L), which has C = T * tokens of its own, and nodes, the
+        (B, n_d) codes at depths 1..L-1.
+        """
         batch, width = history.shape[0], history.shape[1]
-        items = self.item(history) + self.position[self.config.max_history - width :]
-        parts = [self.begin.expand(batch, 1, -1), items, (self.root + self.depth[0]).expand(batch, 1, -1)]
+        position = self.position[self.config.max_history - width :]
+        if self.config.encoding == "code":
+            past = (self.item.each(history) + position[:, None]).flatten(1, 2)
+        else:
+            past = self.item(history) + position
+        parts = [self.begin.expand(batch, 1, -1), past, (self.root + self.depth[0]).expand(batch, 1, -1)]
         for depth, codes in enumerate(nodes, 1):
             parts.append(self.node(codes + (depth - 1) * self.config.level_size) + self.depth[depth])
         return F.dropout(torch.cat(parts, 1), self.config.dropout, self.training)
@@ -244,7 +272,7 @@ class Student(nn.Module):
     def states(self, history: Tensor, nodes: Sequence[Tensor], mask: Tensor) -> Tensor:
         """(B, n, d) the nodes' last hidden states; the last block computes no others."""
         x = self.embed(history, nodes)
-        start = 1 + history.shape[1]
+        start = 1 + history.shape[1] * self.config.tokens
         mask = mask[:, None]
         for block in self.blocks[:-1]:
             x = block(x, mask)

@@ -47,10 +47,10 @@ def shop(tiny_run: Path) -> tuple[Dataset, np.ndarray, CandidateLists, ItemMemor
     return dataset, codes, lists, memory
 
 
-def make_student(items: int, layers: int = 2) -> Student:
+def make_student(items: int, layers: int = 2, encoding: str = "item") -> Student:
     torch.manual_seed(0)
     sizes = {"levels": LEVELS, "level_size": SIZE, "dim": 16, "max_history": LONGEST, "layers": layers}
-    student = Student(StudentConfig(items=items, features=3 + len(MEMORY), **sizes)).eval()
+    student = Student(StudentConfig(items=items, features=3 + len(MEMORY), encoding=encoding, **sizes)).eval()
     for parameter in student.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     student.weights.copy_(torch.tensor([1.7, 0.6]))
@@ -58,16 +58,17 @@ def make_student(items: int, layers: int = 2) -> Student:
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
-def test_graphs_score_as_the_student(layers: int, shop: tuple, tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoding", ["item", "code"])
+def test_graphs_score_as_the_student(layers: int, encoding: str, shop: tuple, tmp_path: Path) -> None:
     dataset, codes, lists, memory = shop
-    student = make_student(len(codes), layers)
+    student = make_student(len(codes), layers, encoding)
     paths = export_variant("fp32", student, memory, codes, tmp_path, batched=True)
     write_memory(tmp_path / "memory.bin", memory, codes)
     mapped = MappedMemory(tmp_path / "memory.bin")
     scorers = {
         "whole": whole_scorer(paths["whole"]),
         "split": pair_scorer(paths["encoder"], paths["scorer"], mapped),
-        "core": core_scorer(CoreStudent(paths["weights"]), mapped),
+        "core": core_scorer(CoreStudent(paths["weights"], "fp32", encoding), mapped),
         "batch": batch_scorer(paths["batch"], longest=LONGEST),
     }
     asked = Asked(student, dataset, codes, memory)
@@ -97,9 +98,10 @@ def test_without_test_lists_random_ones_are_asked(shop: tuple, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("events", "count"), [(0, 0), (0, 3), (1, 0), (1, 1), (LONGEST, 40)])
-def test_graph_takes_any_number_of_events_and_candidates(events: int, count: int, shop: tuple) -> None:
+@pytest.mark.parametrize("encoding", ["item", "code"])
+def test_graph_takes_any_number_of_events_and_candidates(events: int, count: int, encoding: str, shop: tuple) -> None:
     _, codes, _, memory = shop
-    graph = student_graph(make_student(len(codes)), memory, codes).SerializeToString()
+    graph = student_graph(make_student(len(codes), encoding=encoding), memory, codes).SerializeToString()
     session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
     own = codes[np.arange(count)]
     trie = CandidateTrie(np.ascontiguousarray(own), np.ones(count, dtype=np.bool_), SIZE)

@@ -12,7 +12,7 @@ import torch
 from gr2.decoding import CandidateTrie, CoreStudent, simd_level, simd_levels, use_simd_level
 from gr2.export.weights_file import write_weights
 from gr2.models.memory import MEMORY
-from gr2.models.student import Student, StudentConfig, attention_mask
+from gr2.models.student import Encoding, Student, StudentConfig, attention_mask
 
 ITEMS, LONGEST = 50, 7
 SIZES = [
@@ -31,9 +31,10 @@ def level(request: pytest.FixtureRequest) -> Iterator[str]:
     use_simd_level(before)
 
 
-def make_student(sizes: dict[str, int], spread: float = 0.3) -> Student:
+def make_student(sizes: dict[str, int], spread: float = 0.3, encoding: Encoding = "item") -> Student:
     torch.manual_seed(0)
-    config = StudentConfig(items=ITEMS, features=4 + len(MEMORY), max_history=LONGEST, prior_hidden=5, **sizes)
+    own = {"items": ITEMS, "features": 4 + len(MEMORY), "max_history": LONGEST, "prior_hidden": 5}
+    config = StudentConfig(**own, **sizes, encoding=encoding)
     student = Student(config).eval()
     for parameter in student.parameters():
         torch.nn.init.normal_(parameter, std=spread)
@@ -45,7 +46,8 @@ def by_torch(student: Student, past: np.ndarray, rows: np.ndarray, trie: Candida
     """Logits and prior of a request whose items all have a row."""
     codes, own_rows, features, memory = own
     nodes = [torch.from_numpy(trie.nodes(depth))[None] for depth in range(1, trie.levels)]
-    mask = attention_mask(torch.tensor([len(past)]), len(past), torch.from_numpy(trie.mask())[None])
+    tree, tokens = torch.from_numpy(trie.mask())[None], student.config.tokens
+    mask = attention_mask(torch.tensor([len(past)]), len(past), tree, tokens=tokens)
     history = torch.from_numpy(past.astype(np.int64))[None]
     logits = student(history, nodes, mask)[0]
     query = student.head.query(torch.from_numpy(rows)[None], history, torch.tensor([len(past)]))
@@ -71,11 +73,12 @@ def draw(student: Student, events: int, count: int) -> tuple:
 
 
 @pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("encoding", ["item", "code"])
 @torch.no_grad()
-def test_the_core_computes_the_student(sizes: dict[str, int], level: str, tmp_path: Path) -> None:
-    student = make_student(sizes)
+def test_the_core_computes_the_student(sizes: dict[str, int], encoding: Encoding, level: str, tmp_path: Path) -> None:
+    student = make_student(sizes, encoding=encoding)
     write_weights(tmp_path / "weights.bin", student)
-    core = CoreStudent(tmp_path / "weights.bin")
+    core = CoreStudent(tmp_path / "weights.bin", "fp32", encoding)
     for events, count in [(0, 1), (1, 2), (LONGEST, 1), (LONGEST, 17), (3, 120)]:
         request = draw(student, events, count)
         for found, expected in zip(by_core(core, *request), by_torch(student, *request), strict=True):
@@ -147,3 +150,5 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         core.score(theirs, trie, *own)
     with pytest.raises(ValueError, match="'fp32' or 'int8'"):
         CoreStudent(tmp_path / "weights.bin", "fp16")
+    with pytest.raises(ValueError, match="'item' or 'code'"):
+        CoreStudent(tmp_path / "weights.bin", encoding="word")

@@ -36,7 +36,7 @@ def run_bytes(model: ModelSpec, *, history: int, nodes: int, candidates: int) ->
     For students as `gr2.export.onnx` writes them; one with more heads or neighbours takes more. `nodes` are the trie's
     inner ones. Attention and evidence are computed one after the other, in the same memory.
     """
-    width = 1 + history + nodes
+    width = 1 + history * model.tokens + nodes
     # The last layer computes the nodes' rows only.
     rows = nodes if model.layers == 1 else width
     attention = (ATTENTION * rows + CAUSAL * width + HIDDEN * model.dim) * width

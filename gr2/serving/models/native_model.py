@@ -114,6 +114,7 @@ class NativeModel:
                 version=bundle.version,
                 memory=(ATTENTION, CAUSAL, HIDDEN * model.dim, EVIDENCE, LARGE, MOST_OF_REQUEST),
                 one_layer=model.layers == 1,
+                tokens=model.tokens,
                 threads=threads,
                 cache_bytes=cache_bytes,
             )

@@ -50,7 +50,8 @@ def _target_logits(student: Student, slates: Slates) -> Tensor:
     """(B, L, V): the logits at the nodes of each target's path."""
     history, lengths = torch.from_numpy(slates.history), torch.from_numpy(slates.lengths)
     nodes = [torch.from_numpy(codes) for codes in slates.tries.nodes]
-    mask = attention_mask(lengths, history.shape[1], torch.from_numpy(slates.tries.mask))
+    tree = torch.from_numpy(slates.tries.mask)
+    mask = attention_mask(lengths, history.shape[1], tree, tokens=student.config.tokens)
     logits: Tensor = student(history, nodes, mask)
     rows = torch.arange(len(lengths))
     path = torch.from_numpy(slates.tries.path)[rows, torch.from_numpy(slates.label)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 
 from gr2.config import LATER, refuse_below
-from gr2.models.student import StudentConfig
+from gr2.models.student import Encoding, StudentConfig
 from gr2.training.student.generative import Recipe
 from gr2.training.student.lessons import TEACHERS
 from gr2.training.student.propensity import Method
@@ -22,6 +22,7 @@ class DistillConfig:
         layers: transformer blocks.
         pruned_layers: blocks that are left after the training; those go on to learn from the deeper student. 0 for all.
         pruned_epochs: passes over the training positions after pruning.
+        encoding: what the transformer's token of the history is, an "item" (the sum of its codes' vectors) or a "code".
         heads: attention heads; they divide `dim`.
         max_history: events that the student sees, the most recent ones.
         dropout: of the transformer.
@@ -53,6 +54,7 @@ class DistillConfig:
     layers: int = 1
     pruned_layers: int = field(default=0, metadata=LATER)
     pruned_epochs: int = field(default=2, metadata=LATER)
+    encoding: Encoding = field(default="item", metadata=LATER)
     heads: int = 2
     max_history: int = 50
     dropout: float = 0.2
@@ -120,7 +122,9 @@ class DistillConfig:
         """The model's configuration for a catalogue, a codebook and a width of features."""
         names = ("dim", "layers", "heads", "max_history", "dropout")
         own = {name: getattr(self, name) for name in names}
-        return StudentConfig(items=items, levels=levels, level_size=level_size, features=features, **own)
+        return StudentConfig(
+            items=items, levels=levels, level_size=level_size, features=features, encoding=self.encoding, **own
+        )
 
     def recipe(self) -> Recipe:
         """What `GenerativeTrainer` needs to know."""

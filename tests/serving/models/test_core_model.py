@@ -19,10 +19,11 @@ from gr2.serving.models.native_model import NativeModel
 SIZES = {"items": 300, "levels": 4, "level_size": 16, "dim": 16, "layers": 2, "max_history": 8, "width": 1}
 
 
-@pytest.fixture(scope="module", params=["fp32", "int8"])
+@pytest.fixture(scope="module", params=[("fp32", "item"), ("int8", "item"), ("fp32", "code"), ("int8", "code")])
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    folder = tmp_path_factory.mktemp("core") / "bundle"
-    return Bundle.load(write_random_bundle(folder, batched=False, arithmetic=request.param, **SIZES))  # type: ignore[arg-type]
+    arithmetic, encoding = request.param
+    made = {"arithmetic": arithmetic, "encoding": encoding, "batched": False}
+    return Bundle.load(write_random_bundle(tmp_path_factory.mktemp("core") / "bundle", **made, **SIZES))  # type: ignore[arg-type]
 
 
 def scores(engine: Engine, history: list[int], candidates: list[int]) -> list[float]:

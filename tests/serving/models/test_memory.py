@@ -102,6 +102,13 @@ def test_wide_levels_count_by_their_logits() -> None:
     assert extra == 8 * 300 * ((1 << 16) - 256)
 
 
+def test_a_history_counts_by_its_tokens() -> None:
+    items, codes = (ModelSpec(LEVELS, SIZE, 50, 64, 2, 20, encoding=encoding) for encoding in ("item", "code"))
+    assert run_bytes(codes, history=50, nodes=300, candidates=100) == run_bytes(
+        items, history=50 * LEVELS, nodes=300, candidates=100
+    )
+
+
 def test_evidence_counts_where_the_model_looks_at_the_candidates() -> None:
     plain = ModelSpec(LEVELS, SIZE, 4096, 64, 1, 20)
     looking = ModelSpec(LEVELS, SIZE, 4096, 64, 1, 20, inputs=tuple(graph_inputs(LEVELS, candidates=True)))

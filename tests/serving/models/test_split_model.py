@@ -20,9 +20,10 @@ from gr2.serving.models.split_model import SplitModel
 SIZES = {"items": 300, "levels": 4, "level_size": 16, "dim": 16, "layers": 2, "max_history": 8, "width": 1}
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return Bundle.load(write_random_bundle(tmp_path_factory.mktemp("split") / "bundle", batched=False, **SIZES))  # type: ignore[arg-type]
+@pytest.fixture(scope="module", params=["item", "code"])
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("split") / "bundle"
+    return Bundle.load(write_random_bundle(folder, batched=False, encoding=request.param, **SIZES))  # type: ignore[arg-type]
 
 
 def whole(bundle: Bundle) -> Engine:

@@ -12,7 +12,7 @@ import torch
 from gr2.artifact import Artifact
 from gr2.data.dataset import Dataset
 from gr2.models.slate import Slates, build_slates
-from gr2.models.student import Student, StudentConfig
+from gr2.models.student import Encoding, Student, StudentConfig
 from gr2.training.distill import DistillConfig, load_student, run
 from gr2.training.student.generative import GenerativeTrainer, training_positions
 from gr2.training.student.pruning import path_divergence, prune
@@ -82,10 +82,12 @@ def test_what_is_left_comes_closer_to_the_deeper_student(tiny_parents: dict[str,
     assert path_divergence(deep, shallow.eval(), slates).mean() < 0.5 * before
 
 
-def test_the_stage_prunes_and_resumes(tiny_parents: dict[str, Artifact], tmp_path: Path) -> None:
-    config = replace(CONFIG, pruned_layers=1, pruned_epochs=1)
+@pytest.mark.parametrize("encoding", ["item", "code"])
+def test_the_stage_prunes_and_resumes(tiny_parents: dict[str, Artifact], tmp_path: Path, encoding: Encoding) -> None:
+    config = replace(CONFIG, pruned_layers=1, pruned_epochs=1, encoding=encoding)
     first = run(config, tiny_parents, tmp_path / "a", 0)
     assert load_student(first).config.layers == 1
+    assert load_student(first).config.encoding == encoding
     assert len(first.metrics["losses"]) == CONFIG.epochs + 1
     assert run(config, tiny_parents, tmp_path / "b", 0).digest == first.digest
 
