@@ -3,7 +3,7 @@ PYTHON ?= python
 DATA ?= ../shared/data
 FUZZ_SECONDS ?= 600
 
-.PHONY: help dev lint format sanitize fuzz test bench proto constraints results show-spine show-decoding decoding-fuzz decoding-processors show-tokenizer tokenizer-ablation tokenizer-scale beauty games18 sasrec reasoner reasoner-teachers rl-compressor show-reasoner kernels-gpu kernels-serving kernels-lent show-kernels rl show-rl student-clicks server-faults server-comparison show-server quality show-student student-titles student-checks server-overhead server-overload server-memory server-equality student-graphs student-int8 student-path
+.PHONY: help dev lint format sanitize fuzz test bench proto constraints results show-spine show-decoding decoding-fuzz decoding-processors show-tokenizer tokenizer-ablation tokenizer-scale beauty games18 sasrec reasoner reasoner-teachers rl-compressor show-reasoner kernels-gpu kernels-serving kernels-lent show-kernels rl show-rl student-clicks server-faults server-comparison show-server quality show-student student-titles student-checks server-overhead server-overload server-memory server-equality student-graphs student-int8 student-encoding student-path
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -57,6 +57,9 @@ student-int8: ## what rounding the student to 8 bits costs in quality; from the 
 
 student-graphs: ## what the served graphs cost beside the graph as exported; stores its figures
 	$(PYTHON) -m benchmarks.student.graphs
+
+student-encoding: ## a history of one token an item against one a code, after `make quality` (long); stores its figures
+	$(PYTHON) -m benchmarks.student.encoding
 
 student-path: ## what the path likelihood costs a request, after `make beauty`; stores its figures
 	$(PYTHON) -m benchmarks.student.path

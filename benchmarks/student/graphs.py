@@ -22,7 +22,7 @@ from gr2.features import candidate_features
 from gr2.serving.models.native_model import NativeModel, native_runtime
 from gr2.serving.models.query import Query
 
-__all__ = ["graphs", "main"]
+__all__ = ["ITEMS", "SPREAD", "draw_query", "graphs", "main"]
 
 SIZES = {"dim 64, 1 layer": (64, 1), "dim 128, 2 layers": (128, 2), "dim 256, 2 layers": (256, 2)}
 ITEMS, EVENTS, CANDIDATES = 12_000, 50, (10, 50, 100)
@@ -73,7 +73,7 @@ def measure(dim: int, layers: int, folder: Path) -> dict[int, Times]:
 def _time(models: dict[str, NativeModel], kept: dict[str, NativeModel], codes: NDArray[np.uint16], count: int) -> Times:
     rng, rows = np.random.default_rng(count), []
     for number in range(ROUNDS + WARM):
-        query = _query(codes, rng, count)
+        query = draw_query(codes, rng, count)
         for model in kept.values():
             model.score(query)
         row, scores = {}, {}
@@ -90,11 +90,12 @@ def _time(models: dict[str, NativeModel], kept: dict[str, NativeModel], codes: N
     return Times(spent, ratios)
 
 
-def _query(codes: NDArray[np.uint16], rng: np.random.Generator, count: int) -> Query:
-    drawn = rng.choice(len(codes), EVENTS + count, replace=False)
-    own, known = np.ascontiguousarray(codes[drawn[EVENTS:]]), np.ones(count, dtype=np.bool_)
+def draw_query(codes: NDArray[np.uint16], rng: np.random.Generator, count: int, *, events: int = EVENTS) -> Query:
+    """A request of `count` candidates after `events` others, all of different items."""
+    drawn = rng.choice(len(codes), events + count, replace=False)
+    own, known = np.ascontiguousarray(codes[drawn[events:]]), np.ones(count, dtype=np.bool_)
     features = candidate_features(count, scores=-np.arange(count, dtype=np.float32), dense=None)
-    return Query(codes[drawn[:EVENTS]], own, known, features, CandidateTrie(own, known, 256))
+    return Query(codes[drawn[:events]], own, known, features, CandidateTrie(own, known, 256))
 
 
 def graphs_record(measured: dict[str, dict[int, Times]]) -> Record:

@@ -16,6 +16,7 @@ import resource
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,15 @@ from benchmarks.spine.quality import artifact
 from benchmarks.student.baselines import TREES, fitted_trees, ranks_by, simple_ranks
 from benchmarks.student.lists import SOURCES, Lists, load_source
 from gr2.artifact import write_atomic, write_json
-from gr2.config import to_json
+from gr2.config import build, to_json
 from gr2.data.candidates import PADDING
 from gr2.metrics import Difference, metric_values, paired_bootstrap
 from gr2.models.scoring import Parts
-from gr2.models.student import Student
+from gr2.models.student import Encoding, Student
 from gr2.training.distill import DistillConfig, fit_student, student_features, student_parts
 from gr2.training.student.prior import combine_parts
 
-__all__ = ["main"]
+__all__ = ["CONFIG", "KEPT", "SHOWN", "main", "train_student", "trunk_of", "values_of"]
 
 KEPT = ROOT / "runs" / "quality"
 TRUNKS = KEPT / "trunks"
@@ -61,11 +62,11 @@ def make(name: str, seeds: Sequence[int]) -> None:
     lists = load_source(name, CONFIG)
     _keep(name, "simple", _fixed(lists), {"lists": _spent() - began})
     for seed in missing:
-        began, known = time.process_time(), _trunk(lists, seed).exists()
+        began, known = time.process_time(), trunk_of(lists, seed).exists()
         ranks = _student(lists, seed)
         between = time.process_time()
         if not known:
-            write_json(_trunk(lists, seed).with_suffix(".json"), {"seconds": between - began})
+            write_json(trunk_of(lists, seed).with_suffix(".json"), {"seconds": between - began})
         ranks |= {f"LambdaMART/{test}": found for test, found in fitted_trees(lists, seed).items()}
         seconds = {"student": between - began if known else 0.0, "LambdaMART": time.process_time() - between}
         _keep(name, str(seed), ranks, seconds)
@@ -81,7 +82,7 @@ def _done(name: str, seed: int) -> bool:
     """Whether the seed is kept, and was made with this configuration."""
     path = KEPT / name / f"{seed}.json"
     made = json.loads(path.read_text(encoding="utf-8")).get("config") if path.exists() else None
-    return bool(made == json.loads(json.dumps(to_json(CONFIG))))
+    return made is not None and build(DistillConfig, made, path.name) == CONFIG
 
 
 def _keep(name: str, part: str, arrays: dict[str, Any], seconds: dict[str, float]) -> None:
@@ -102,17 +103,18 @@ def _fixed(lists: Lists) -> dict[str, Any]:
     return arrays
 
 
-def _trunk(lists: Lists, seed: int) -> Path:
+def trunk_of(lists: Lists, seed: int, encoding: Encoding = "item") -> Path:
     """Where path and head are kept."""
-    return TRUNKS / f"{lists.run.name.removesuffix('-reasoner')}-{seed}-{CONFIG.epochs}.pt"
+    also = "" if encoding == "item" else f"-{encoding}"
+    return TRUNKS / f"{lists.run.name.removesuffix('-reasoner')}-{seed}-{CONFIG.epochs}{also}.pt"
 
 
-def _student(lists: Lists, seed: int) -> dict[str, Any]:
-    """Ranks of each test part. Path and head, which depend on no list, train once a data set and seed."""
-    trunk = _trunk(lists, seed)
+def train_student(lists: Lists, seed: int, encoding: Encoding = "item") -> Student:
+    """The seed's student. Path and head, which depend on no list, train once a data set and seed."""
+    trunk = trunk_of(lists, seed, encoding)
     trunk.parent.mkdir(parents=True, exist_ok=True)
     student, _ = fit_student(
-        CONFIG,
+        replace(CONFIG, encoding=encoding),
         lists.dataset,
         lists.codes,
         lists.level_size,
@@ -123,6 +125,12 @@ def _student(lists: Lists, seed: int) -> dict[str, Any]:
         seed=seed,
         checkpoint=trunk,
     )
+    return student
+
+
+def _student(lists: Lists, seed: int) -> dict[str, Any]:
+    """Ranks of each test part."""
+    student = train_student(lists, seed)
     weights = _weights(student, lists)
     ranks = {}
     for test, held in lists.tests.items():

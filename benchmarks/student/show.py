@@ -19,6 +19,7 @@ STORED = {
     "student.quality": "make quality",
     "student.titles": "make student-titles",
     "student.int8": "make student-int8",
+    "student.encoding": "make student-encoding",
     "student.clicks": "make student-clicks",
 }
 # What is measured now where its runs are, else read: the record, its make target, whether the runs are there.
