@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import grpc
 import numpy as np
@@ -22,7 +23,7 @@ from gr2.load.frames import read_frames
 from gr2.load.job import EXPIRED, OK, Calls, Job
 from gr2.v1 import reranker_pb2
 
-__all__ = ["Call", "grpc_calls", "work"]
+__all__ = ["Call", "Sending", "grpc_calls", "run_job", "work"]
 
 Call = Callable[[bytes, float], tuple[int, bytes]]
 """Sends a request with a timeout in seconds; the gRPC status code and the reply, empty unless the code is OK."""
@@ -60,6 +61,17 @@ def _grpc_call(rerank: grpc.UnaryUnaryMultiCallable, metadata: tuple[tuple[str, 
             return error.code().value[0], b""
 
     return call
+
+
+class Sending(Protocol):
+    """Sends the requests of a job by `threads`, and notes a row a call: due, sent, done, code, crowded."""
+
+    rows: list[tuple[int, int, int, int, bool]]
+    replies: list[bytes]
+    threads: list[threading.Thread]
+
+    def begin(self, start: int) -> None:
+        """Send from `start` on, nanoseconds of the monotonic clock."""
 
 
 class Sender:
@@ -110,14 +122,14 @@ class Sender:
             self.replies.append(reply)
 
 
-def work(job: Job, calls: Iterator[Call]) -> Calls:
-    """Send what the job says, with one of `calls` a thread, once standard input says when."""
+def work(job: Job, sender: Sending) -> Calls:
+    """Send what the job says, once standard input says when."""
     # New threads inherit it: a sleep ends within a microsecond of its time, not within 50.
     ctypes.CDLL(None).prctl(SET_TIMER_SLACK, 1, 0, 0, 0)
-    sender = Sender(job, read_frames(Path(job.requests)), calls)
     print("ready", flush=True)
-    sender.begin(int(sys.stdin.readline()))
-    warm = sender.start + round(1e9 * job.warmup)
+    start = int(sys.stdin.readline())
+    sender.begin(start)
+    warm = start + round(1e9 * job.warmup)
     time.sleep(max(0, warm - time.monotonic_ns()) / 1e9)
     spent = sum(os.times()[:2])
     for thread in sender.threads:
@@ -135,13 +147,18 @@ def work(job: Job, calls: Iterator[Call]) -> Calls:
     )
 
 
-def main(connect: Callable[[str, int, Sequence[str]], Iterator[Call]] = grpc_calls) -> None:
-    """Work on the job in the file of the first argument; `connect` makes the calls."""
+def run_job(make: Callable[[Job, list[bytes]], Sending]) -> None:
+    """Work on the job in the file of the first argument, by what `make` makes of it and its requests."""
     path = Path(sys.argv[1])
     job = Job.load(path)
     if job.pin:
         os.sched_setaffinity(0, job.pin)
-    work(job, connect(job.target, job.connections, job.tls)).save(path.with_suffix(""))
+    work(job, make(job, read_frames(Path(job.requests)))).save(path.with_suffix(""))
+
+
+def main(connect: Callable[[str, int, Sequence[str]], Iterator[Call]] = grpc_calls) -> None:
+    """Work on a job by threads; `connect` makes their calls."""
+    run_job(lambda job, requests: Sender(job, requests, connect(job.target, job.connections, job.tls)))
 
 
 if __name__ == "__main__":

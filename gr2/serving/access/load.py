@@ -11,7 +11,7 @@ import struct
 import threading
 import time
 
-__all__ = ["TRAILER", "LoadReport", "encode_report"]
+__all__ = ["TRAILER", "LoadReport", "Trailers", "encode_report"]
 
 TRAILER = "endpoint-load-metrics-bin"
 WINDOW = 0.25  # seconds that a report is of, at the least

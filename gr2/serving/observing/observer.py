@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections import Counter
@@ -67,21 +68,23 @@ class Observer(grpc.ServerInterceptor):  # type: ignore[misc]
             try:
                 reply = inner(messages, context)
             finally:
-                self._ended(method, context, start, reply)
+                code = "OK" if reply is not None else getattr(context.code(), "name", "UNKNOWN")
+                self._ended(method, context.invocation_metadata, start, code, reply)
             return reply
 
+        # For calls that are ended elsewhere.
+        watched.ended = functools.partial(self._ended, method)  # type: ignore[attr-defined]
         if (pool := getattr(inner, "experimental_thread_pool", None)) is not None:
             watched.experimental_thread_pool = pool  # type: ignore[attr-defined]
         return make(watched, handler.request_deserializer, handler.response_serializer)
 
-    def _ended(self, method: str, context: grpc.ServicerContext, start: int, reply: bytes | None) -> None:
-        duration, code = time.perf_counter_ns() - start, "OK"
+    def _ended(self, method: str, metadata: Callable[[], Any], start: int, code: str, reply: bytes | None) -> None:
+        duration = time.perf_counter_ns() - start
         if reply is not None:
             self.durations.add(duration)
         else:
-            code = getattr(context.code(), "name", "UNKNOWN")
             with self._lock:
                 self._failures[code] += 1
         if self._tracing is not None:
             phases = reply if method == self.methods[0] else None
-            self._tracing.record(method, context.invocation_metadata(), code, duration, phases)
+            self._tracing.record(method, metadata(), code, duration, phases)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from time import perf_counter_ns
 from typing import NamedTuple
@@ -14,9 +14,9 @@ import grpc
 
 from gr2._core import Call, ParsedRequest
 from gr2.errors import Gr2Error, OverloadError, RequestError, UnservedError
-from gr2.serving.access.arrivals import Message, Reader
+from gr2.serving.access.arrivals import Caller, Reader
 from gr2.serving.access.calls import Admission, Patience, in_pool, only_message
-from gr2.serving.access.load import LoadReport
+from gr2.serving.access.load import LoadReport, Trailers
 from gr2.serving.bundles.handle import Handle
 from gr2.serving.bundles.repository import Repository
 from gr2.serving.bundles.shadow import Shadow
@@ -99,12 +99,13 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
         self._lock = threading.Lock()
         # As streams of one message, which look the same on the wire: grpc waits for a unary call's message before it
         # calls the behavior, so that nothing of ours could end a call that never sends one.
-        reader = Reader(admission, patience, MESSAGE_WAIT, self.look)
+        reader = Reader(admission, patience, MESSAGE_WAIT, self.look, self.end)
         rerank = functools.partial(self.rerank)  # has attributes, which a method has not
         self._answer = grpc.stream_unary_rpc_method_handler(in_pool(reader, rerank))
         self._refused: dict[int | None, Refused] = {
             outcome: Refused(*_ending(error_of(outcome, "", version="", bound=admission.bound))) for outcome in REFUSALS
         }
+        self._late = Refused(grpc.StatusCode.DEADLINE_EXCEEDED, "the time of the request is over")
         self._refuse = self.refusal(grpc.StatusCode.UNAVAILABLE, "the server is stopping")
         self._overloaded = self.refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, admission.overload)
 
@@ -143,37 +144,61 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def rerank(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         """One call: the serialised response, or a status from the table."""
-        came, looked = (messages.came, messages.begun) if isinstance(messages, Message) else (0, None)
-        if isinstance(looked, Refused):
-            context.set_trailing_metadata(self.load.add(perf_counter_ns() - came, failed=True))
-            context.abort(looked.code, looked.details)
+        call = self._begin(context.add_callback)
+        if call is None:
+            context.abort(grpc.StatusCode.CANCELLED, "the caller has gone")
             raise AssertionError("abort raises")
-        call = Call() if looked is None else looked.call
+        data = self._message(messages, context)
+        seconds = context.time_remaining()
+        answer, trailers = self._answered(data, lambda: self.answer(data, seconds, call))
+        context.set_trailing_metadata(trailers)
+        if not isinstance(answer, Refused):
+            return answer
+        context.abort(answer.code, answer.details)
+        raise AssertionError("abort raises")
+
+    def end(self, begun: Looked | Refused, caller: Caller) -> None:
+        """End a call of which `look` has made something."""
+        if isinstance(begun, Refused):
+            # Without the trailer, which answers have: the cheaper a refusal, the more is answered.
+            self.load.add(perf_counter_ns() - caller.came, failed=True)
+            caller.refuse(begun.code, begun.details)
+        elif self._begin(caller.on_end, begun.call) is None:
+            begun.abandon()
+        else:
+            answer, trailers = self._answered(caller.data, begun.reply)
+            if not isinstance(answer, Refused) and caller.late:
+                answer = self._late
+            if isinstance(answer, Refused):
+                caller.refuse(answer.code, answer.details, trailers)
+            else:
+                caller.answer(answer, trailers)
+
+    def _begin(self, on_end: Callable[[Callable[[], None]], bool], call: Call | None = None) -> Call | None:
+        """The call's place in the admission, which it loses when it ends; None if it has ended."""
+        call = call or Call()
+        finished = functools.partial(self._finished, call)
         with self._lock:
             self.active += 1
-        if not context.add_callback(functools.partial(self._finished, call)):
-            self._finished(call)
-            if looked is not None:
-                looked.abandon()
-            context.abort(grpc.StatusCode.CANCELLED, "the caller has gone")
-        data = self._message(messages, context)
+        if on_end(finished):
+            return call
+        finished()
+        return None
+
+    def _answered(self, data: bytes, answer: Callable[[], bytes]) -> tuple[bytes | Refused, Trailers]:
+        """What becomes of a request, and the trailing metadata of that."""
         arrived = perf_counter_ns()
-        failed = True
+        found: bytes | Refused
         try:
-            out = self.answer(data, context.time_remaining(), call) if looked is None else looked.reply()
-            failed = False
+            found = answer()
             if self.shadow is not None:
-                self.shadow.offer(data, out)
-            return out
+                self.shadow.offer(data, found)
         except Exception as error:
-            code, details = _ending(error)
-            if code is grpc.StatusCode.INTERNAL:
+            found = Refused(*_ending(error))
+            if found.code is grpc.StatusCode.INTERNAL:
                 logger.exception("a request failed")
-                details = "internal error; the server's log has the details"
-        finally:
-            context.set_trailing_metadata(self.load.add(perf_counter_ns() - arrived, failed=failed))
-        context.abort(code, details)
-        raise AssertionError("abort raises")
+                found = found._replace(details="internal error; the server's log has the details")
+        return found, self.load.add(perf_counter_ns() - arrived, failed=isinstance(found, Refused))
 
     def answer(self, data: bytes, seconds: float | None = None, call: Call | None = None) -> bytes:
         """The serialised `RerankResponse` to a serialised `RerankRequest` that has `seconds` left.
