@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from gr2.kernels.arguments import check_mode, check_normalization, seed_array
 from gr2.kernels.candidates import CandidateTables
 from gr2.kernels.rank_step import STATE, rank_shape, rank_step_kernel
 from gr2.kernels.tensors import NO_FAULT, Launch, as_logits, check_grid, launch, raise_fault, stride
@@ -78,10 +79,11 @@ class DeviceCandidates:
         what has `__dlpack__`. The result is overwritten by the next call. Whether a value was NaN or infinite, `check`
         says. Raises TypeError and ValueError on other dtypes, shapes and devices.
         """
+        check_normalization(normalization)
         rows = as_logits(logits, (self.requests, self.nodes, self.level_size), self.device)
-        extra = self.scores if prior is None else as_logits(prior, tuple(self.scores.shape), self.device, "prior")
-        if extra.dtype != torch.float32:
-            raise TypeError(f"prior must be float32, got {extra.dtype}")
+        extra = self.scores
+        if prior is not None:
+            extra = as_logits(prior, (self.requests, self.candidates), self.device, "prior", [torch.float32])
         tables, sizes = self._tables, self._score_shape
         self._launch(
             trie_score_kernel,
@@ -119,9 +121,10 @@ class DeviceCandidates:
         self._fault.fill_(NO_FAULT)
         for request, (row, place) in enumerate(zip(rows, places, strict=True)):
             if row != NO_FAULT:
-                raise_fault((request * self.nodes << 16) + row, "node", self.nodes)
+                where = f"row {row >> 16} column {row & 0xFFFF}"
+                raise ValueError(f"request {request}: logits {where} is NaN or infinite")
             if place != NO_FAULT:
-                raise ValueError(f"prior batch {request} row {place} is NaN or infinite")
+                raise ValueError(f"request {request}: prior row {place} is NaN or infinite")
 
     def generate(
         self,
@@ -132,12 +135,11 @@ class DeviceCandidates:
         top_n: int | None = None,
     ) -> DeviceGeneration:
         """A generation that is at its first decisions; arguments and errors as those of CandidateDecoder."""
+        check_mode(mode)
         if not 1e-3 <= temperature <= 1e3:
             raise ValueError(f"temperature must be 0.001 to 1000, got {temperature}")
         if top_n is not None and top_n < 1:
             raise ValueError(f"top_n must be at least 1, got {top_n}")
-        if seeds is not None and len(seeds) != self.requests:
-            raise ValueError(f"seeds must be {self.requests}, one for each request, got {len(seeds)}")
         most = self.candidates if top_n is None else min(top_n, self.candidates)
         generation = DeviceGeneration(self, mode == "sample", temperature, most)
         generation.reset(seeds)
@@ -163,6 +165,7 @@ class DeviceGeneration:
         self._temperatures = torch.full((requests,), temperature, dtype=torch.float64, device=device)
         self._most = torch.full((requests,), most, dtype=torch.int32, device=device)
         self._fault = torch.full((1,), NO_FAULT, dtype=torch.int64, device=device)
+        self._unranked = torch.full((1,), NO_FAULT, dtype=torch.int64, device=device)
         places = (requests, size * candidates.levels)
         self.order = torch.zeros((requests, size), dtype=torch.int32, device=device)
         self.codes = torch.zeros(places, dtype=torch.int16, device=device)
@@ -170,7 +173,7 @@ class DeviceGeneration:
         self.local = torch.zeros(places, dtype=torch.float32, device=device)
         self.raw = torch.zeros(places, dtype=torch.float32, device=device)
         self.node = torch.empty(requests, dtype=torch.int32, device=device)
-        self.chosen = torch.full((requests,), -1, dtype=torch.int32, device=device)
+        self._chosen = torch.full((requests,), -1, dtype=torch.int32, device=device)
         self._shape = rank_shape(candidates.level_size, candidates.levels, size)
         tables = candidates._tables
         self._arguments = (
@@ -187,7 +190,7 @@ class DeviceGeneration:
             self.local,
             self.raw,
             self.node,
-            self.chosen,
+            self._chosen,
             self._fault,
             size,
         )
@@ -210,8 +213,7 @@ class DeviceGeneration:
     def reset(self, seeds: Sequence[int] | None = None) -> None:
         """Back to the start, with other `seeds`, one for each request, or the same."""
         if seeds is not None:
-            wrapped = np.array([seed % 2**64 for seed in seeds], dtype=np.uint64).view(np.int64)
-            self._seeds.copy_(torch.from_numpy(wrapped))
+            self._seeds.copy_(torch.from_numpy(seed_array(seeds, self._of.requests).view(np.int64)))
         self._step(self.local, 0, start=True)
 
     def push(self, logits: Any) -> torch.Tensor:
@@ -222,7 +224,7 @@ class DeviceGeneration:
         """
         rows = as_logits(logits, (self._of.requests, self._of.level_size), self._of.device)
         self._step(rows, stride(rows), start=False)
-        return self.chosen
+        return self._chosen
 
     def _step(self, logits: torch.Tensor, row_stride: int, *, start: bool) -> None:
         self._of._launch(
@@ -238,15 +240,20 @@ class DeviceGeneration:
         )
 
     def check(self) -> None:
-        """Wait for the device. Raises ValueError that names a logit that was NaN or +inf."""
-        fault = int(self._fault)
+        """Wait for the device. Raises ValueError that names a logit that was NaN or +inf, or a score that was NaN."""
+        fault, place = int(self._fault), int(self._unranked)
         self._fault.fill_(NO_FAULT)
+        self._unranked.fill_(NO_FAULT)
         raise_fault(fault)
+        if place != NO_FAULT:
+            request, row = divmod(place, self._of.candidates)
+            raise ValueError(f"request {request}: scores row {row} is NaN")
 
     def ranking(self, scores: torch.Tensor | None = None) -> torch.Tensor:
         """(B, K) int32: the emitted candidates, the other known ones by `scores` (B, K), and then the unknown.
 
-        Ties, and without scores all, are in incoming order. Nothing waits for the device.
+        Ties, and without scores all, are in incoming order. Nothing waits for the device; that a score was NaN, `check`
+        says. Raises TypeError and ValueError on other dtypes than float32, other shapes and devices.
         """
         candidates = self._of
         size, device = candidates.candidates, candidates.device
@@ -254,7 +261,7 @@ class DeviceGeneration:
         rank = torch.full((candidates.requests, size), 2 * size, dtype=torch.int64, device=device) + lanes
         known = lanes < candidates._counts[:, 1:]
         positions = candidates._tables["positions"].long()
-        likely = torch.zeros_like(self._of.scores) if scores is None else scores
+        likely = self._likely(scores)
         by_score = torch.argsort(likely, dim=1, descending=True, stable=True)
         places = torch.empty_like(by_score).scatter_(1, by_score, lanes.expand_as(by_score))
         rank = rank.scatter(1, positions, torch.where(known, size + places.gather(1, positions), 2 * size + positions))
@@ -263,3 +270,15 @@ class DeviceGeneration:
         wide = torch.cat([rank, rank[:, :1]], dim=1)
         wide.scatter_(1, torch.where(written, self.order.long(), size), lanes.expand_as(rank))
         return torch.argsort(wide[:, :size], dim=1).int()
+
+    def _likely(self, scores: Any) -> torch.Tensor:
+        """(B, K) float32 to rank by; the first NaN is noted."""
+        candidates = self._of
+        if scores is None:
+            return torch.zeros_like(candidates.scores)
+        shape = (candidates.requests, candidates.candidates)
+        likely = as_logits(scores, shape, candidates.device, "scores", [torch.float32])
+        places = torch.arange(likely.numel(), device=candidates.device)
+        bad = torch.where(likely.isnan().flatten(), places, NO_FAULT)
+        torch.minimum(self._unranked, bad.amin(dim=0, keepdim=True), out=self._unranked)
+        return likely

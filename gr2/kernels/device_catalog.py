@@ -60,12 +60,15 @@ class DeviceFilter:
     def __init__(
         self, catalog: DeviceCatalog, *, allow: NDArray[np.int64] | None = None, deny: NDArray[np.int64] | None = None
     ) -> None:
-        """Sets of item rows as ItemFilter takes them. Raises ValueError that names a row that there is not."""
+        """Sets of item rows as ItemFilter takes them, int64 (n,).
+
+        Raises TypeError and ValueError on other dtypes and shapes, and ValueError that names a row that there is not.
+        """
         self.catalog = catalog
         items = torch.full((catalog.size,), allow is None, dtype=torch.bool, device=catalog.device)
-        for rows, value in ((allow, True), (deny, False)):
+        for name, rows, value in (("allow", allow, True), ("deny", deny, False)):
             if rows is not None:
-                items[self._rows(rows)] = value
+                items[self._rows(name, rows)] = value
         self.items = items.view(torch.uint8)  # (N,)
         self.edges: list[torch.Tensor] = []  # (e,) uint8 of each level
         below, ends = items, catalog.item_offsets
@@ -75,8 +78,12 @@ class DeviceFilter:
             self.edges.insert(0, below.view(torch.uint8))
             ends = catalog.offsets[level]
 
-    def _rows(self, rows: NDArray[np.int64]) -> torch.Tensor:
+    def _rows(self, name: str, rows: NDArray[np.int64]) -> torch.Tensor:
+        if not isinstance(rows, np.ndarray) or rows.dtype != np.int64 or rows.ndim != 1:
+            got = f"{rows.dtype} {rows.shape}" if isinstance(rows, np.ndarray) else type(rows).__name__
+            error = ValueError if getattr(rows, "dtype", None) == np.int64 else TypeError
+            raise error(f"{name} must be int64 (n,) of item rows, got {got}")
         bad = np.flatnonzero((rows < 0) | (rows >= self.catalog.size))
         if len(bad):
-            raise ValueError(f"item {rows[bad[0]]} is not a row of the catalogue, which has {self.catalog.size}")
-        return torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64)).to(self.catalog.device)
+            raise ValueError(f"{name} row {bad[0]} is {rows[bad[0]]}, the catalogue has {self.catalog.size} items")
+        return torch.from_numpy(np.ascontiguousarray(rows)).to(self.catalog.device)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 
+from gr2.kernels.arguments import check_normalization
 from gr2.kernels.constrained_step import constrained_step_kernel, step_shape
 from gr2.kernels.device_catalog import DeviceCatalog, DeviceFilter
 from gr2.kernels.leaf_items import leaf_items_kernel, leaf_shape
@@ -29,7 +30,8 @@ class DeviceRetriever:
 
     def __init__(self, beams: int, *, normalization: Literal["raw", "local"] = "raw", launch: Launch = launch) -> None:
         """`beams`, M, is 1 to 1024. Raises ValueError."""
-        if not 1 <= beams <= MAX_BEAMS:
+        check_normalization(normalization)
+        if not 1 <= operator.index(beams) <= MAX_BEAMS:
             raise ValueError(f"beams must be 1 to {MAX_BEAMS} on a GPU, got {beams}")
         self.beams, self._local, self._launch = beams, normalization == "local", launch
         self.batch, self.level = 0, 0
@@ -46,14 +48,19 @@ class DeviceRetriever:
     ) -> None:
         """Begin `batch` searches; `filters` is one for all, or one for each.
 
-        Memory is kept where catalogue, batch and filters are those of before. Raises ValueError on a filter of another
-        catalogue, and RuntimeError if they are not what a CUDA graph was captured with.
+        Memory is kept where catalogue, batch and filters are those of before. Raises TypeError and ValueError on what
+        is no filter of this catalogue, and RuntimeError if they are not what a CUDA graph was captured with.
         """
-        each = [filters] if filters is None or isinstance(filters, DeviceFilter) else list(filters)
+        if operator.index(batch) < 1:
+            raise ValueError(f"batch must be at least 1, got {batch}")
+        each = list(filters) if isinstance(filters, Sequence) else [filters]
         if len(each) not in {1, batch}:
             raise ValueError(f"filters must be one or {batch}, one for each of the batch, got {len(each)}")
-        if any(one is not None and one.catalog is not catalog for one in each):
-            raise ValueError("a filter is of another catalogue")
+        for number, one in enumerate(each):
+            if not isinstance(one, DeviceFilter | None):
+                raise TypeError(f"filter {number} must be None or this decoder's, got {type(one).__name__}")
+            if one is not None and one.catalog is not catalog:
+                raise ValueError(f"filter {number} is of another catalogue")
         other = catalog is not self._catalog or batch != self.batch
         distinct = list({id(one): one for one in each if one is not None}.values())
         if self._captured:
@@ -69,8 +76,6 @@ class DeviceRetriever:
         self._use(each, distinct)
 
     def _allocate(self, catalog: DeviceCatalog, batch: int) -> None:
-        if batch < 1:
-            raise ValueError(f"batch must be at least 1, got {batch}")
         # Without memory for it there is no search, rather than one over the memory of the last.
         self._catalog, self._filters = None, []
         device, slots = catalog.device, (batch, self.beams)
@@ -178,7 +183,7 @@ class DeviceRetriever:
         """
         catalog = self._require_catalog()
         if self.level < catalog.levels:
-            raise RuntimeError(f"the search is at level {self.level} of {catalog.levels}")
+            raise RuntimeError(f"the search is not over: {self.level} of {catalog.levels} levels are done")
         self._captured = self._captured or capturing(catalog.device)
         filtered = bool(self._filters)
         permitted = self._permitted if filtered else self._which
@@ -200,15 +205,19 @@ class DeviceRetriever:
 
     def check(self) -> None:
         """Wait for the device. Raises ValueError that names a logit of the searches so far that was NaN or +inf."""
+        if self._catalog is None:
+            return
         faults = self._fault.tolist()
         self._fault.fill_(NO_FAULT)
         for level, fault in enumerate(faults):
-            raise_fault(fault, "beam", self.beams if level else 1)
+            raise_fault(fault, self.beams if level else 1)
 
     def paths(self) -> torch.Tensor:
-        """(B, M, level) int32 codes on the beams' paths so far, zeros of dead ones."""
-        self._require_catalog()
-        slots = torch.arange(self.beams, device=self._codes.device).expand(self.batch, -1)
+        """(B, M, level) int32 codes on the beams' paths so far, zeros of dead ones; (B, 1, 0) before the first step."""
+        device = self._require_catalog().device
+        if not self.level:
+            return torch.empty((self.batch, 1, 0), dtype=torch.int32, device=device)
+        slots = torch.arange(self.beams, device=device).expand(self.batch, -1)
         codes: list[torch.Tensor] = []
         for level in reversed(range(self.level)):
             codes.insert(0, self._codes[level].gather(1, slots))
@@ -218,8 +227,9 @@ class DeviceRetriever:
 
     def nodes(self) -> torch.Tensor:
         """(B, M) int64, (B, 1) before the first step: the beams' nodes, breadth-first over the trie; -1 if dead."""
+        catalog = self._require_catalog()
         nodes = self._nodes[self.level][:, : self.beams if self.level else 1].long()
-        return torch.where(nodes >= 0, nodes + self._require_catalog().first_node(self.level), -1)
+        return torch.where(nodes >= 0, nodes + catalog.first_node(self.level), -1)
 
 
 def _groups(shape: dict[str, int]) -> int:

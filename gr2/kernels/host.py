@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gr2.decoding import CandidateDecoder, CandidateTrie
+from gr2.kernels.arguments import check_mode, check_normalization, check_shape, seed_array
 from gr2.kernels.candidates import CandidateTables
 
 __all__ = ["HostCandidates", "HostGeneration"]
@@ -32,11 +33,16 @@ class HostCandidates:
         *,
         normalization: Literal["raw", "local"] = "raw",
     ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """Order (B, K) and scores (B, K) from `logits` (B, n, V) and `prior` (B, K).
+        """Order (B, K) int32 and scores (B, K) float32 from `logits` (B, n, V) and `prior` (B, K), both float32.
 
-        Raises ValueError that names the request, row and column of a value that is not finite.
+        Raises TypeError and ValueError on other dtypes and shapes, and ValueError that names the request, row and
+        column of a value that is not finite.
         """
+        check_normalization(normalization)
         shape = (len(self.tries), self.tables.candidates)
+        check_shape("logits", np.shape(logits), (len(self.tries), self.tables.nodes, self.tables.level_size))
+        if prior is not None:
+            check_shape("prior", np.shape(prior), shape)
         order, scores = np.empty(shape, np.int32), np.empty(shape, np.float32)
         for request, trie in enumerate(self.tries):
             own = None if prior is None else prior[request]
@@ -59,21 +65,21 @@ class HostCandidates:
         top_n: int | None = None,
     ) -> HostGeneration:
         """A CandidateDecoder for each request, whose arguments and errors these are."""
-        given = [0] * len(self.tries) if seeds is None else seeds
-        if len(given) != len(self.tries):
-            raise ValueError(f"seeds must be {len(self.tries)}, one for each request, got {len(given)}")
+        check_mode(mode)
+        given = seed_array(seeds, len(self.tries))
         decoders = [
             CandidateDecoder(trie, mode=mode, seed=seed, temperature=temperature, top_n=top_n)
-            for trie, seed in zip(self.tries, given, strict=True)
+            for trie, seed in zip(self.tries, given.tolist(), strict=True)
         ]
-        return HostGeneration(decoders, self.tables)
+        return HostGeneration(decoders, self.tables, given)
 
 
 class HostGeneration:
     """The generation of a batch of requests, as DeviceGeneration has it; its arrays are made when asked for."""
 
-    def __init__(self, decoders: list[CandidateDecoder], tables: CandidateTables) -> None:
-        self.decoders, self._tables = decoders, tables
+    def __init__(self, decoders: list[CandidateDecoder], tables: CandidateTables, seeds: NDArray[np.uint64]) -> None:
+        """Use HostCandidates.generate."""
+        self.decoders, self._tables, self._seeds = decoders, tables, seeds
 
     @property
     def node(self) -> NDArray[np.int32]:
@@ -98,36 +104,82 @@ class HostGeneration:
     @property
     def order(self) -> NDArray[np.int32]:
         """(B, K), of which `emitted` are written."""
-        order = np.zeros((len(self.decoders), self._tables.candidates), np.int32)
-        for row, each in zip(order, self.decoders, strict=True):
-            row[: len(each.order)] = each.order
-        return order
+        return self._rows([each.order for each in self.decoders], self._tables.candidates, np.int32)
 
     @property
     def codes(self) -> NDArray[np.int16]:
-        """(B, K * L), of which `lengths` are written."""
-        codes = np.zeros((len(self.decoders), self._tables.candidates * self._tables.path_codes.shape[1]), np.int16)
-        for row, each in zip(codes, self.decoders, strict=True):
-            row[: len(each.codes)] = each.codes
-        return codes
+        """(B, K * L), of which `lengths` are written, as of the three that follow."""
+        return self._rows([each.codes for each in self.decoders], self._places, np.int16)
 
-    def reset(self, seeds: Sequence[int]) -> None:
-        """Back to the start."""
-        for each, seed in zip(self.decoders, seeds, strict=True):
+    @property
+    def forced(self) -> NDArray[np.int8]:
+        """(B, K * L): 1 where the code was no decision."""
+        return self._rows([each.forced for each in self.decoders], self._places, np.int8)
+
+    @property
+    def local(self) -> NDArray[np.float32]:
+        """(B, K * L): the codes' log-probabilities among those allowed."""
+        return self._rows([each.log_probs("local") for each in self.decoders], self._places, np.float32)
+
+    @property
+    def raw(self) -> NDArray[np.float32]:
+        """(B, K * L): the codes' log-probabilities among all of the level, NaN for forced ones."""
+        return self._rows([each.log_probs("raw") for each in self.decoders], self._places, np.float32)
+
+    @property
+    def _places(self) -> int:
+        return self._tables.candidates * int(self._tables.path_codes.shape[1])
+
+    def _rows(self, values: list[Any], width: int, dtype: Any) -> NDArray[Any]:
+        """Values of each request, filled up with zeros, (B, width)."""
+        rows = np.zeros((len(values), width), dtype)
+        for row, own in zip(rows, values, strict=True):
+            row[: len(own)] = own
+        return rows
+
+    def reset(self, seeds: Sequence[int] | None = None) -> None:
+        """Back to the start, with other `seeds`, one for each request, or the same."""
+        if seeds is not None:
+            self._seeds = seed_array(seeds, len(self.decoders))
+        for each, seed in zip(self.decoders, self._seeds.tolist(), strict=True):
             each.reset(seed)
 
     def push(self, logits: NDArray[np.float32]) -> NDArray[np.int32]:
-        """The codes (B,) chosen by `logits` (B, V), -1 where none was due or all were masked. Raises ValueError."""
-        rows = enumerate(zip(self.decoders, logits, strict=True))
-        return np.array([-1 if each.done else each.push(row, row=i) for i, (each, row) in rows], np.int32)
+        """The codes (B,) chosen by `logits` (B, V), -1 where none was due or all were masked.
+
+        Raises TypeError and ValueError on other dtypes and shapes, and ValueError that names the first request with a
+        NaN or +inf: such requests stay where they are, and the others go on.
+        """
+        check_shape("logits", np.shape(logits), (len(self.decoders), self._tables.level_size))
+        chosen, bad = np.full(len(self.decoders), -1, np.int32), None
+        for i, (each, row) in enumerate(zip(self.decoders, logits, strict=True)):
+            try:
+                chosen[i] = -1 if each.done else each.push(row, row=i)
+            except ValueError as error:
+                bad = bad or error
+        if bad is not None:
+            raise bad
+        return chosen
 
     def check(self) -> None:
         """Nothing is left to raise."""
 
     def ranking(self, scores: NDArray[np.float32] | None = None) -> NDArray[np.int32]:
-        """(B, K): the emitted candidates, the other known ones by `scores` (B, K), and then the unknown."""
-        given = np.zeros((len(self.decoders), self._tables.candidates), np.float32) if scores is None else scores
-        return np.stack([each.ranking(row) for each, row in zip(self.decoders, given, strict=True)])
+        """(B, K): the emitted candidates, the other known ones by `scores` (B, K), and then the unknown.
+
+        Ties, and without scores all, are in incoming order. Raises TypeError and ValueError on other dtypes and
+        shapes, and ValueError that names a score that is NaN.
+        """
+        shape = (len(self.decoders), self._tables.candidates)
+        given = np.zeros(shape, np.float32) if scores is None else scores
+        check_shape("scores", np.shape(given), shape)
+        ranking = np.empty(shape, np.int32)
+        for request, (each, row) in enumerate(zip(self.decoders, given, strict=True)):
+            try:
+                ranking[request] = each.ranking(row)
+            except ValueError as error:
+                raise ValueError(f"request {request}: {error}") from error
+        return ranking
 
 
 def _trie(tables: CandidateTables, request: int) -> CandidateTrie:

@@ -56,7 +56,7 @@ class HostRetriever:
         """Nothing is left to raise."""
 
     def paths(self) -> NDArray[np.uint16]:
-        """(B, M, level) codes on the beams' paths so far."""
+        """(B, M, level) codes on the beams' paths so far; (B, 1, 0) before the first step."""
         return self._search.paths()
 
     def nodes(self) -> NDArray[np.int64]:

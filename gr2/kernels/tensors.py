@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
+
+from gr2.kernels.arguments import check_shape
 
 __all__ = ["FLOATS", "NO_FAULT", "Launch", "as_logits", "capturing", "check_grid", "launch", "raise_fault", "stride"]
 
@@ -42,17 +45,25 @@ def check_grid(name: str, size: int) -> None:
         raise ValueError(f"{name} must be at most {LARGEST_GRID} on a GPU, got {size}")
 
 
-def as_logits(values: Any, shape: tuple[int, ...], device: torch.device, name: str = "logits") -> torch.Tensor:
+def as_logits(
+    values: Any,
+    shape: tuple[int, ...],
+    device: torch.device,
+    name: str = "logits",
+    dtypes: Sequence[torch.dtype] = FLOATS,
+) -> torch.Tensor:
     """`values` as a tensor on the device whose rows are contiguous; not copied if they are and it lies there.
 
     It is a tensor, or anything that has `__dlpack__`, as onnxruntime's OrtValue does. Raises TypeError on a dtype that
-    is not float32, float16 or bfloat16, and ValueError on another shape or device.
+    is not one of `dtypes`, and ValueError on another shape or device.
     """
+    if not hasattr(values, "__dlpack__"):
+        raise TypeError(f"{name} must be a tensor, or have __dlpack__, got {type(values).__name__}")
     tensor = values if isinstance(values, torch.Tensor) else torch.utils.dlpack.from_dlpack(values)
-    if tensor.dtype not in FLOATS:
-        raise TypeError(f"{name} must be float32, float16 or bfloat16, got {str(tensor.dtype).removeprefix('torch.')}")
-    if tensor.shape != shape:
-        raise ValueError(f"{name} must be {shape}, got {tuple(tensor.shape)}")
+    if tensor.dtype not in dtypes:
+        *expected, got = (str(each).removeprefix("torch.") for each in (*dtypes, tensor.dtype))
+        raise TypeError(f"{name} must be {' or '.join(expected)}, got {got}")
+    check_shape(name, tensor.shape, shape)
     if tensor.device.type != device.type or device.index not in (None, tensor.device.index):
         raise ValueError(f"{name} must be on {device}, they are on {tensor.device}")
     if tensor.is_contiguous() or tensor[0].is_contiguous():
@@ -62,13 +73,13 @@ def as_logits(values: Any, shape: tuple[int, ...], device: torch.device, name: s
 
 def stride(tensor: torch.Tensor) -> int:
     """Elements from one of a batch to the next, also of a batch of one, whose stride may be anything."""
-    return tensor.stride(0) if len(tensor) > 1 else tensor[0].numel()
+    return tensor[0].numel() if len(tensor) == 1 else tensor.stride(0)
 
 
-def raise_fault(fault: int, what: str = "", size: int = 1) -> None:
-    """Raise ValueError if a kernel's `fault` names a bad logit; `size` rows, each a `what`, are of one batch."""
+def raise_fault(fault: int, beams: int = 0) -> None:
+    """Raise ValueError if a kernel's `fault` names a bad logit; `beams` rows, if any, are of one search of a batch."""
     if fault == NO_FAULT:
         return
     row, column = fault >> 16, fault & 0xFFFF
-    where = f"batch {row // size} {what} {row % size}" if what else f"row {row}"
+    where = f"batch {row // beams} beam {row % beams}" if beams else f"row {row}"
     raise ValueError(f"logits {where} column {column} is NaN or infinite")

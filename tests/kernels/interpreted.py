@@ -139,12 +139,30 @@ class TestConstrainedStep:
         assert search.ours._counts[0, 1:beams].tolist() == [0] * (beams - 1)
         search.finish()
 
-    def test_rows_of_several_blocks(self, monkeypatch):
+    def test_more_places_in_leaves_than_are_numbered_at_once(self):
+        # 70 leaves of one item but for the first, which has 16: 16 places each are looked at, 1024 at a time.
+        search = Search(np.concatenate([np.zeros(15), np.arange(70)]).astype(np.uint16)[:, None], 70, 70)
+        assert search.step(0.1 * np.arange(70.0).reshape(1, 1, 70))
+        search.finish()
+
+    @pytest.mark.parametrize("slope", [-0.1, 0.1])
+    def test_rows_of_several_blocks(self, slope, monkeypatch):
         monkeypatch.setattr("gr2.kernels.constrained_step.TILE", 16)
         search = Search(np.arange(0, 70, 2, dtype=np.uint16)[:, None], 70, 5)
-        logits = np.random.default_rng(0).standard_normal((1, 1, 70))
-        logits[0, 0, :40] = -INF
+        # The largest is in the first block that is not masked, or in the last.
+        logits = slope * np.arange(70.0).reshape(1, 1, 70)
+        logits[0, 0, :20] = -INF
         assert search.step(logits)
+        search.finish()
+
+    def test_a_program_of_fewer_children_than_beams_bounds_no_other(self, monkeypatch):
+        monkeypatch.setattr("gr2.kernels.constrained_step.CHILD_TILE", 32)
+        size, beams = 32, 20
+        codes = [[first, second] for first in range(size) for second in range(beams - 1 if first == 0 else 1)]
+        search = Search(np.array(codes, np.uint16), size, beams)
+        assert search.step(-10.0 * np.arange(size).reshape(1, 1, size))
+        assert search.step(np.random.default_rng(0).standard_normal((1, beams, size)))
+        assert search.ours._counts[0, :2].tolist() == [beams - 1, 1]
         search.finish()
 
     @pytest.mark.parametrize("normalization", ["raw", "local"])
@@ -165,10 +183,11 @@ class TestConstrainedStep:
         assert search.step(logits)
         search.finish()
 
+    @pytest.mark.parametrize("normalization", ["raw", "local"])
     @pytest.mark.parametrize("value", [NAN, INF])
-    def test_a_bad_logit_is_named_and_its_beam_has_no_children(self, value):
+    def test_a_bad_logit_is_named_and_its_beam_has_no_children(self, value, normalization):
         codes = np.array([[0, 1], [2, 1]], np.uint16)
-        search = Search(codes, 4, 2, batch=2)
+        search = Search(codes, 4, 2, batch=2, normalization=normalization)
         search.ours.step(torch.zeros(2, 1, 4))
         logits = torch.zeros(2, 2, 4)
         logits[1, 0, 3] = value
@@ -208,6 +227,7 @@ class TestTrieScore:
             (2, 40, 4, 7, "bfloat16"),
             (2, 63, 2, 70, "float32"),
             (2, 6, 8, 2, "float32"),
+            (2, 17, 2, 9, "float32"),
         ],
     )
     @pytest.mark.parametrize("normalization", ["raw", "local"])
@@ -241,6 +261,48 @@ class TestTrieScore:
                 alike = [c for c in order[i][:count].tolist() if paths[c] == path]
                 assert alike == sorted(alike)
 
+    @pytest.mark.parametrize("slope", [-0.01, 0.01])
+    def test_rows_of_several_blocks(self, slope):
+        codes, known = np.array([[0], [1500], [4499]], np.uint16), np.ones(3, np.bool_)
+        rows = slope * np.arange(4500, dtype=np.float32)[None]
+        batch = DeviceDecoder("cpu").candidates(CandidateTables.build(codes[None], known[None], 4500))
+        order, scores = batch.score(torch.from_numpy(rows[None]))
+        expected_order, expected = reference_score(codes, known, rows)
+        assert order[0].tolist() == expected_order.tolist()
+        np.testing.assert_allclose(scores[0], expected, rtol=1e-5)
+
+    @pytest.mark.parametrize("inner", [15, 16, 17, 32, 33])
+    def test_last_program_of_a_request_ranks_whatever_the_number_of_nodes(self, inner):
+        codes = np.stack([np.arange(inner - 1), np.zeros(inner - 1)], axis=1).astype(np.uint16)
+        known = np.ones(inner - 1, np.bool_)
+        batch = DeviceDecoder("cpu").candidates(CandidateTables.build(codes[None], known[None], 40, nodes=40))
+        poison(batch._denominators, batch._keys, batch.order, batch.scores)
+        rows = np.random.default_rng(0).standard_normal((40, 40)).astype(np.float32)
+        order, scores = batch.score(torch.from_numpy(rows[None]))
+        expected_order, expected = reference_score(codes, known, rows[:inner])
+        assert order[0].tolist() == expected_order.tolist()
+        np.testing.assert_allclose(scores[0], expected, rtol=1e-5)
+        assert batch._arrivals.tolist() == [0]
+
+    @pytest.mark.parametrize("prior", [None, torch.tensor([[0.0, -0.0, 0.0, -0.0, 0.0]])])
+    def test_ties_of_other_codes_are_in_incoming_order(self, prior):
+        codes, known = np.array([[[3], [2], [9], [0], [1]]], np.uint16), np.array([[True, True, False, True, True]])
+        batch = DeviceDecoder("cpu").candidates(CandidateTables.build(codes, known, 10))
+        assert batch.score(torch.zeros(1, 1, 10), prior)[0].tolist() == [[0, 1, 3, 4, 2]]
+
+    @pytest.mark.parametrize("normalization", ["raw", "local"])
+    def test_the_largest_logits_give_finite_scores(self, normalization):
+        codes, known = np.array([[0, 0], [1, 0], [1, 1]], np.uint16), np.ones(3, np.bool_)
+        rows = np.array([[3e38, -3e38], [0, 1], [3e38, -3e38]], np.float32)
+        prior = np.array([0, 0, -3e38], np.float32)
+        batch = DeviceDecoder("cpu").candidates(CandidateTables.build(codes[None], known[None], 2))
+        given = torch.from_numpy(rows[None]), torch.from_numpy(prior[None])
+        order, scores = batch.score(*given, normalization=normalization)
+        expected_order, expected = reference_score(codes, known, rows, prior, normalization=normalization)
+        assert order[0].tolist() == expected_order.tolist()
+        limit = np.finfo(np.float32).max
+        np.testing.assert_allclose(scores[0], np.clip(expected, -limit, limit), rtol=1e-5)
+
     def test_more_room_for_nodes_than_needed_and_other_requests_in_the_same_memory(self):
         generator = np.random.default_rng(0)
         slates = [slate(generator, 2, 8, 2, 5) for _ in range(2)]
@@ -264,12 +326,12 @@ class TestTrieScore:
         logits[1, 1, 2] = value
         batch.score(logits, prior)
         assert batch.faulty().tolist() == [[False, True, False], [False] * 3]
-        with pytest.raises(ValueError, match="logits batch 1 node 1 column 2 is NaN or infinite"):
+        with pytest.raises(ValueError, match="request 1: logits row 1 column 2 is NaN or infinite"):
             batch.check()
         prior[2, 1] = value
         batch.score(torch.zeros(3, 2, 4), prior)
         assert batch.faulty().tolist() == [[False] * 3, [False, False, True]]
-        with pytest.raises(ValueError, match="prior batch 2 row 1 is NaN or infinite"):
+        with pytest.raises(ValueError, match="request 2: prior row 1 is NaN or infinite"):
             batch.check()
         batch.score(torch.zeros(3, 2, 4), torch.zeros(3, 2))
         batch.check()
@@ -328,6 +390,18 @@ class TestRankStep:
             raw = np.where(forced, NAN, expected.raw)
             np.testing.assert_allclose(ours.raw[i, :length], raw, rtol=1e-5, atol=1e-5)
             assert ranking[i].tolist() == expected.ranking(known[i], scores[i])
+
+    @pytest.mark.parametrize("slope", [-0.01, 0.01])
+    def test_rows_of_several_blocks(self, slope):
+        codes = np.arange(0, 4500, 1500, dtype=np.uint16)[:, None]
+        known = np.ones(3, np.bool_)
+        row = slope * np.arange(4500, dtype=np.float32)
+        ours = DeviceDecoder("cpu").candidates(CandidateTables.build(codes[None], known[None], 4500)).generate()
+        while (ours.node >= 0).any():
+            ours.push(torch.from_numpy(row[None]))
+        expected = reference_generate(codes, known, lambda _: row)
+        assert ours.order[0].tolist() == expected.order
+        np.testing.assert_allclose(ours.raw[0, :2], expected.raw[:2], rtol=1e-5)
 
     def test_codes_since_the_last_decision_are_what_the_context_lacks(self):
         codes = np.array([[[0, 1], [0, 2], [3, 1]]], np.uint16)

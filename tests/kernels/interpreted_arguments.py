@@ -6,8 +6,13 @@ import torch
 
 from gr2.decoding import CatalogTrie
 from gr2.decoding.reference import reference_score
-from gr2.kernels import CandidateTables
+from gr2.kernels import CandidateTables, HostDecoder
 from gr2.kernels.device_decoder import DeviceDecoder
+
+CODES = np.array([[[0, 1], [0, 2], [3, 1]]] * 2, np.uint16)
+TABLES = CandidateTables.build(CODES, np.ones((2, 3), np.bool_), 4)
+LOGITS = np.random.default_rng(0).standard_normal((2, TABLES.nodes, 4)).astype(np.float32)
+SEARCHED = CatalogTrie(np.arange(4, dtype=np.uint16)[:, None], 4)
 
 # The interpreter's arithmetic is NumPy's, which warns of the infinities that masks are made of.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -26,16 +31,16 @@ def test_logits_are_checked_before_anything_runs():
     batch = DeviceDecoder("cpu").candidates(
         CandidateTables.build(np.zeros((1, 2, 2), np.uint16), np.ones((1, 2), np.bool_), 4)
     )
-    with pytest.raises(TypeError, match="logits must be float32, float16 or bfloat16, got float64"):
+    with pytest.raises(TypeError, match="logits must be float32 or float16 or bfloat16, got float64"):
         batch.score(torch.zeros(1, 2, 4, dtype=torch.float64))
     with pytest.raises(ValueError, match=r"logits must be \(1, 2, 4\), got \(1, 2, 5\)"):
         batch.score(torch.zeros(1, 2, 5))
-    with pytest.raises(ValueError, match="temperature must be"):
-        batch.generate(temperature=0)
-    with pytest.raises(ValueError, match="top_n must be at least 1"):
-        batch.generate(top_n=0)
-    with pytest.raises(ValueError, match="seeds must be 1"):
-        batch.generate(seeds=[1, 2])
+    with pytest.raises(TypeError, match="logits must be a tensor, or have __dlpack__, got list"):
+        batch.score([[1.0]])
+    with pytest.raises(TypeError, match="prior must be float32, got float16"):
+        batch.score(torch.zeros(1, 2, 4), torch.zeros(1, 2, dtype=torch.float16))
+    with pytest.raises(TypeError, match="filter 0 must be None or this decoder's, got int"):
+        DeviceDecoder("cpu").retriever(2).start(DeviceDecoder("cpu").catalog(SEARCHED), filters=1)
 
 
 def test_what_has_dlpack_is_taken_without_a_copy():
@@ -99,10 +104,137 @@ def test_a_search_that_is_over_or_not_begun_says_so():
     with pytest.raises(RuntimeError, match="has not been started"):
         retriever.step(torch.zeros(1, 1, 4))
     search, _ = begun(np.zeros((2, 1), np.uint16), 2)
-    with pytest.raises(RuntimeError, match="at level 0 of 1"):
+    with pytest.raises(RuntimeError, match="the search is not over: 0 of 1 levels are done"):
         search.finish()
     search.step(torch.zeros(1, 1, 4))
     with pytest.raises(RuntimeError, match="all levels are done"):
         search.step(torch.zeros(1, 2, 4))
     with pytest.raises(ValueError, match="beams must be 1 to 1024 on a GPU, got 0"):
         DeviceDecoder("cpu").retriever(0)
+
+
+@pytest.fixture(params=["host", "device"])
+def decoder(request):
+    """Either decoder; `given` makes of an array what its calls take."""
+    chosen = HostDecoder() if request.param == "host" else DeviceDecoder("cpu")
+    chosen.given = np.asarray if request.param == "host" else torch.from_numpy
+    return chosen
+
+
+class TestBothDecoders:
+    """One interface: what one of them refuses, so does the other, in the same words."""
+
+    def test_names_that_are_none_are_refused(self, decoder):
+        for use in (
+            lambda: decoder.score(decoder.given(LOGITS), None, TABLES, normalization="soft"),
+            lambda: decoder.retriever(2, normalization="soft"),
+        ):
+            with pytest.raises(ValueError, match=r"^normalization must be 'raw' or 'local', got 'soft'"):
+                use()
+        with pytest.raises(ValueError, match=r"^mode must be 'greedy' or 'sample', got 'beam'"):
+            decoder.candidates(TABLES).generate(mode="beam")
+
+    @pytest.mark.parametrize("rows", [LOGITS[:1], np.concatenate([LOGITS, LOGITS]), LOGITS[:, :1], LOGITS[:, :, :3]])
+    def test_logits_of_another_shape_are_refused(self, decoder, rows):
+        with pytest.raises(ValueError, match=r"^logits must be \(2, 3, 4\), got \("):
+            decoder.score(decoder.given(rows.copy()), None, TABLES)
+        with pytest.raises(ValueError, match=r"^logits must be \(2, 4\), got \("):
+            decoder.candidates(TABLES).generate().push(decoder.given(rows.copy()))
+
+    def test_another_prior_or_scores_to_rank_by_are_refused(self, decoder):
+        for shape in ((1, 3), (2, 2)):
+            other = decoder.given(np.zeros(shape, np.float32))
+            with pytest.raises(ValueError, match=r"^prior must be \(2, 3\), got \("):
+                decoder.score(decoder.given(LOGITS), other, TABLES)
+            with pytest.raises(ValueError, match=r"^scores must be \(2, 3\), got \("):
+                decoder.candidates(TABLES).generate().ranking(other)
+        with pytest.raises(TypeError, match="scores must be float32"):
+            decoder.candidates(TABLES).generate().ranking(decoder.given(np.zeros((2, 3))))
+
+    def test_a_score_to_rank_by_that_is_nan_is_named(self, decoder):
+        generation = decoder.candidates(TABLES).generate()
+        scores = np.zeros((2, 3), np.float32)
+        scores[1, 2] = np.nan
+        with pytest.raises(ValueError, match=r"request 1: scores row 2 is [nN]a[nN]"):
+            generation.ranking(decoder.given(scores))
+            generation.check()
+        generation.ranking(decoder.given(np.full((2, 3), -np.inf, np.float32)))
+        generation.check()
+
+    def test_options_of_a_generation_are_checked(self, decoder):
+        batch = decoder.candidates(TABLES)
+        for options, message in (
+            ({"temperature": 0.0}, "temperature must be 0.001 to 1000, got 0"),
+            ({"top_n": 0}, "top_n must be at least 1, got 0"),
+            ({"seeds": [1]}, "seeds must be 2, one for each request, got 1"),
+            ({"seeds": [1, -1]}, r"seeds must be integers of 0 to 2\^64 - 1, got -1"),
+            ({"seeds": [1, 2**64]}, r"seeds must be integers of 0 to 2\^64 - 1, got 18446744073709551616"),
+            ({"seeds": [1.5, 1]}, r"seeds must be integers of 0 to 2\^64 - 1, got 1.5"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                batch.generate(**options)
+        with pytest.raises(ValueError, match="seeds must be 2, one for each request, got 1"):
+            batch.generate().reset([1])
+
+    def test_a_reset_without_seeds_draws_the_same_again(self, decoder):
+        generation = decoder.candidates(TABLES).generate(mode="sample", seeds=[2**64 - 1, 5])
+        rows = decoder.given(np.zeros((2, 4), np.float32))
+        orders = []
+        for _ in range(2):
+            for _ in range(3):
+                generation.push(rows)
+            orders.append(np.asarray(generation.order).tolist())
+            generation.reset()
+        assert orders[0] == orders[1]
+
+    def test_a_bad_logit_keeps_no_other_request_from_going_on(self, decoder):
+        generation = decoder.candidates(TABLES).generate()
+        rows = LOGITS[:, 0].copy()
+        rows[0, 1] = np.nan
+        with pytest.raises(ValueError, match=r"logits row 0 column 1 is [nN]a[nN]"):
+            generation.push(decoder.given(rows))
+            generation.check()
+        assert np.asarray(generation.lengths).tolist() == [0, 3]
+
+    def test_rows_of_items_are_checked(self, decoder):
+        catalog = decoder.catalog(SEARCHED)
+        for rows in (np.array([0.5]), np.array([1], np.int32), np.array([True]), [1]):
+            with pytest.raises(TypeError, match=r"deny must be int64 \(n,\) of item rows, got (float|int|bool|list)"):
+                decoder.item_filter(catalog, deny=rows)
+        with pytest.raises(ValueError, match=r"allow must be int64 \(n,\) of item rows, got int64 \(1, 1\)"):
+            decoder.item_filter(catalog, allow=np.array([[1]]))
+        for row in (-1, 4):
+            with pytest.raises(ValueError, match=f"allow row 1 is {row}, the catalogue has 4 items"):
+                decoder.item_filter(catalog, allow=np.array([0, row]))
+
+    def test_a_search_is_asked_before_its_time(self, decoder):
+        retriever = decoder.retriever(2)
+        retriever.check()
+        for ask in (retriever.nodes, retriever.paths, retriever.finish):
+            with pytest.raises(RuntimeError, match="the search has not been started"):
+                ask()
+        other = decoder.catalog(CatalogTrie(np.zeros((1, 1), np.uint16), 4))
+        catalog = decoder.catalog(SEARCHED)
+        retriever.start(catalog, batch=3)
+        assert np.asarray(retriever.paths()).shape == (3, 1, 0)
+        assert np.asarray(retriever.nodes()).tolist() == [[0]] * 3
+        with pytest.raises(RuntimeError, match="the search is not over: 0 of 1 levels are done"):
+            retriever.finish()
+        with pytest.raises(ValueError, match=r"batch must be .*, got 0"):
+            retriever.start(catalog, 0)
+        with pytest.raises(ValueError, match="filter 1 is of another"):
+            retriever.start(catalog, 2, filters=[None, decoder.item_filter(other)])
+        with pytest.raises(TypeError):
+            decoder.retriever(1.5)
+
+    @pytest.mark.parametrize(("requests", "candidates"), [(0, 3), (2, 0), (0, 0)])
+    def test_nothing_to_rank_is_ranked(self, decoder, requests, candidates):
+        codes, known = np.zeros((requests, candidates, 2), np.uint16), np.ones((requests, candidates), np.bool_)
+        tables = CandidateTables.build(codes, known, 4)
+        logits = decoder.given(np.zeros((requests, tables.nodes, 4), np.float32))
+        order, scores = decoder.score(logits, None, tables)
+        assert np.asarray(order).shape == np.asarray(scores).shape == (requests, candidates)
+        generation = decoder.candidates(tables).generate()
+        assert np.asarray(generation.node).tolist() == [-1] * requests
+        assert np.asarray(generation.ranking()).shape == (requests, candidates)
+        generation.check()

@@ -1,3 +1,4 @@
+import inspect
 import subprocess
 import sys
 
@@ -54,6 +55,10 @@ class TestHost:
             for i, each in enumerate(theirs):
                 assert ours.codes[i, ours.fresh[i] : ours.lengths[i]].tolist() == each.next()[0].tolist()
                 assert ours.order[i, : ours.emitted[i]].tolist() == each.order.tolist()
+                length = ours.lengths[i]
+                assert ours.forced[i, :length].tolist() == each.forced.tolist()
+                assert ours.local[i, :length].tolist() == each.log_probs("local").tolist()
+                np.testing.assert_array_equal(ours.raw[i, :length], each.log_probs("raw"))
         scores = generator.standard_normal((3, 7)).astype(np.float32)
         assert ours.ranking(scores).tolist() == [
             each.ranking(row).tolist() for each, row in zip(theirs, scores, strict=True)
@@ -88,13 +93,17 @@ class TestHost:
         from gr2.kernels.host_retriever import HostRetriever
 
         def methods(kind):
-            return {name for name, value in vars(kind).items() if callable(value) and not name.startswith("_")}
+            found = {name: value for name, value in vars(kind).items() if callable(value) and not name.startswith("_")}
+            signatures = {name: inspect.signature(value).parameters.values() for name, value in found.items()}
+            return {name: [(each.name, each.kind, each.default) for each in own] for name, own in signatures.items()}
 
         pairs = [(HostDecoder, DeviceDecoder), (HostRetriever, DeviceRetriever), (HostGeneration, DeviceGeneration)]
         for host, device in pairs:
             assert methods(host) == methods(device)
         # The device can say what was not finite without a wait; the host has raised it.
-        assert methods(DeviceCandidates) - methods(HostCandidates) == {"faulty"}
+        host, device = methods(HostCandidates), methods(DeviceCandidates)
+        assert device.pop("faulty") is not None
+        assert host == device
 
 
 class TestMakeDecoder:

@@ -1,0 +1,43 @@
+"""What the decoders of both devices refuse before anything runs, in the words of the C++ core."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["check_mode", "check_normalization", "check_shape", "seed_array"]
+
+
+def check_mode(mode: str) -> None:
+    """Raises ValueError if generation has no such mode."""
+    _check_name("mode", mode, ("greedy", "sample"))
+
+
+def check_normalization(normalization: str) -> None:
+    """Raises ValueError if scores have no such normalisation."""
+    _check_name("normalization", normalization, ("raw", "local"))
+
+
+def _check_name(what: str, name: str, known: tuple[str, str]) -> None:
+    if name not in known:
+        raise ValueError(f"{what} must be {' or '.join(map(repr, known))}, got {name!r}")
+
+
+def check_shape(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """Raises ValueError if an array's shape is another."""
+    if tuple(shape) != expected:
+        raise ValueError(f"{name} must be {expected}, got {tuple(shape)}")
+
+
+def seed_array(seeds: Sequence[int] | None, requests: int) -> NDArray[np.uint64]:
+    """(B,) of the `seeds` of B requests, zeros if None. Raises ValueError on another number or range."""
+    if seeds is None:
+        return np.zeros(requests, np.uint64)
+    if len(seeds) != requests:
+        raise ValueError(f"seeds must be {requests}, one for each request, got {len(seeds)}")
+    for seed in seeds:
+        if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**64:
+            raise ValueError(f"seeds must be integers of 0 to 2^64 - 1, got {seed!r}")
+    return np.array(seeds, np.uint64)
