@@ -33,6 +33,7 @@ __all__ = [
     "is_begun",
     "is_current",
     "open_stage",
+    "outdated",
     "recover",
     "write_atomic",
     "write_json",
@@ -174,6 +175,23 @@ def is_current(out: Path, stage: str, config: Any, parents: Mapping[str, str], s
         return Artifact.load(out, stage, verify=True).fingerprint == fingerprint(stage, config, parents, seed)
     except ArtifactError:
         return False
+
+
+def outdated(artifacts: Mapping[str, Artifact]) -> dict[str, str]:
+    """The stages that were made from another input than is among `artifacts`, or from one that itself was; and which.
+
+    `artifacts` are those of one run by name, inputs first.
+    """
+    found: dict[str, str] = {}
+    for name, artifact in artifacts.items():
+        changed = (
+            parent
+            for parent, digest in artifact.parents.items()
+            if parent in artifacts and (artifacts[parent].digest != digest or parent in found)
+        )
+        if (parent := next(changed, None)) is not None:
+            found[name] = parent
+    return found
 
 
 def is_begun(out: Path, stage: str, config: Any, parents: Mapping[str, str], seed: int) -> bool:

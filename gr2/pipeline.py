@@ -10,13 +10,13 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from gr2 import config as configuration
-from gr2.artifact import Artifact, file_digest, is_begun, is_current, write_json
+from gr2.artifact import Artifact, file_digest, is_begun, is_current, outdated, write_json
 from gr2.errors import ArtifactError, ConfigError, MissingExtraError
 from gr2.interrupts import interrupts_wait
 
@@ -126,7 +126,9 @@ class Plan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a stage: `status` is `ran`, `up to date`, `kept` (not selected) or `missing`."""
+    """What became of a stage: `status` is `ran`, `up to date`, `missing` or, of one that was not selected, `kept` or
+    `outdated`: made from other inputs than there are now.
+    """
 
     stage: str
     status: str
@@ -170,6 +172,10 @@ def execute(plan: Plan, *, force: bool = False, say: Callable[[str], None] = pri
         for step in plan.steps:
             outcomes[step.stage.name] = _advance(step, plan, outcomes, force=force, say=say)
     every = [outcomes.get(name) or _unselected(plan.out / name, name) for name in STAGES]
+    changed = outdated({each.stage: each.artifact for each in every if each.artifact})
+    for name, parent in changed.items():
+        say(f"{name}: made from another {parent}; `gr2 run` makes it anew")
+    every = [replace(each, status="outdated") if each.stage in changed else each for each in every]
     return [each for each in every if each.status != "missing" or not STAGES[each.stage].optional]
 
 
@@ -186,7 +192,7 @@ def summarize(plan: Plan, outcomes: Sequence[Outcome]) -> Path:
 
 
 def show(outcomes: Sequence[Outcome], console: Console | None = None) -> None:
-    """Print what became of each stage and, if there is an evaluation, its table."""
+    """Print what became of each stage and, if there is an evaluation of what the run now holds, its table."""
     from rich.console import Console
 
     from gr2.report.tables import evaluation_table, stages_table
@@ -196,9 +202,9 @@ def show(outcomes: Sequence[Outcome], console: Console | None = None) -> None:
         (each.stage, each.status, each.seconds, each.artifact.metrics if each.artifact else {}) for each in outcomes
     ]
     console.print(stages_table(rows))
-    evaluation = next((each.artifact for each in outcomes if each.stage == "evaluate" and each.artifact), None)
-    if evaluation is not None:
-        console.print(evaluation_table(evaluation.metrics))
+    for each in outcomes:
+        if each.stage == "evaluate" and each.artifact and each.status != "outdated":
+            console.print(evaluation_table(each.artifact.metrics))
 
 
 def _advance(

@@ -92,6 +92,16 @@ def test_every_stage_is_listed_in_the_summary(config: Path) -> None:
     assert record["stages"]["prepare"]["metrics"]["users"] == 30
 
 
+def test_what_was_made_from_other_inputs_is_outdated(config: Path) -> None:
+    short, said = ["prerank.epochs=1", "prerank.folds=2", "prerank.dim=8"], list[str]()
+    execute(load_plan(config, only=["prepare", "prerank"], overrides=short))
+    write_log(config.parent / "log.parquet", seed=1)
+    plan = load_plan(config, only=["prepare"])
+    outcomes = {each.stage: each.status for each in execute(plan, say=said.append)}
+    assert (outcomes["prepare"], outcomes["prerank"]) == ("ran", "outdated")
+    assert said[-1] == "prerank: made from another prepare; `gr2 run` makes it anew"
+
+
 def test_a_wrong_key_of_a_late_stage_stops_the_run_before_it_begins(config: Path) -> None:
     with pytest.raises(ConfigError, match=r"\[evaluate\] has no key 'slat'; did you mean 'slate'\?"):
         load_plan(config, overrides=["evaluate.slat=5"])

@@ -73,6 +73,9 @@ def run(
     )
     if report["quality"]:
         Console().print(report_table(report))
+    for stage in report["stages"]:
+        if stage["outdated"]:
+            _say(f"{stage['stage']} was made from another {stage['outdated']}; `gr2 run` makes it anew")
     for part, why in report["left_out"].items():
         _say(f"{part} left out: {why}")
     _say(str(folder / "report.html"))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gr2.artifact import outdated
 from gr2.report.run import Run
 from gr2.tokenizer.report import SemanticIds, tokenizer_report
 
@@ -17,7 +18,10 @@ BINS = 40
 
 
 def stage_facts(run: Run) -> list[dict[str, Any]]:
-    """Each finished stage: its seed, digest, seconds where it says them, and configuration."""
+    """Each finished stage: its seed, digest, seconds where it says them, and configuration; and which input is not the
+    one that it was made from, None if all are.
+    """
+    changed = outdated(run.stages)
     return [
         {
             "stage": name,
@@ -25,6 +29,7 @@ def stage_facts(run: Run) -> list[dict[str, Any]]:
             "digest": stage.digest[:12],
             "seconds": stage.metrics.get("total_seconds"),
             "config": stage.config,
+            "outdated": changed.get(name),
         }
         for name, stage in run.stages.items()
     ]

@@ -232,6 +232,18 @@ def test_an_incoming_order_that_never_hits_is_reported(report: dict[str, Any]) -
     assert b"from <b>0.0000</b> to" in report_page(missed, {})
 
 
+def test_figures_of_other_inputs_are_said_to_be(run: Run, report: dict[str, Any], tmp_path: Path) -> None:
+    assert not any(stage["outdated"] for stage in report["stages"])
+    folder = Path(shutil.copytree(run.path, tmp_path / "run"))
+    record = json.loads((folder / "evaluate" / "artifact.json").read_text())
+    record["parents"]["export"] = "0" * 64
+    (folder / "evaluate" / "artifact.json").write_text(json.dumps(record))
+    arguments = ["report", str(folder), "--requests", "5", "--resamples", "100"]
+    answer = CliRunner(env={"COLUMNS": "120"}).invoke(app, arguments, catch_exceptions=False)
+    assert "evaluate was made from another export; `gr2 run` makes it anew" in answer.stderr
+    assert "made from another export" in (folder / "report" / "report.html").read_text()
+
+
 def test_a_damaged_file_is_refused_with_its_stage(tiny_run: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_run / "prepare", tmp_path / "prepare")
     (tmp_path / "prepare" / "items.npy").write_bytes(b"damaged")
