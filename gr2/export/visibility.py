@@ -71,9 +71,10 @@ def masks(graph: Builder, context: str, tree: str, history: History) -> tuple[st
     causal = graph.constant(np.triu(np.full((longest, longest), MASKED, dtype=np.float32), 1))
     both = graph.add("Concat", context, context, axis=0)
     past = graph.add("Slice", causal, graph.integers(0, 0), both, graph.integers(0, 1))
-    unseen, seen = (graph.constant(np.array([[value]], dtype=np.float32)) for value in (MASKED, 0))
-    one = [graph.integers(1)] if graph.batched else []
-    if graph.batched:
+    unseen, one = graph.constant(np.array([[MASKED]], dtype=np.float32)), [graph.integers(1)] if graph.batched else []
+    if not graph.batched:
+        seen = graph.constant(np.zeros((1, 1), dtype=np.float32))
+    else:
         seen = _padded(graph, history)
         past, unseen = graph.add("Add", past, seen), graph.add("Add", graph.facing(history.zero, -1), unseen)
     unseen = graph.add("Expand", unseen, graph.add("Concat", *one, context, count, axis=0))

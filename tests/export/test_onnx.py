@@ -139,4 +139,6 @@ def test_graph_is_reproducible_and_holds_no_training(batched: bool, shop: tuple)
     assert tuple(value.name for value in model.graph.input) == graph_names(LEVELS, batched=batched)[0]
     assert tuple(value.name for value in model.graph.output) == graph_names(LEVELS, batched=batched)[1]
     assert not {node.op_type for node in model.graph.node} & {"Dropout", "Identity", "If", "Loop"}
+    read = {name for node in model.graph.node for name in node.input}
+    assert {value.name for value in model.graph.initializer} <= read
     onnx.checker.check_model(model, full_check=True)
