@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from gr2.artifact import Artifact, file_digest, open_stage
 from gr2.bundle import FeatureSpec, ModelSpec, default_limits, write_bundle
 from gr2.catalog import Catalog
-from gr2.config import refuse_below
+from gr2.config import LATER, refuse_below
 from gr2.data.candidates import CandidateLists
 from gr2.data.dataset import Dataset
 from gr2.decoding import Codebook
@@ -50,6 +50,7 @@ class ExportConfig:
             have) and "fp16" (for GPUs).
         arithmetic: the variant that a CPU serves; "auto" takes int8 where it is faster. One beyond the gate is never
             served, and not in the bundle.
+        gpu_arithmetic: the variant that a GPU serves, "fp32" or, if it is among `variants` and within the gate, "fp16".
         min_top1: the gate: share of requests whose first candidate must be the student's.
         min_tau: the gate: least mean of Kendall's tau to the student's order.
         max_lost: the gate: largest share of the student's N@5 on test lists that may be lost.
@@ -66,6 +67,7 @@ class ExportConfig:
     tolerance: float = 1e-3
     variants: tuple[str, ...] = ("int8",)
     arithmetic: str = "auto"
+    gpu_arithmetic: str = field(default="fp32", metadata=LATER)
     min_top1: float = 0.98
     min_tau: float = 0.98
     max_lost: float = 0.005
@@ -82,9 +84,15 @@ class ExportConfig:
             raise ValueError(f"variants must be some of {', '.join(known)}, got {', '.join(unknown)}")
         served = ("auto", "fp32", "int8", "int8-static")
         if self.arithmetic not in served:
-            raise ValueError(f"arithmetic must be one of {', '.join(served)}, got {self.arithmetic!r}")
-        if self.arithmetic in known and self.arithmetic not in self.variants:
-            raise ValueError(f"arithmetic is {self.arithmetic}, which is not among variants")
+            hint = "; fp16 is for GPUs: gpu_arithmetic" if self.arithmetic == "fp16" else ""
+            raise ValueError(f"arithmetic must be one of {', '.join(served)}, got {self.arithmetic!r}{hint}")
+        if self.gpu_arithmetic not in ("fp32", "fp16"):
+            raise ValueError(f"gpu_arithmetic must be fp32 or fp16, got {self.gpu_arithmetic!r}")
+        for name in ("arithmetic", "gpu_arithmetic"):
+            if getattr(self, name) in known and getattr(self, name) not in self.variants:
+                raise ValueError(f"{name} is {getattr(self, name)}, which is not among variants")
+        if "fp16" in self.variants and not self.batched:
+            raise ValueError("batched must be true for fp16 among variants: it has a graph for batches alone")
         for name in ("min_top1", "min_tau", "max_lost"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
@@ -126,6 +134,7 @@ def run(config: ExportConfig, inputs: Mapping[str, Artifact], out: Path, seed: i
             tolerance=config.tolerance,
             gate=Gate(config.min_top1, config.min_tau, config.max_lost),
             arithmetic=config.arithmetic,
+            gpu_arithmetic=config.gpu_arithmetic,
             seed=draw,
         )
         held = {

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from gr2.export.agreement import Agreement
 from gr2.graphs import GraphVariant
 
-__all__ = ["Gate", "choose", "judge"]
+__all__ = ["Gate", "choose", "choose_batch", "judge"]
 
 # Below this width of the student, rounding costs as much time as products of fewer bits save (docs/results.md).
 INT8_PAYS = 128
@@ -67,3 +67,14 @@ def choose(wanted: str, variants: Mapping[str, GraphVariant], dim: int) -> tuple
         f"{name}: the student's first candidate is first on {real['top1']:.2%} of {real['requests']} real requests, "
         f"Kendall's tau {real['tau']:.4f}, N@5 {real['ndcg']:.4f} where the student has {real['student_ndcg']:.4f}"
     )
+
+
+def choose_batch(wanted: str, variants: Mapping[str, GraphVariant]) -> tuple[str, str]:
+    """The variant that a GPU serves, and what is said of it if another than fp32 was wanted."""
+    if wanted == "fp32":
+        return wanted, ""
+    variant = variants[wanted]
+    if "batch" not in variant.roles:
+        return "fp32", f". On a GPU fp32: {wanted} was {variant.verdict}"
+    real = variant.parity["batch"]["real"]
+    return wanted, f". On a GPU {wanted}, as configured: Kendall's tau {real['tau']:.4f}"

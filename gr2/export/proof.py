@@ -11,7 +11,7 @@ from gr2.data.candidates import CandidateLists
 from gr2.decoding import CoreStudent, ItemMemory
 from gr2.errors import BundleError
 from gr2.export.agreement import Agreement
-from gr2.export.gate import Gate, choose, judge
+from gr2.export.gate import Gate, choose, choose_batch, judge
 from gr2.export.memory_file import write_memory
 from gr2.export.parity import Asked, measure_parity, queries_of, random_lists
 from gr2.export.served import Scorer, batch_scorer, core_scorer, pair_scorer, whole_scorer
@@ -28,12 +28,10 @@ Paths = dict[str, Path]  # by role
 def export_variants(
     asked: Asked, names: Sequence[str], folder: Path, *, batched: bool, calibrated_on: CandidateLists
 ) -> dict[str, Paths]:
-    """Write the memory, fp32 and the variants in `names` to `folder`; fp16 only if there are graphs for batches."""
+    """Write the memory, fp32 and the variants in `names` to `folder`; fp16 has a graph for batches alone."""
     made: dict[str, Paths] = {}
     write_memory(folder / MEMORY, asked.memory, asked.codes)
     for name in ("fp32", *names):
-        if name == "fp16" and not batched:
-            continue
         ranges = None
         if name == "int8-static":
             queries = queries_of(asked, calibrated_on, asked.features(calibrated_on))
@@ -53,6 +51,7 @@ def prove_variants(
     tolerance: float,
     gate: Gate,
     arithmetic: str,
+    gpu_arithmetic: str = "fp32",
     seed: int,
 ) -> Graphs:
     """What the manifest says of the graphs, after `requests` requests, half of them drawn from `lists` if it has them.
@@ -74,7 +73,8 @@ def prove_variants(
             _check(own, tolerance)
         variants[name] = judge(gate, tuple(paths), own)
     default, why = choose(arithmetic, variants, asked.student.config.dim)
-    return Graphs(variants, default=default, why=why)
+    batch, also = choose_batch(gpu_arithmetic, variants)
+    return Graphs(variants, default=default, batch=batch, why=why + also)
 
 
 def sample_lists(lists: CandidateLists, count: int, seed: int) -> CandidateLists:

@@ -24,8 +24,12 @@ from gr2.data.dataset import Dataset
 from gr2.decoding import write_codebook
 from gr2.errors import ArtifactError, BundleError
 from gr2.export.bundle import INPUTS, ExportConfig, run
+from gr2.export.gate import choose_batch
+from gr2.graphs import GraphVariant
 from gr2.models.student import Student
 from gr2.serving.engine import Engine
+from gr2.serving.models.batcher import BatchLimits
+from gr2.serving.models.device_model import DeviceModel
 from gr2.tokenizer.add import add_items
 from gr2.tokenizer.tokenize import TokenizeConfig
 from gr2.training import distill
@@ -200,6 +204,19 @@ def test_what_is_asked_for_is_served_if_it_is_within_the_gate(
     assert not list(refused.path.glob("*int8*"))
 
 
+def test_a_gpu_gets_fp16_where_it_is_wanted_and_within_the_gate(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+    config = ExportConfig(requests=40, variants=("fp16",), gpu_arithmetic="fp16", min_top1=0.9, min_tau=0.9)
+    bundle = Bundle.load(run(config, inputs, tmp_path / "half", 0).path)
+    assert bundle.batch_graph.name == "batch.fp16.onnx"
+    assert "On a GPU fp16, as configured: Kendall's tau" in bundle.manifest.graphs.why
+    model, engine = DeviceModel(bundle, "cpu", limits=BatchLimits(4, 100.0, 8)), Engine(bundle)
+    query = engine._example(3, 8)
+    np.testing.assert_allclose(model.score(query).scores, engine._model.score(query).scores, atol=0.05)
+    model.close()
+    refused = GraphVariant(verdict="refused: batch: Kendall's tau 0.5")
+    assert choose_batch("fp16", {"fp16": refused}) == ("fp32", f". On a GPU fp32: fp16 was {refused.verdict}")
+
+
 @pytest.mark.parametrize(
     "bad",
     [
@@ -208,6 +225,9 @@ def test_what_is_asked_for_is_served_if_it_is_within_the_gate(
         {"calibration": 0},
         {"variants": ("int4",)},
         {"arithmetic": "fp16"},
+        {"gpu_arithmetic": "int8"},
+        {"gpu_arithmetic": "fp16"},
+        {"batched": False, "variants": ("fp16",)},
         {"arithmetic": "int8", "variants": ()},
         {"min_tau": 1.5},
     ],
