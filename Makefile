@@ -79,8 +79,9 @@ student-checks: ## the served student beside the reasoner, after `make beauty` a
 show-student: ## every figure of the student, one line each; exit code 1 if one is short
 	$(PYTHON) -m benchmarks.student.show
 
-results: ## docs/results.md from the stored figures
+results: ## docs/results.md and README's table from the stored figures
 	$(PYTHON) -m benchmarks.results
+	$(PYTHON) -m benchmarks.headline
 
 show-spine: ## every figure of the end-to-end path, one line each; exit code 1 if one is short
 	$(PYTHON) -m benchmarks.spine.show

@@ -9,6 +9,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 from dataclasses import asdict, dataclass, field
@@ -112,6 +113,17 @@ def render(record: Record) -> list[str]:
     return [*lines, *details(record)]
 
 
+def contents(record: Record) -> str:
+    """The record in the table of contents: how many figures it has, and what became of those that are not ok."""
+    anchor = re.sub(r"[^\w -]", "", record.title.lower()).replace(" ", "-")
+    count = len(record.figures)
+    said = [f"{count} figure{'s' * (count > 1)}"] if count else []
+    for status in ("short", "not-measured"):
+        missed = sum(figure.status == status for figure in record.figures)
+        said += [f"**{missed} {status}**"] if missed else []
+    return f"- [{record.title}](#{anchor})" + (f": {', '.join(said)}" if said else "")
+
+
 def details(record: Record) -> list[str]:
     """The record's tables and notes as Markdown lines."""
     lines: list[str] = []
@@ -134,9 +146,9 @@ def main() -> None:
         "Made by `make results` from the files in docs/results/; each section names the command that",
     ]
     lines += ["makes its figures again. Ratios and qualities carry over to other machines, absolute times do not.", ""]
-    for path in sorted(FOLDER.glob("*.json")):
-        record = load(path.stem)
-        assert record is not None
+    records = [record for path in sorted(FOLDER.glob("*.json")) if (record := load(path.stem)) is not None]
+    lines += [contents(record) for record in records] + [""]
+    for record in records:
         lines += render(record)
     (ROOT / "docs" / "results.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
