@@ -54,8 +54,9 @@ def _losses(metrics: Mapping[str, Any], prefix: str) -> list[tuple[str, list[flo
         if isinstance(value, Mapping):
             found += _losses(value, f"{key} ")
         elif key.endswith("losses") and isinstance(value, Sequence) and len(value) >= LEAST:
+            label = (prefix + key.removesuffix("losses").replace("_", " ")).lstrip()
             if all(isinstance(each, Mapping) for each in value):
-                found += [(f"{name} loss", [float(each[name]) for each in value]) for name in value[0]]
+                found += [(f"{label}{name} loss", [float(each[name]) for each in value]) for name in value[0]]
             else:
-                found.append(((prefix + key.removesuffix("losses")).strip() + " loss", [float(each) for each in value]))
+                found.append((f"{label.rstrip()} loss".lstrip(), [float(each) for each in value]))
     return found

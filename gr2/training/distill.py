@@ -27,7 +27,7 @@ from gr2.artifact import Artifact, open_stage, write_atomic, write_json
 from gr2.config import to_json
 from gr2.data.candidates import PADDING, CandidateLists
 from gr2.data.dataset import Dataset
-from gr2.errors import DataError
+from gr2.errors import ConfigError, DataError
 from gr2.features import SCORE_FEATURES
 from gr2.metrics import metric_values, paired_bootstrap, rank_of_target, ranking_metrics
 from gr2.models.evidence import CoPurchase, CrossFit
@@ -113,8 +113,13 @@ def distill(
 ) -> tuple[Student, ItemMemory, dict[str, Any]]:
     """The trained student in evaluation mode, the memory of all users, and the metrics.
 
-    `vectors` (N, D) say what the items are, beside the words of the catalogue.
+    `vectors` (N, D) say what the items are, beside the words of the catalogue. Raises ConfigError if the sizes do not
+    go with the codes.
     """
+    try:
+        config.student(items=len(codes), levels=codes.shape[1], level_size=level_size, features=1)
+    except ValueError as error:
+        raise ConfigError(f"[distill] {error}") from error
     entropy = seed & 0xFFFF_FFFF
     for split, lists in (("training", train), ("validation", val)):
         if not lists.width:
@@ -192,22 +197,22 @@ def fit_student(
     )
     trainer = GenerativeTrainer(student, dataset, codes, config.recipe(), seed=entropy, checkpoint=checkpoint)
     trainer.train()
-    losses = trainer.losses
+    metrics: dict[str, Any] = {"losses": trainer.losses}
     if config.pruned_layers:
         deep, student = student, prune(student, config.pruned_layers)
         recipe = replace(config.recipe(), epochs=config.pruned_epochs)
         after = None if checkpoint is None else checkpoint.with_name(f"pruned-{checkpoint.name}")
         shorter = GenerativeTrainer(student, dataset, codes, recipe, seed=entropy, checkpoint=after, teacher=deep)
         shorter.train()
-        losses = losses + shorter.losses
+        # Its path learns from the deeper student's: these are no likelihoods.
+        metrics["pruned_losses"] = shorter.losses
     student.prior.load_state_dict(prior.state_dict())
     student.eval()
-    metrics: dict[str, Any] = {
+    metrics |= {
         "parameters": sum(parameter.numel() for parameter in student.parameters()),
         "lists": len(train),
         "positions": len(trainer.positions),
         "validation_lists": len(val),
-        "losses": losses,
     }
     if len(val):
         parts = student_parts(

@@ -133,7 +133,10 @@ def test_a_folder_without_stages_is_refused(tmp_path: Path) -> None:
 def test_curves_are_found_wherever_a_stage_left_losses(tmp_path: Path) -> None:
     metrics = {
         "midtrain": {"training": {"losses": [3.0, 2.0]}, "seconds": 4.0},
-        "distill": {"losses": [{"path": 7.0, "head": 5.0}, {"path": 6.0, "head": 4.0}]},
+        "distill": {
+            "losses": [{"path": 7.0, "head": 5.0}, {"path": 6.0, "head": 4.0}],
+            "pruned_losses": [{"path": 0.5}, {"path": 0.25}],
+        },
         "sft": {"losses": [{"ranking": 1.0}]},
     }
     for name, values in metrics.items():
@@ -144,6 +147,7 @@ def test_curves_are_found_wherever_a_stage_left_losses(tmp_path: Path) -> None:
         ("midtrain", "training loss", [3.0, 2.0]),
         ("distill", "head loss", [5.0, 4.0]),
         ("distill", "path loss", [7.0, 6.0]),
+        ("distill", "pruned path loss", [0.5, 0.25]),
     ]
 
 

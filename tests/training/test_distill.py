@@ -11,7 +11,7 @@ import torch
 
 from gr2.artifact import Artifact
 from gr2.data.candidates import CandidateLists
-from gr2.errors import ArtifactError, DataError, Gr2Error
+from gr2.errors import ArtifactError, ConfigError, DataError, Gr2Error
 from gr2.training.distill import DistillConfig, load_memory, load_student, run
 
 TINY = DistillConfig(
@@ -57,6 +57,17 @@ def test_training_that_diverges_ends_with_the_reason(tiny_parents: dict[str, Art
     with pytest.raises(Gr2Error, match=r"a score of the student's \w+ is .*: lower \[distill\] learning_rate"):
         run(replace(wild, epochs=1, batch=100_000), tiny_parents, tmp_path / "one step", 0)
     assert not (tmp_path / "several").exists()
+
+
+def test_a_history_of_more_tokens_than_a_bundle_may_have_is_refused(
+    tiny_parents: dict[str, Artifact], tmp_path: Path
+) -> None:
+    levels = tiny_parents["tokenize"].array("codes.npy").shape[1]
+    long = replace(TINY, encoding="code", max_history=4096 // levels + 1)
+    with pytest.raises(
+        ConfigError, match=rf"\[distill\] max_history must be at most {4096 // levels} with one token a"
+    ):
+        run(long, tiny_parents, tmp_path / "distill", 0)
 
 
 @pytest.mark.parametrize(("split", "name"), [("train", "training"), ("val", "validation")])

@@ -116,7 +116,7 @@ class DistillConfig:
             raise ValueError(f"teacher_weight must be in [0, 1], got {self.teacher_weight}")
         if self.teacher and self.teacher not in TEACHERS:
             raise ValueError(f"teacher must be one of {', '.join(TEACHERS)}, or empty; got {self.teacher!r}")
-        self.student(items=1, levels=4, level_size=2, features=3)
+        self.student(items=1, levels=1, level_size=2, features=3)
 
     def student(self, *, items: int, levels: int, level_size: int, features: int) -> StudentConfig:
         """The model's configuration for a catalogue, a codebook and a width of features."""
