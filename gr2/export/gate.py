@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass
 from gr2.export.agreement import Agreement
 from gr2.graphs import GraphVariant
 
-__all__ = ["Gate", "choose", "choose_batch", "judge"]
+__all__ = ["INT8_PAYS", "Gate", "choose", "choose_batch", "judge"]
 
-# Below this width of the student, rounding costs as much time as products of fewer bits save (docs/results.md).
-INT8_PAYS = 128
+# Below this width of the student, rounding costs as much time as products of fewer bits save; from it on int8 is faster
+# with every generation of instructions, and ranks as fp32 does (student.graphs and student.int8 in docs/results.md).
+INT8_PAYS = 64
 
 
 @dataclass(frozen=True)
