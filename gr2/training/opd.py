@@ -23,7 +23,7 @@ from gr2.errors import ConfigError
 from gr2.models.reasoner import RECORD
 from gr2.training.loop.workers import leave
 from gr2.training.policy.recipe import Recipe
-from gr2.training.policy.trying import Teacher, follow_lesson, learn, read_by
+from gr2.training.policy.trying import Teacher, Trying, read_by
 from gr2.training.policy.trying_settings import TryingConfig
 from gr2.training.reasoner.contexts import context_sources
 
@@ -75,13 +75,13 @@ def sources(config: OpdConfig) -> dict[str, Path]:
 
 
 def run(config: OpdConfig, artifacts: Mapping[str, Artifact], out: Path, seed: int) -> Artifact:
-    """Train the model of `start`; see `learn` for what is written and raised."""
-    return learn("opd", config, artifacts, out, seed, start=config.start, teacher=_teacher(config))
+    """Train the model of `start`; see `Trying.learn` for what is written and raised."""
+    return Trying("opd", config, artifacts, seed, config.start, _teacher(config)).learn(out)
 
 
 def follow(config: OpdConfig, artifacts: Mapping[str, Artifact], out: Path, seed: int) -> None:
-    """What the other processes of a launch do; see `follow_lesson`."""
-    follow_lesson("opd", config, artifacts, out, seed, start=config.start, teacher=_teacher(config))
+    """What the other processes of a launch do; see `Trying.follow`."""
+    Trying("opd", config, artifacts, seed, config.start, _teacher(config)).follow(out)
 
 
 def _teacher(config: OpdConfig) -> Teacher:

@@ -14,7 +14,7 @@ from typing import Literal
 
 from gr2.artifact import Artifact
 from gr2.training.loop.workers import leave
-from gr2.training.policy.trying import follow_lesson, learn, read_by
+from gr2.training.policy.trying import Trying, read_by
 from gr2.training.policy.trying_settings import TryingConfig
 from gr2.training.reasoner.contexts import context_sources
 
@@ -43,10 +43,10 @@ def sources(config: RlConfig) -> dict[str, Path]:
 
 
 def run(config: RlConfig, artifacts: Mapping[str, Artifact], out: Path, seed: int) -> Artifact:
-    """Train the model of `start`; see `learn` for what is written and raised."""
-    return learn("rl", config, artifacts, out, seed, start=config.start)
+    """Train the model of `start`; see `Trying.learn` for what is written and raised."""
+    return Trying("rl", config, artifacts, seed, config.start).learn(out)
 
 
 def follow(config: RlConfig, artifacts: Mapping[str, Artifact], out: Path, seed: int) -> None:
-    """What the other processes of a launch do; see `follow_lesson`."""
-    follow_lesson("rl", config, artifacts, out, seed, start=config.start)
+    """What the other processes of a launch do; see `Trying.follow`."""
+    Trying("rl", config, artifacts, seed, config.start).follow(out)

@@ -34,7 +34,7 @@ from gr2.training.reasoner.contexts import Contexts, context_sources, context_st
 from gr2.training.reasoner.reranking import list_slates
 from gr2.training.reasoner.split_ranks import rank_splits, refuse_missing_splits
 
-__all__ = ["Teacher", "follow_lesson", "learn", "read_by"]
+__all__ = ["Teacher", "Trying", "read_by"]
 
 
 def read_by(config: TryingConfig, start: str) -> tuple[str, ...]:
@@ -60,69 +60,97 @@ class Teacher:
         return teacher.model
 
 
-def learn(
-    stage: str,
-    config: TryingConfig,
-    artifacts: Mapping[str, Artifact],
-    out: Path,
-    seed: int,
-    *,
-    start: str,
-    teacher: Teacher | None = None,
-) -> Artifact:
-    """The stage's artefact: the model of the stage `start`, which has learnt by trying.
+@dataclass(frozen=True, eq=False)
+class Trying:
+    """A stage that learns by trying, before it begins: the model of the stage `start` is what learns.
 
-    Its recipe's divergence is from the teacher or, without one, from the start. It holds `model/` (see `Reasoner`),
-    `steps.parquet` (a row a step, see `monitor`), `ranks.parquet` of the test lists and `ranks-val.parquet` (see
-    `evaluate_reasoner`), of the start, too, where that is asked for, and what a tracker kept in `logs/`. Raises
-    DataError if no training list holds its target, Gr2Error if the training diverges or collapses to copying.
+    Its recipe's divergence is from the teacher or, without one, from the start.
     """
-    parents = {name: artifacts[name].digest for name in read_by(config, start)}
-    files = context_sources(config) | ({} if teacher is None else dict(teacher.files))
-    parents |= {name: file_digest(path) for name, path in files.items()}
-    with open_stage(out, stage, config, parents, seed) as work, threads(config.threads):
-        began = time.monotonic()
-        refuse_missing_splits(stage, config, artifacts[config.lists])
-        lesson = _lesson(config, artifacts, seed, start, teacher)
-        workers = Workers()
-        # Before the start is evaluated, which takes long.
-        config.recipe().refuse(len(lesson.lists), workers.count)
-        ranked: dict[str, Any] = {"lists": artifacts[config.lists], "work": work, "constrained": config.constrained}
-        ranked["contexts"] = lesson.contexts
-        if config.evaluate_start:
-            if torch.cuda.is_available():
-                lesson.reasoner.model.to("cuda")  # type: ignore[arg-type]
-            rank_splits(config, lesson.reasoner, lesson.dataset, lesson.codes, label="start", **ranked)
-        workers.agree(TRAIN)
-        history = _train(stage, config, lesson, work.checkpoints, seed)
-        work.metrics |= {"processes": workers.count, "lists": len(lesson.lists), **ends(history)}
-        workers.end()
-        lesson.reasoner.save(work.path / "model")
-        pq.write_table(steps_table(history), work.path / STEPS)
-        if (work.checkpoints / "logs").is_dir():
-            shutil.copytree(work.checkpoints / "logs", work.path / "logs")
-        work.metrics["train_seconds"] = time.monotonic() - began
-        rank_splits(config, lesson.reasoner, lesson.dataset, lesson.codes, **ranked)
-        work.metrics["total_seconds"] = time.monotonic() - began
-    return Artifact.load(out, stage)
 
+    stage: str
+    config: TryingConfig
+    artifacts: Mapping[str, Artifact]
+    seed: int
+    start: str
+    teacher: Teacher | None = None
 
-def follow_lesson(
-    stage: str,
-    config: TryingConfig,
-    artifacts: Mapping[str, Artifact],
-    out: Path,
-    seed: int,
-    *,
-    start: str,
-    teacher: Teacher | None = None,
-) -> None:
-    """What the other processes of a launch do while the first is in `learn`; see `follow_first`."""
+    def learn(self, out: Path) -> Artifact:
+        """The stage's artefact in the folder `out`.
 
-    def train(_: Workers, checkpoints: Path) -> None:
-        _train(stage, config, _lesson(config, artifacts, seed, start, teacher), checkpoints, seed)
+        It holds `model/` (see `Reasoner`), `steps.parquet` (a row a step, see `monitor`), `ranks.parquet` of the test
+        lists and `ranks-val.parquet` (see `evaluate_reasoner`), of the start, too, where that is asked for, and what a
+        tracker kept in `logs/`. Raises DataError if no training list holds its target, Gr2Error if the training
+        diverges or collapses to copying.
+        """
+        config, artifacts = self.config, self.artifacts
+        parents = {name: artifacts[name].digest for name in read_by(config, self.start)}
+        files = context_sources(config) | ({} if self.teacher is None else dict(self.teacher.files))
+        parents |= {name: file_digest(path) for name, path in files.items()}
+        with open_stage(out, self.stage, config, parents, self.seed) as work, threads(config.threads):
+            began = time.monotonic()
+            refuse_missing_splits(self.stage, config, artifacts[config.lists])
+            lesson = self._lesson()
+            workers = Workers()
+            # Before the start is evaluated, which takes long.
+            config.recipe().refuse(len(lesson.lists), workers.count)
+            ranked: dict[str, Any] = {"lists": artifacts[config.lists], "work": work, "constrained": config.constrained}
+            ranked["contexts"] = lesson.contexts
+            if config.evaluate_start:
+                if torch.cuda.is_available():
+                    lesson.reasoner.model.to("cuda")  # type: ignore[arg-type]
+                rank_splits(config, lesson.reasoner, lesson.dataset, lesson.codes, label="start", **ranked)
+            workers.agree(TRAIN)
+            history = self._train(lesson, work.checkpoints)
+            work.metrics |= {"processes": workers.count, "lists": len(lesson.lists), **ends(history)}
+            workers.end()
+            lesson.reasoner.save(work.path / "model")
+            pq.write_table(steps_table(history), work.path / STEPS)
+            if (work.checkpoints / "logs").is_dir():
+                shutil.copytree(work.checkpoints / "logs", work.path / "logs")
+            work.metrics["train_seconds"] = time.monotonic() - began
+            rank_splits(config, lesson.reasoner, lesson.dataset, lesson.codes, **ranked)
+            work.metrics["total_seconds"] = time.monotonic() - began
+        return Artifact.load(out, self.stage)
 
-    follow_first(out, config.threads, train)
+    def follow(self, out: Path) -> None:
+        """What the other processes of a launch do while the first is in `learn`; see `follow_first`."""
+        follow_first(out, self.config.threads, lambda _, checkpoints: self._train(self._lesson(), checkpoints))
+
+    def _lesson(self) -> _Lesson:
+        reasoner = _reasoner(self.artifacts, self.start)
+        anchor = None
+        if self.config.recipe().kl:
+            found = self.teacher
+            anchor = _reasoner(self.artifacts, self.start).model if found is None else found.load(reasoner)
+        return _Lesson(
+            reasoner,
+            anchor,
+            Dataset.load(self.artifacts["prepare"].path),
+            self.artifacts["tokenize"].array("codes.npy"),
+            training_lists(self.config, self.artifacts[self.config.lists], self.seed),
+            load_contexts(self.config, self.artifacts),
+        )
+
+    def _train(self, lesson: _Lesson, checkpoints: Path) -> list[dict[str, float]]:
+        """Train from the last checkpoint, or from the start; the figures of each step, the same in every process."""
+        guard = CopyGuard(self.config.copy_limit, self.config.copy_patience)
+
+        def watch(outcomes: Sequence[Any], before: Sequence[Mapping[str, float]]) -> dict[str, float]:
+            figures = monitor(outcomes)
+            guard.check(figures, before)
+            return figures
+
+        return train_policy(
+            self.stage,
+            self.config,
+            lesson.reasoner,
+            checkpoints,
+            self.seed,
+            tasks=len(lesson.lists),
+            draw=lesson.rollouts(self.config),
+            watch=watch,
+            anchor=lesson.anchor,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,47 +178,8 @@ class _Lesson:
         )
 
 
-def _lesson(
-    config: TryingConfig, artifacts: Mapping[str, Artifact], seed: int, start: str, teacher: Teacher | None
-) -> _Lesson:
-    reasoner = _reasoner(artifacts, start)
-    anchor = None
-    if config.recipe().kl:
-        anchor = _reasoner(artifacts, start).model if teacher is None else teacher.load(reasoner)
-    return _Lesson(
-        reasoner,
-        anchor,
-        Dataset.load(artifacts["prepare"].path),
-        artifacts["tokenize"].array("codes.npy"),
-        training_lists(config, artifacts[config.lists], seed),
-        load_contexts(config, artifacts),
-    )
-
-
 def _reasoner(artifacts: Mapping[str, Artifact], start: str) -> Reasoner:
     return Reasoner.load(artifacts[start].file("model"), sids=SidSpec.of(artifacts["tokenize"]))
-
-
-def _train(stage: str, config: TryingConfig, lesson: _Lesson, checkpoints: Path, seed: int) -> list[dict[str, float]]:
-    """Train from the last checkpoint, or from the start; the figures of each step, the same in every process."""
-    guard = CopyGuard(config.copy_limit, config.copy_patience)
-
-    def watch(outcomes: Sequence[Any], before: Sequence[Mapping[str, float]]) -> dict[str, float]:
-        figures = monitor(outcomes)
-        guard.check(figures, before)
-        return figures
-
-    return train_policy(
-        stage,
-        config,
-        lesson.reasoner,
-        checkpoints,
-        seed,
-        tasks=len(lesson.lists),
-        draw=lesson.rollouts(config),
-        watch=watch,
-        anchor=lesson.anchor,
-    )
 
 
 def _writer(config: TryingConfig, reasoner: Reasoner) -> Writer:
