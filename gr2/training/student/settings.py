@@ -110,8 +110,10 @@ class DistillConfig:
         for name in ("warmup", "prior_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-        if not 0 <= self.pruned_layers <= self.layers:
-            raise ValueError(f"pruned_layers must be from 0 to layers, {self.layers}, got {self.pruned_layers}")
+        if self.pruned_layers and not 0 < self.pruned_layers < self.layers:
+            raise ValueError(
+                f"pruned_layers must be fewer than layers, {self.layers}, got {self.pruned_layers}; 0 prunes none"
+            )
         if not 0 <= self.teacher_weight <= 1:
             raise ValueError(f"teacher_weight must be in [0, 1], got {self.teacher_weight}")
         if self.teacher and self.teacher not in TEACHERS:

@@ -92,6 +92,7 @@ def test_the_stage_prunes_and_resumes(tiny_parents: dict[str, Artifact], tmp_pat
     assert run(config, tiny_parents, tmp_path / "b", 0).digest == first.digest
 
 
-def test_more_layers_than_there_are_cannot_be_left() -> None:
-    with pytest.raises(ValueError, match="pruned_layers must be from 0 to layers, 1, got 2"):
-        DistillConfig(pruned_layers=2)
+@pytest.mark.parametrize("left", [-1, 1, 2])
+def test_as_many_layers_as_there_are_cannot_be_left(left: int) -> None:
+    with pytest.raises(ValueError, match=f"pruned_layers must be fewer than layers, 1, got {left}"):
+        DistillConfig(pruned_layers=left)
