@@ -38,7 +38,7 @@ def compile_(
     target: Annotated[
         list[str],
         typer.Option(
-            help="A generation of GPUs: sm_80 (A100), sm_90 (H100), sm_100 (B200). May be given several times."
+            help="A generation of GPUs: sm_80 (A100), sm_90 (H100), sm_100 (B200) ... May be given several times."
         ),
     ],
     out: Annotated[
@@ -53,8 +53,8 @@ def compile_(
     """Compile every kernel that a bundle needs, so that the first requests do not wait for the compiler.
 
     Needs the extra `gpu`, and no GPU: run it where the server's image is built, with the torch and Triton that the
-    server has. Kernels that are in FOLDER already are not compiled again. FOLDER may be copied; Triton must be able to
-    write to it, as it keeps its own launcher there.
+    server has. Kernels that are in FOLDER already are not compiled again. FOLDER may be moved and copied, and need
+    not be writable for the server. With a C compiler here, the server needs none.
 
         gr2 kernels compile --bundle runs/shop/export --target sm_90 --out kernels/
         TRITON_CACHE_DIR=kernels/ gr2 serve --bundle runs/shop/export

@@ -19,13 +19,16 @@ from gr2.decoding import CatalogTrie
 from gr2.errors import ConfigError
 from gr2.kernels.candidates import CandidateTables
 from gr2.kernels.device_decoder import DeviceDecoder
+from gr2.kernels.folder import compile_launchers
 from gr2.kernels.tensors import Launch
 
-__all__ = ["Compiled", "compile_kernels", "compile_only", "compile_searches"]
+__all__ = ["TARGETS", "Compiled", "compile_kernels", "compile_only", "compile_searches"]
 
 # Triton makes kernels of their own for strides that are multiples of 16: numbers of nodes, at least the levels, whose
 # rows are such a multiple whatever the number of codes, and whose rows are one only if the codes are.
 NODES = (16, 9)
+# Those that bfloat16 needs, and the compiler knows: on another one it aborts the process.
+TARGETS = ("sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_100", "sm_103", "sm_110", "sm_120", "sm_121")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -44,10 +47,9 @@ class _Target:
     """
 
     def __init__(self, name: str) -> None:
-        digits = name.removeprefix("sm_")
-        if not name.startswith("sm_") or not digits.isdecimal() or not 80 <= int(digits) <= 199:
-            raise ConfigError(f"target must be sm_80 or newer, as sm_90, got {name!r}")
-        self._name, self._target = name, GPUTarget("cuda", int(digits), 32)
+        if name not in TARGETS:
+            raise ConfigError(f"target must be one of {', '.join(TARGETS)}, got {name!r}")
+        self._name, self._target = name, GPUTarget("cuda", int(name.removeprefix("sm_")), 32)
 
     def get_current_target(self) -> GPUTarget:
         return self._target
@@ -64,8 +66,10 @@ def compile_only(target: str) -> Iterator[tuple[Launch, list[Compiled]]]:
     """A launcher that only compiles for `target` ("sm_90"), and the list of what it has compiled.
 
     It takes the way of a launch up to the start, so that a launch of the same sizes finds the result in the cache.
-    Raises ConfigError on another target than sm_80 or newer.
+    Raises ConfigError on a target that is none of TARGETS, and where Triton interprets kernels instead.
     """
+    if triton.knobs.runtime.interpret:
+        raise ConfigError("TRITON_INTERPRET is set: nothing is compiled; unset it")
     done: list[Compiled] = []
 
     def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **sizes: Any) -> None:
@@ -92,8 +96,8 @@ def compile_kernels(
 ) -> list[Compiled]:
     """Compile what scores and generates up to `candidates` candidates with L codes of `level_size` values.
 
-    Into `folder`, or Triton's own cache. A kernel that is there is not compiled again. Raises ConfigError on another
-    target than sm_80 or newer, and on a dtype that the kernels do not read.
+    Into `folder`, or Triton's own cache, with what Triton needs to start them. A kernel that is there is not compiled
+    again. Raises ConfigError on a target that is none of TARGETS, and on sizes and dtypes that the kernels do not take.
     """
     with _compiling(target, dtype, folder) as (decoder, done):
         for size, nodes in product(_sizes(candidates), (levels, *NODES)):
@@ -143,7 +147,12 @@ def _compiling(target: str, dtype: str, folder: Path | None) -> Iterator[tuple[D
     with triton.knobs.cache.scope(), compile_only(target) as (launch, done):
         if folder is not None:
             triton.knobs.cache.dir = str(folder)
-        yield DeviceDecoder("cpu", launch=launch), done
+        decoder = DeviceDecoder("cpu", launch=launch)
+        try:
+            yield decoder, done
+        except ValueError as error:
+            raise ConfigError(f"no kernels for this: {error}") from error
+        compile_launchers(each.result for each in done)
 
 
 def _sizes(candidates: int) -> Sequence[int]:

@@ -13,6 +13,7 @@ from gr2.kernels.candidates import CandidateTables
 from gr2.kernels.device_candidates import DeviceCandidates
 from gr2.kernels.device_catalog import DeviceCatalog, DeviceFilter
 from gr2.kernels.device_retriever import DeviceRetriever
+from gr2.kernels.folder import use_folder_cache
 from gr2.kernels.tensors import Launch, launch
 
 __all__ = ["DeviceDecoder"]
@@ -22,6 +23,7 @@ class DeviceDecoder:
     """What runs on `device`, on torch's current stream there. `launch` starts kernels, or only compiles them."""
 
     def __init__(self, device: str | torch.device, *, launch: Launch = launch) -> None:
+        use_folder_cache()
         self._device, self._launch = torch.device(device), launch
         if self._device.type == "cuda" and self._device.index is None:
             self._device = torch.device("cuda", torch.cuda.current_device())

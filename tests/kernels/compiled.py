@@ -2,7 +2,9 @@
 
 import itertools
 import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +14,20 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from gr2.bundle import Bundle
 from gr2.decoding import CatalogTrie
 from gr2.errors import ConfigError
+from gr2.export.random_bundle import write_random_bundle
 from gr2.kernels import CandidateTables
-from gr2.kernels.ahead import compile_kernels, compile_only, compile_searches
+from gr2.kernels.ahead import TARGETS, compile_kernels, compile_only, compile_searches
+from gr2.kernels.constrained_step import constrained_step_kernel
 from gr2.kernels.device_decoder import DeviceDecoder
 from gr2.kernels.leaf_items import leaf_items_kernel
+from gr2.kernels.trie_score import trie_score_kernel
+from gr2.serving.engine import Engine
+from gr2.serving.models.batch_ranking import DeviceRanking
+from gr2.serving.models.batcher import BatchLimits
+from gr2.serving.models.device_model import DeviceModel
 
 # Bytes of shared memory that a block may have.
 SHARED = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448}
@@ -120,6 +130,87 @@ def test_a_kernel_that_is_in_the_folder_is_not_compiled_again(cache, tmp_path):
     assert not cache.exists()
 
 
+def compile_small(folder):
+    """How many of two kernels were found in the folder, by a process that has not met them."""
+    for kernel in (constrained_step_kernel, leaf_items_kernel):
+        kernel.device_caches.clear()
+    hits = []
+    with triton.knobs.compilation.scope(), triton.knobs.cache.scope(), compile_only("sm_90") as (launch, done):
+        triton.knobs.compilation.listener = lambda **seen: hits.append(seen["cache_hit"])
+        triton.knobs.cache.dir = str(folder)
+        decoder = DeviceDecoder("cpu", launch=launch)
+        retriever = decoder.retriever(2)
+        retriever.start(decoder.catalog(CatalogTrie(np.zeros((1, 1), np.uint16), 16)))
+        retriever.step(torch.zeros(1, 1, 16))
+        retriever.finish()
+    assert [each.result.asm["cubin"][:4] for each in done] == [b"\x7fELF"] * 2
+    return sum(hits)
+
+
+def test_a_folder_may_be_moved(tmp_path):
+    assert compile_small(tmp_path / "built") == 0
+    (tmp_path / "built").rename(tmp_path / "served")
+    assert compile_small(tmp_path / "served") == 2
+
+
+@pytest.mark.parametrize("suffix", ["cubin", "json"])
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:50])])
+def test_what_a_copy_has_left_out_is_compiled_again(suffix, damage, tmp_path):
+    compile_small(tmp_path)
+    (damaged,) = tmp_path.glob(f"*/leaf_items_kernel.{suffix}")
+    damage(damaged)
+    assert [compile_small(tmp_path), compile_small(tmp_path)] == [1, 2]
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="no C compiler")
+def test_kernels_are_started_without_a_compiler(tmp_path, monkeypatch):
+    """The driver's library is one of its name here, whose functions do nothing."""
+    compile_kernels("sm_90", levels=2, level_size=16, candidates=16, folder=tmp_path / "built")
+    (tmp_path / "built").rename(tmp_path / "served")
+    source = Path(triton.__file__).parent.joinpath("backends", "nvidia", "driver.c").read_text()
+    functions = tmp_path / "functions.c"
+    called = sorted(set(re.findall(r"\bcu[A-Z]\w*(?=\()", source)))
+    functions.write_text("\n".join(f"void {name}(void) {{}}" for name in called))
+    library = tmp_path / "libcuda.so.1"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", library, functions], check=True)
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    monkeypatch.setenv("CC", "/bin/false")
+    command = "from triton.backends.nvidia.driver import CudaUtils; print(CudaUtils().launch)"
+    for folder, code in (("served", 0), ("empty", 1)):
+        monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / folder))
+        assert subprocess.run([sys.executable, "-c", command], capture_output=True, check=False).returncode == code
+
+
+def test_without_a_compiler_a_line_says_what_is_left_to_the_server(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("CC", "/bin/false")
+    compile_kernels("sm_90", levels=1, level_size=16, candidates=16, folder=tmp_path)
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("Triton's launcher is left to the server, which needs a C compiler for it")
+
+
+def test_a_server_ranks_with_what_was_compiled_ahead(tmp_path, monkeypatch):
+    """Its batches go the whole way but for the start of the kernel, from a folder that was moved."""
+    path = write_random_bundle(tmp_path / "bundle", items=300, levels=3, level_size=10, dim=8)
+    compile_kernels("sm_90", levels=3, level_size=10, candidates=32, folder=tmp_path / "built")
+    (tmp_path / "built").rename(tmp_path / "served")
+    files = {*tmp_path.joinpath("served").rglob("*")}
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "served"))
+    hits, bundle = [], Bundle.load(path)
+    engine, model = Engine(bundle), DeviceModel(bundle, "cpu", limits=BatchLimits(8, 500.0, 64))
+    model._ranking = DeviceRanking(bundle.manifest.model, torch.device("cpu"))
+    trie_score_kernel.device_caches.clear()
+    with triton.knobs.compilation.scope(), compile_only("sm_90") as (launch, _):
+        triton.knobs.compilation.listener = lambda **seen: hits.append(seen["cache_hit"])
+        model._ranking._decoder = DeviceDecoder("cpu", launch=launch)
+        for candidates in ((1,), (8, 9, 3), (20, 32), (17,) * 8):
+            model.run([engine._example(5, count) for count in candidates])
+    model.close()
+    engine.close()
+    assert hits
+    assert all(hits)
+    assert files == {*tmp_path.joinpath("served").rglob("*")}
+
+
 @pytest.mark.parametrize("level_size", [10, 16])
 def test_batches_of_any_shape_find_their_kernels_compiled_ahead(level_size):
     """Rows of 10 codes begin at 16 bytes or do not, and are strides that are multiples of 16 or are not."""
@@ -178,9 +269,18 @@ def test_what_is_compiled_ahead_is_what_triton_compiles_for_the_same_signature()
     assert triton.compile(source, target=GPUTarget("cuda", 80, 32)).hash == ahead.result.hash
 
 
+@pytest.mark.parametrize("target", sorted(set(TARGETS) - set(SHARED)))
+def test_the_other_targets_are_known_to_the_compiler(target):
+    with compile_only(target) as (launch, done):
+        search(DeviceDecoder("cpu", launch=launch), 16, 4, torch.bfloat16)
+    assert len(done) == 4
+
+
 def test_another_target_or_dtype_is_refused():
-    for target in ("sm_70", "90", "sm_x"):
-        with pytest.raises(ConfigError, match="target must be sm_80 or newer"):
+    for target in ("sm_70", "90", "sm_x", "sm_95", "sm_090"):
+        with pytest.raises(ConfigError, match=f"target must be one of sm_80, .*, got '{target}'"):
             compile_kernels(target, levels=2, level_size=16, candidates=16)
+    with pytest.raises(ConfigError, match="no kernels for this: level_size must be 1 to 32768"):
+        compile_kernels("sm_90", levels=2, level_size=40_000, candidates=16)
     with pytest.raises(ConfigError, match="dtype must be one of float32, float16, bfloat16, got 'int8'"):
         compile_kernels("sm_90", levels=2, level_size=16, candidates=16, dtype="int8")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from gr2.decoding import CatalogTrie
+from gr2.decoding import CandidateDecoder, CandidateTrie, CatalogTrie
 from gr2.decoding.reference import reference_score
 from gr2.decoding.reference_generate import reference_generate
 from gr2.decoding.reference_retrieve import ReferenceRetriever
@@ -403,6 +403,19 @@ class TestRankStep:
         assert ours.order[0].tolist() == expected.order
         np.testing.assert_allclose(ours.raw[0, :2], expected.raw[:2], rtol=1e-5)
 
+    def test_the_largest_logits_have_finite_log_probabilities(self):
+        codes, known = np.array([[0], [1], [2]], np.uint16), np.ones(3, np.bool_)
+        ours = DeviceDecoder("cpu").candidates(CandidateTables.build(codes[None], known[None], 4))
+        ours = ours.generate(mode="sample", seeds=[0], temperature=1e-3)
+        theirs = CandidateDecoder(CandidateTrie(codes, known, 4), mode="sample", seed=0, temperature=1e-3)
+        for _ in range(2):
+            # What is chosen is far below what may be chosen no more.
+            row = np.full(4, -3e38, np.float32)
+            row[[*theirs.order, 3]] = 3e38
+            assert ours.push(torch.from_numpy(row[None])).tolist() == [theirs.push(row)]
+        for values, name in ((ours.local, "local"), (ours.raw, "raw")):
+            np.testing.assert_allclose(values[0], theirs.log_probs(name), rtol=1e-5)
+
     def test_codes_since_the_last_decision_are_what_the_context_lacks(self):
         codes = np.array([[[0, 1], [0, 2], [3, 1]]], np.uint16)
         ours = DeviceDecoder("cpu").candidates(CandidateTables.build(codes, np.ones((1, 3), np.bool_), 4)).generate()
@@ -425,3 +438,31 @@ class TestRankStep:
             ours.check()
         assert ours.node.tolist() == [0]
         assert ours.push(torch.zeros(1, 4)).tolist() == [0]
+
+
+def parted(values):
+    """Views of equal values whose batches lie apart, and whose rows do."""
+    tensor = torch.from_numpy(values)
+    apart = torch.full((len(values), *(2 * size for size in values.shape[1:])), NAN)
+    apart[(slice(None), *(slice(size) for size in values.shape[1:]))] = tensor
+    rows = apart.repeat_interleave(2, dim=-1)[..., ::2]
+    views = [each[(slice(None), *(slice(size) for size in values.shape[1:]))] for each in (apart, rows)]
+    assert not any(view.is_contiguous() for view in views)
+    return [tensor, *views]
+
+
+def test_logits_need_not_be_contiguous():
+    generator, decoder = np.random.default_rng(0), DeviceDecoder("cpu")
+    codes, known = slate(generator, 3, 9, 2, 7)
+    tables = CandidateTables.build(codes, known, 7)
+    catalog = decoder.catalog(CatalogTrie(sorted_rows(codes[0]), 7))
+    shapes, results = ((3, tables.nodes, 7), (3, 7), (3, 1, 7)), []
+    views = [parted(generator.standard_normal(shape).astype(np.float32)) for shape in shapes]
+    for scored, chosen, searched in zip(*views, strict=True):
+        batch, retriever = decoder.candidates(tables), decoder.retriever(4)
+        retriever.start(catalog, 3)
+        found = [*batch.score(scored), batch.generate().push(chosen), *retriever.step(searched)]
+        batch.check()
+        retriever.check()
+        results.append([each.tolist() for each in found])
+    assert results[0] == results[1] == results[2]

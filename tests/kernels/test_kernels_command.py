@@ -34,4 +34,18 @@ def test_searches_of_a_bundles_catalogue_are_compiled_too(make_bundle, tmp_path)
 def test_a_target_that_is_none_is_refused(make_bundle):
     done = run("--bundle", make_bundle(levels=2, max_candidates=16), "--target", "h100")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "target must be sm_80 or newer, as sm_90, got 'h100'" in done.stderr
+    assert "target must be one of sm_80, sm_86, sm_87, sm_89, sm_90, sm_100" in done.stderr
+
+
+def test_beams_that_no_search_has_are_refused(make_bundle, tmp_path):
+    bundle = make_bundle(levels=1, max_candidates=16)
+    done = run("--bundle", bundle, "--target", "sm_90", "--out", tmp_path / "kernels", "--beams", 1025)
+    assert done.returncode == 2
+    assert done.stderr == "gr2: error: no kernels for this: beams must be 1 to 1024 on a GPU, got 1025\n"
+
+
+def test_what_is_interpreted_is_not_compiled(make_bundle, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    command = [sys.executable, "-m", "gr2.cli", "kernels", "compile", "--target", "sm_90", "--out", str(tmp_path)]
+    done = subprocess.run([*command, "--bundle", str(make_bundle())], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "gr2: error: TRITON_INTERPRET is set: nothing is compiled; unset it\n")
