@@ -129,6 +129,8 @@ def graphs_record(measured: dict[str, dict[int, Times]]) -> Record:
         "exported: one graph, the last layer for every row; pruned: for the candidates' rows; two graphs: encoder and "
         "scorer; fp32 and int8: the core's own code; hit: the history was kept; export serves int8 by default from dim "
         f"{INT8_PAYS} on",
+        "int8 changes the products with weights alone; the look-up of pairs, attention, norms and the ranking stay as "
+        "they are, and are most of a request at dim 64",
         "from codes to the ranking, in the C++ core, one thread, rounds interleaved, CPU time of the thread; scores "
         "in float32 were equal to 1e-4",
     ]
