@@ -37,7 +37,7 @@ from gr2.models.student import Encoding, Student
 from gr2.training.distill import DistillConfig, fit_student, student_features, student_parts
 from gr2.training.student.prior import combine_parts
 
-__all__ = ["CONFIG", "KEPT", "SHOWN", "main", "train_student", "trunk_of", "values_of"]
+__all__ = ["CONFIG", "KEPT", "SHOWN", "main", "part_weights", "train_student", "trunk_of", "values_of"]
 
 KEPT = ROOT / "runs" / "quality"
 TRUNKS = KEPT / "trunks"
@@ -131,7 +131,7 @@ def train_student(lists: Lists, seed: int, encoding: Encoding = "item") -> Stude
 def _student(lists: Lists, seed: int) -> dict[str, Any]:
     """Ranks of each test part."""
     student = train_student(lists, seed)
-    weights = _weights(student, lists)
+    weights = part_weights(student, lists)
     ranks = {}
     for test, held in lists.tests.items():
         parts = student_parts(student, lists.dataset, lists.codes, held, lists.seen[test])
@@ -140,7 +140,7 @@ def _student(lists: Lists, seed: int) -> dict[str, Any]:
     return ranks
 
 
-def _weights(student: Student, lists: Lists) -> dict[str, tuple[float, float, float]]:
+def part_weights(student: Student, lists: Lists) -> dict[str, tuple[float, float, float]]:
     """The weights of path, prior and head: the student's own, and those without a part, from the validation lists."""
     held = lists.val
     seen = student_features(lists.dataset, lists.codes, held, lists.memory, longest=CONFIG.max_history)
