@@ -191,6 +191,26 @@ def test_a_request_that_takes_too_much_memory_is_refused_alike(make_bundle: Make
     assert isinstance(pair.answers(message(candidates=pb.ItemIds(ints=KNOWN[:2])))[0], bytes)
 
 
+def test_a_history_takes_the_memory_of_its_tokens_alike(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from gr2.export.random_bundle import write_random_bundle
+    from gr2.serving import engine
+    from gr2.serving.models import native_model
+
+    pairs = {}
+    for encoding in ("item", "code"):
+        path = write_random_bundle(tmp_path / encoding, items=300, dim=16, layers=2, batched=False, encoding=encoding)
+        with pytest.MonkeyPatch.context() as patch:
+            for module in (engine, native_model):
+                patch.setattr(module, "MOST_OF_REQUEST", 1_000_000)
+            pairs[encoding] = Pair(path)
+    data = message(history=pb.ItemIds(ints=range(50)), candidates=pb.ItemIds(ints=range(100, 105)))
+    answers = {encoding: pair.answers(data) for encoding, pair in pairs.items()}
+    assert all(core == python for core, python in answers.values())
+    assert isinstance(answers["item"][0], bytes)
+    assert "MB are given to a request" in str(answers["code"][0])
+
+
 def test_bytes_that_are_no_request_are_an_error(make_bundle: MakeBundle) -> None:
     for answer in Pair(make_bundle()).answers(b"\xff"):
         assert answer == repr(RequestError("request", "the bytes are not a gr2.v1.RerankRequest"))
