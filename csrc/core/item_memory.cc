@@ -1,7 +1,6 @@
 #include "core/item_memory.h"
 
 #include <algorithm>
-#include <array>
 #include <bit>
 #include <cassert>
 #include <cmath>
@@ -11,7 +10,7 @@
 #include "core/array_reader.h"
 #include "core/errors.h"
 #include "core/hash.h"
-#include "core/simd.h"
+#include "core/pair_kernels.h"
 
 namespace gr2 {
 namespace {
@@ -41,34 +40,6 @@ enum Column : std::size_t {
 };
 static_assert(kEnd == ItemMemory::kColumns);
 
-using Quad [[gnu::vector_size(16)]] = float;
-
-Quad load(const float* values) {
-  Quad loaded;
-  std::memcpy(&loaded, values, sizeof loaded);
-  return loaded;
-}
-
-// The products of `a` with rows of `width` values. Four at a time, none waits for the additions of another: with short
-// rows that is worth more than wide registers.
-void multiply(const float* a, std::span<const float* const> rows, std::size_t width, float* products) {
-  std::size_t i = 0;
-  for (; i + 4 <= rows.size(); i += 4) {
-    Quad sums[4]{};
-    std::size_t k = 0;
-    for (; k + 4 <= width; k += 4) {
-      const Quad own = load(a + k);
-      for (std::size_t j = 0; j < 4; ++j) sums[j] += own * load(rows[i + j] + k);
-    }
-    for (std::size_t j = 0; j < 4; ++j) {
-      float sum = (sums[j][0] + sums[j][2]) + (sums[j][1] + sums[j][3]);
-      for (std::size_t rest = k; rest < width; ++rest) sum += a[rest] * rows[i + j][rest];
-      products[i + j] = sum;
-    }
-  }
-  for (; i < rows.size(); ++i) products[i] = simd().dot(a, rows[i], width);
-}
-
 std::vector<float> decays(float decay, std::size_t count) {
   std::vector<float> values(count);
   for (std::size_t i = 0; i < count; ++i) {
@@ -91,25 +62,20 @@ class ItemMemory::Slate {
       next_[i] = keys_[place] == row ? first_[place] : -1;
       keys_[place] = row;
       first_[place] = static_cast<std::int32_t>(i);
-      marks_[mark(row) / 64] |= std::uint64_t{1} << mark(row) % 64;
+      marks_.add(row);
     }
   }
 
+  // Which of the rows may be candidates': nearly all that are asked for are none's.
+  std::uint32_t marked(std::span<const std::int32_t> rows) const { return marks_.find(rows); }
   // The first candidate with the row, -1 if there is none; `next` gives the others.
   std::int32_t first(std::int32_t row) const {
-    // Nearly all rows that are asked for are no candidate's, which a bit says without a branch that is hard to foresee.
-    if ((marks_[mark(row) / 64] >> mark(row) % 64 & 1) == 0) return -1;
     const std::size_t place = find_place(row);
     return keys_[place] == row ? first_[place] : -1;
   }
   std::int32_t next(std::int32_t candidate) const { return next_[static_cast<std::size_t>(candidate)]; }
 
  private:
-  static constexpr std::size_t kMarkBits = 12;
-
-  static std::size_t mark(std::int32_t row) {
-    return static_cast<std::uint32_t>(row) * 0x9e3779b1u >> (32 - kMarkBits);
-  }
   std::size_t find_place(std::int32_t row) const {
     std::size_t place = (static_cast<std::uint32_t>(row) * 0x9e3779b1u >> 7) & mask_;
     while (keys_[place] >= 0 && keys_[place] != row) place = (place + 1) & mask_;
@@ -118,7 +84,7 @@ class ItemMemory::Slate {
 
   std::size_t mask_;
   std::vector<std::int32_t> keys_, first_, next_;
-  std::array<std::uint64_t, (std::size_t{1} << kMarkBits) / 64> marks_{};
+  RowMarks marks_;
 };
 
 ItemMemory::ItemMemory(const std::string& path) : file_(path) {
@@ -220,11 +186,14 @@ void ItemMemory::add_neighbours(std::span<const std::int64_t> past, const Slate&
     if (item >= items_) continue;
     const bool newest = t + 1 == past.size();
     const auto visit = [&](const Neighbours& near, auto add) {
-      const std::size_t start = item * near.width;
-      for (std::size_t j = start; j < start + near.width; ++j) {
-        if (near.items[j] < 0) continue;
-        for (std::int32_t c = slate.first(near.items[j]); c >= 0; c = slate.next(c)) {
-          add(columns.data() + static_cast<std::size_t>(c) * kColumns, near.weights[j]);
+      const std::size_t end = (item + 1) * near.width;
+      for (std::size_t start = item * near.width; start < end; start += RowMarks::kTogether) {
+        const std::size_t count = std::min(RowMarks::kTogether, end - start);
+        for (std::uint32_t left = slate.marked(near.items.subspan(start, count)); left != 0; left &= left - 1) {
+          const std::size_t j = start + static_cast<std::size_t>(std::countr_zero(left));
+          for (std::int32_t c = slate.first(near.items[j]); c >= 0; c = slate.next(c)) {
+            add(columns.data() + static_cast<std::size_t>(c) * kColumns, near.weights[j]);
+          }
         }
       }
     };
@@ -271,27 +240,38 @@ void ItemMemory::add_products(const Vectors& vectors, std::span<const std::int64
                               std::span<const std::int64_t> own, std::span<float> columns, std::size_t first) const {
   if (vectors.width == 0) return;
   const std::vector<float> decay = decays(decay_, past.size());
-  const float* const values = vectors.values.data();
-  std::vector<const float*> rows;
-  std::vector<std::size_t> places;
+  const std::size_t quads = (vectors.width + kQuad - 1) / kQuad, stride = quads * kQuad;
+  const auto vector = [&](std::size_t item) { return vectors.values.data() + item * vectors.width; };
+  std::vector<float> rows, weights;
+  bool newest = false;
   for (std::size_t t = 0; t < past.size(); ++t) {
     const auto item = static_cast<std::size_t>(past[t]);
-    if (item >= items_) continue;
-    rows.push_back(values + item * vectors.width);
-    places.push_back(t);
+    newest = item < items_;
+    if (!newest) continue;
+    rows.resize(rows.size() + stride);
+    std::copy_n(vector(item), vectors.width, rows.end() - static_cast<std::ptrdiff_t>(stride));
+    weights.push_back(decay[t]);
   }
-  std::vector<float> products(rows.size());
-  for (std::size_t i = 0; i < own.size(); ++i) {
-    const auto candidate = static_cast<std::size_t>(own[i]);
-    if (candidate >= items_) continue;
-    multiply(values + candidate * vectors.width, rows, vectors.width, products.data());
-    float* const row = columns.data() + i * kColumns + first;
-    for (std::size_t t = 0; t < rows.size(); ++t) {
-      row[1] += products[t];
-      row[2] = std::max(row[2], products[t]);
-      row[3] += products[t] * decay[places[t]];
+  std::vector<float> packed(stride * kQuad);
+  for (std::size_t start = 0; start < own.size(); start += kQuad) {
+    const std::size_t count = std::min(kQuad, own.size() - start);
+    std::fill(packed.begin(), packed.end(), 0.0f);
+    for (std::size_t i = 0; i < count; ++i) {
+      const auto item = static_cast<std::size_t>(own[start + i]);
+      if (item >= items_) continue;
+      for (std::size_t k = 0; k < vectors.width; k += kQuad) {
+        std::copy_n(vector(item) + k, std::min(kQuad, vectors.width - k), packed.data() + (k + i) * kQuad);
+      }
     }
-    if (!places.empty() && places.back() + 1 == past.size()) row[0] = products.back();
+    const ProductSums sums = sum_products(packed.data(), rows, weights, quads);
+    for (std::size_t i = 0; i < count; ++i) {
+      if (static_cast<std::size_t>(own[start + i]) >= items_) continue;
+      float* const row = columns.data() + (start + i) * kColumns + first;
+      if (newest) row[0] = sums.last[i];
+      row[1] = sums.total[i];
+      row[2] = sums.largest[i];
+      row[3] = sums.weighted[i];
+    }
   }
 }
 

@@ -225,6 +225,15 @@ def _announce(record: dict[str, str]) -> None:
             os.write(sys.stdout.fileno(), f"{json.dumps(record)}\n".encode())
 
 
+def _take_whole_turns() -> None:
+    """Have none of the process's threads, all of which are made later, interrupted by another that wakes.
+
+    On a core that reads and works, calls are then read several at a time, and answers take a tenth less of it.
+    """
+    with contextlib.suppress(AttributeError, OSError):  # not on Linux, or not allowed
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+
 def serve(bundle: str | os.PathLike[str], config: ServeConfig | None = None, **changes: Any) -> None:
     """Serve one bundle or several until SIGTERM or SIGINT, then stop as `Server.stop` says. In the main thread only.
 
@@ -234,6 +243,7 @@ def serve(bundle: str | os.PathLike[str], config: ServeConfig | None = None, **c
     Raises what `Server` raises.
     """
     config = dataclasses.replace(config or ServeConfig(), **changes)
+    _take_whole_turns()
     tracing = start_watching(config)
     server = Server(bundle, config, tracing=tracing)
     face = http_face(server)
