@@ -1,8 +1,12 @@
 """Every figure that needs a GPU, within ten minutes of one: `python -m benchmarks.kernels.lent --out FOLDER`.
 
-For a GPU that is there for a while only. It builds the extension, runs each benchmark in a process of its own while
-there is time for it, and copies what they have stored, and what they have said, to the folder. One that fails or is
-short does not keep the next from running.
+For a GPU that is there for a while only, on a machine that may reach no network. It says what the machine lacks, builds
+the extension, runs each benchmark in a process of its own while there is time for it, and copies what they have stored,
+and what they have said, to the folder. One that fails or is short does not keep the next from running.
+
+The machine brings a C++20 compiler, CMake, Ninja, pybind11, torch for CUDA with Triton, and for the engine onnx,
+pyarrow, rich, safetensors and scipy. What it lacks of these, and onnxruntime-gpu, may lie as wheels in a folder,
+`--wheels`. A copy of the tracked files is enough, with GR2_COMMIT set to what it is a copy of.
 """
 
 from __future__ import annotations
@@ -14,11 +18,11 @@ import subprocess
 import sys
 import sysconfig
 import time
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import pybind11
-
+from benchmarks.kernels import needs
 from benchmarks.results import FOLDER, ROOT
 
 __all__ = ["main"]
@@ -38,6 +42,8 @@ class Step:
 
 def steps(requests: int) -> list[Step]:
     """In order of what is missed most if there is no time for it."""
+    import pybind11
+
     folder = ROOT / "build" / "dev"
     configure = ["cmake", "--preset", "dev", "-DGR2_BUILD_TESTS=OFF", "-DGR2_WERROR=OFF"]
     configure += [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
@@ -68,20 +74,48 @@ def run(step: Step, out: Path, seconds: float) -> int:
     return code
 
 
+def use_wheels(folder: Path, site: Path) -> None:
+    """Unpack the folder's wheels to `site`, from where this process and those that it starts import them first."""
+    wheels = sorted(folder.glob("*.whl"))
+    if not wheels:
+        sys.exit(f"{folder} holds no wheels")
+    for wheel in wheels:
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(site)
+    sys.path.insert(0, str(site))
+    _prepend("PYTHONPATH", [str(site)])
+    # CUDA's libraries as pip installs them, which onnxruntime-gpu asks the loader for.
+    _prepend("LD_LIBRARY_PATH", [str(lib) for path in sys.path for lib in Path(path).glob("nvidia/*/lib")])
+
+
+def _prepend(variable: str, paths: list[str]) -> None:
+    os.environ[variable] = os.pathsep.join([*paths, *filter(None, [os.environ.get(variable)])])
+
+
 def main() -> None:
-    """Print each step's outcome; exit with 1 if a step failed, was short, or had no time."""
+    """Print each step's outcome; exit with 1 if a step failed, was short, or had no time, 2 if nothing can be run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="where records and logs are copied to")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "lent", help="for records and logs")
+    parser.add_argument("--wheels", type=Path, help="a folder of wheels to import first, such as onnxruntime-gpu's")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="after which nothing runs any more")
     parser.add_argument("--requests", type=int, default=10_000, help="ranked by both engines")
+    parser.add_argument("--check", action="store_true", help="only say what the machine lacks")
     options = parser.parse_args()
+    began = time.monotonic()
     options.out.mkdir(parents=True, exist_ok=True)
-    began, failed = time.monotonic(), False
-    for step in steps(options.requests):
+    if options.wheels:
+        use_wheels(options.wheels, options.out.resolve() / "site")
+    lacking = needs.lacking()
+    for step, lacks in lacking.items():
+        print(*(f"{step}: {each}" for each in lacks), sep="\n", flush=True)
+    if not {"build", "kernels"}.isdisjoint(lacking):
+        sys.exit(2)
+    failed = bool(lacking)
+    for step in [] if options.check else steps(options.requests):
         left = options.seconds - (time.monotonic() - began)
-        code = run(step, options.out, left) if left >= step.least else None
+        code = run(step, options.out, left) if left >= step.least and step.name not in lacking else None
         failed |= code != 0
-        outcome = "no time" if code is None else f"exit code {code}"
+        outcome = f"exit code {code}" if code is not None else "left out" if step.name in lacking else "no time"
         print(f"{step.name}: {outcome} at {time.monotonic() - began:.0f} s", flush=True)
         if code and step.name in {"configure", "build"} and not _built():
             break
