@@ -24,9 +24,6 @@ from gr2.kernels.tensors import Launch
 
 __all__ = ["TARGETS", "Compiled", "compile_kernels", "compile_only", "compile_searches"]
 
-# Triton makes kernels of their own for strides that are multiples of 16: numbers of nodes, at least the levels, whose
-# rows are such a multiple whatever the number of codes, and whose rows are one only if the codes are.
-NODES = (16, 9)
 # Those that bfloat16 needs, and the compiler knows: on another one it aborts the process.
 TARGETS = ("sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_100", "sm_103", "sm_110", "sm_120", "sm_121")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -100,11 +97,10 @@ def compile_kernels(
     again. Raises ConfigError on a target that is none of TARGETS, and on sizes and dtypes that the kernels do not take.
     """
     with _compiling(target, dtype, folder) as (decoder, done):
-        for size, nodes in product(_sizes(candidates), (levels, *NODES)):
+        for size in _sizes(candidates):
             codes, known = np.zeros((2, size, levels), np.uint16), np.ones((2, size), np.bool_)
-            tables = CandidateTables.build(codes, known, level_size, nodes=nodes)
-            batch = decoder.candidates(tables)
-            logits = torch.zeros((2, nodes, level_size), dtype=DTYPES[dtype])
+            batch = decoder.candidates(CandidateTables.build(codes, known, level_size, nodes=max(2, levels)))
+            logits = torch.zeros((2, batch.nodes, level_size), dtype=DTYPES[dtype])
             for prior in (None, torch.zeros((2, size))):
                 batch.score(logits, prior, normalization=normalization)
             for mode in ("greedy", "sample"):

@@ -48,10 +48,10 @@ def step_shape(level_size: int, beams: int, width: int, widest: int) -> dict[str
 PARTS = ["nodes", "scores", "next_nodes", "next_scores", "next_parents", "next_codes", "fault"]
 
 
-@triton.jit(do_not_specialize=["permitted_stride"], do_not_specialize_on_alignment=PARTS)
+@triton.jit(do_not_specialize=["rows_apart", "permitted_stride"], do_not_specialize_on_alignment=PARTS)
 def constrained_step_kernel(
     logits,  # (B, WIDTH, VOCAB)
-    logits_stride,  # elements from one search to the next
+    rows_apart,  # rows from one search to the next
     offsets,  # (n + 1,) int32: the edges of the level's nodes
     codes,  # (e,) int16: the edges' codes
     permitted,  # (F, e) uint8: the edges that lead to a permitted item
@@ -100,7 +100,7 @@ def constrained_step_kernel(
     o_beam = i_group * ROWS + tl.arange(0, ROWS)
     inside = o_beam < WIDTH
     # Rows of dead beams are read, too, rather than after it is known which are dead.
-    rows = logits + i_search * logits_stride + o_beam.to(tl.int64) * VOCAB
+    rows = logits + (i_search * rows_apart + o_beam) * VOCAB
     top, _, total = row_summary(rows, inside, 1.0, ROWS, VOCAB, BLOCK)
     node = tl.load(nodes + first + o_beam, mask=inside, other=-1)
     alive = node >= 0

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gr2.kernels.arguments import check_mode, check_normalization, seed_array
 from gr2.kernels.candidates import CandidateTables
 from gr2.kernels.rank_step import STATE, rank_shape, rank_step_kernel
-from gr2.kernels.tensors import NO_FAULT, Launch, as_logits, check_grid, launch, raise_fault, stride
+from gr2.kernels.tensors import NO_FAULT, Launch, as_logits, check_grid, launch, raise_fault, rows_apart
 from gr2.kernels.trie_score import score_shape, trie_score_kernel
 
 __all__ = ["DeviceCandidates", "DeviceGeneration"]
@@ -89,7 +89,7 @@ class DeviceCandidates:
             trie_score_kernel,
             (-(-self.nodes // sizes["ROWS"]), self.requests),
             rows,
-            stride(rows),
+            rows_apart(rows),
             extra.contiguous(),
             self._counts,
             tables["path_nodes"],
@@ -223,15 +223,15 @@ class DeviceGeneration:
         stays where it is, and `check` names it. Raises TypeError and ValueError on other dtypes, shapes and devices.
         """
         rows = as_logits(logits, (self._of.requests, self._of.level_size), self._of.device)
-        self._step(rows, stride(rows), start=False)
+        self._step(rows, rows_apart(rows), start=False)
         return self._chosen
 
-    def _step(self, logits: torch.Tensor, row_stride: int, *, start: bool) -> None:
+    def _step(self, logits: torch.Tensor, apart: int, *, start: bool) -> None:
         self._of._launch(
             rank_step_kernel,
             (self._of.requests,),
             logits,
-            row_stride,
+            apart,
             *self._arguments,
             START=start,
             SAMPLE=self._sample and not start,

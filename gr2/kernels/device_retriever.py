@@ -12,7 +12,7 @@ from gr2.kernels.arguments import check_normalization
 from gr2.kernels.constrained_step import constrained_step_kernel, step_shape
 from gr2.kernels.device_catalog import DeviceCatalog, DeviceFilter
 from gr2.kernels.leaf_items import leaf_items_kernel, leaf_shape
-from gr2.kernels.tensors import NO_FAULT, Launch, as_logits, capturing, launch, raise_fault, stride
+from gr2.kernels.tensors import NO_FAULT, Launch, as_logits, capturing, launch, raise_fault, rows_apart
 
 __all__ = ["DeviceRetriever"]
 
@@ -153,7 +153,7 @@ class DeviceRetriever:
             constrained_step_kernel,
             (self.batch, _groups(shape)),
             rows,
-            stride(rows),
+            rows_apart(rows),
             catalog.offsets[level],
             catalog.codes[level],
             permitted,

@@ -66,10 +66,10 @@ def gumbel(seed, stream, index):
     return -portable_log(-portable_log(uniform))
 
 
-@triton.jit(do_not_specialize=["candidates"])
+@triton.jit(do_not_specialize=["rows_apart", "candidates"])
 def rank_step_kernel(
     logits,  # (B, VOCAB)
-    logits_stride,
+    rows_apart,  # rows from one request to the next
     counts,  # (B, 2) int32: inner nodes and known candidates
     path_nodes,  # (B, LEVELS, K) int16: of the sorted candidates, the node at which each level's code is chosen
     path_codes,  # (B, LEVELS, K) int16
@@ -139,7 +139,7 @@ def rank_step_kernel(
         walking = depth >= 0
         code = tl.full((), -1, tl.int32)
         if walking:
-            row = logits + i_request * logits_stride
+            row = logits + i_request * rows_apart * VOCAB
             temperature = tl.load(temperatures + i_request)
             scale = (1.0 / temperature).to(tl.float32)
             o_row = tl.arange(0, 1)

@@ -10,7 +10,17 @@ import torch
 
 from gr2.kernels.arguments import check_shape
 
-__all__ = ["FLOATS", "NO_FAULT", "Launch", "as_logits", "capturing", "check_grid", "launch", "raise_fault", "stride"]
+__all__ = [
+    "FLOATS",
+    "NO_FAULT",
+    "Launch",
+    "as_logits",
+    "capturing",
+    "check_grid",
+    "launch",
+    "raise_fault",
+    "rows_apart",
+]
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 LARGEST_GRID = 65_535
@@ -52,7 +62,7 @@ def as_logits(
     name: str = "logits",
     dtypes: Sequence[torch.dtype] = FLOATS,
 ) -> torch.Tensor:
-    """`values` as a tensor on the device whose rows are contiguous; not copied if they are and it lies there.
+    """`values` as a tensor on the device whose batches are contiguous and whole rows apart, copied if they are not.
 
     It is a tensor, or anything that has `__dlpack__`, as onnxruntime's OrtValue does. Raises TypeError on a dtype that
     is not one of `dtypes`, and ValueError on another shape or device.
@@ -66,14 +76,14 @@ def as_logits(
     check_shape(name, tensor.shape, shape)
     if tensor.device.type != device.type or device.index not in (None, tensor.device.index):
         raise ValueError(f"{name} must be on {device}, they are on {tensor.device}")
-    if tensor.is_contiguous() or tensor[0].is_contiguous():
+    if tensor.is_contiguous() or (tensor[0].is_contiguous() and tensor.stride(0) % shape[-1] == 0):
         return tensor
     return tensor.contiguous()
 
 
-def stride(tensor: torch.Tensor) -> int:
-    """Elements from one of a batch to the next, also of a batch of one, whose stride may be anything."""
-    return tensor[0].numel() if len(tensor) == 1 else tensor.stride(0)
+def rows_apart(logits: torch.Tensor) -> int:
+    """Rows from one of a batch to the next in what `as_logits` returns; 0 if it is the only one, or there is none."""
+    return logits.stride(0) // logits.shape[-1] if len(logits) > 1 else 0
 
 
 def raise_fault(fault: int, beams: int = 0) -> None:

@@ -26,10 +26,10 @@ def score_shape(level_size: int, levels: int, candidates: int) -> dict[str, int]
     }
 
 
-@triton.jit(do_not_specialize=["nodes", "candidates"])
+@triton.jit(do_not_specialize=["rows_apart", "nodes", "candidates"])
 def trie_score_kernel(
     logits,  # (B, n, VOCAB)
-    logits_stride,  # elements from one request to the next
+    rows_apart,  # rows from one request to the next
     prior,  # (B, K) float32
     counts,  # (B, 2) int32: inner nodes and known candidates
     path_nodes,  # (B, LEVELS, K) int16: the node at which each level's code is chosen
@@ -61,7 +61,7 @@ def trie_score_kernel(
     o_node = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = o_node < used
     if tl.program_id(0) * ROWS < used:
-        rows = logits + i_request * logits_stride + o_node.to(tl.int64) * VOCAB
+        rows = logits + (i_request * rows_apart + o_node) * VOCAB
         top, bottom, total = row_summary(rows, inside, 1.0, ROWS, VOCAB, BLOCK)
         bad = inside & ~((total >= 0.0) & (bottom > float("-inf")))
         if tl.sum(bad.to(tl.int32)) > 0:
@@ -85,7 +85,7 @@ def trie_score_kernel(
         if arrived == (used + ROWS - 1) // ROWS - 1:
             tl.store(arrivals + i_request, 0)
             rank_candidates(
-                logits + i_request * logits_stride,
+                logits + i_request * rows_apart * VOCAB,
                 prior + i_request * candidates,
                 tl.load(counts + 2 * i_request + 1),
                 path_nodes + i_request * LEVELS * candidates,

@@ -213,7 +213,7 @@ def test_a_server_ranks_with_what_was_compiled_ahead(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("level_size", [10, 16])
 def test_batches_of_any_shape_find_their_kernels_compiled_ahead(level_size):
-    """Rows of 10 codes begin at 16 bytes or do not, and are strides that are multiples of 16 or are not."""
+    """Rows of 10 codes begin at 16 bytes or do not."""
     ahead = compile_kernels("sm_90", levels=2, level_size=level_size, candidates=16)
     with compile_only("sm_90") as (launch, done):
         decoder = DeviceDecoder("cpu", launch=launch)
