@@ -31,6 +31,8 @@ from gr2.serving.request import RequestRules, Slate, float_array, split_ids, tex
 __all__ = ["CACHE_BYTES", "Answer", "Engine"]
 
 CACHE_BYTES = 64 << 20
+# Candidates of the requests of a GPU's first batch.
+TYPICAL = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +84,15 @@ class Engine:
         self._cache_bytes = cache_bytes
         self._model: NativeModel | HostModel | SplitModel | CoreModel | DeviceModel
         self.native: NativeModel | None = None
+        limits = batches or BatchLimits()
         try:
-            self._open(threads, batches or BatchLimits(), native=native)
+            self._open(threads, limits, native=native)
         except Gr2Error as error:
             if device != "auto" or self.device == "cpu":
                 raise
             say_fallback(str(error))
             self.device = "cpu"
-            self._open(threads, batches or BatchLimits(), native=native)
+            self._open(threads, limits, native=native)
 
     @property
     def version(self) -> str:
@@ -218,15 +221,16 @@ class Engine:
             except Exception as error:
                 raise ConfigError(f"device {self.device}: it cannot be used: {error}") from error
         try:
-            self._warm_up()
+            self._warm_up(batches.size)
         except BaseException:
             self._model.close()
             raise
 
-    def _warm_up(self) -> None:
+    def _warm_up(self, batch: int) -> None:
         """Run the shortest and a long history, so that a graph that breaks the contract is refused before it serves.
 
-        A GPU's kernels are compiled by the number of candidates, so that each of its powers of two is run there.
+        A GPU's kernels are compiled by the number of candidates, so that each of its powers of two is run there; and
+        CUDA loads the code of its libraries when it is first used, so that a full batch is run as well.
         """
         model, most = self._spec, self.bundle.manifest.limits.max_candidates
         sizes = [(0, 1), (model.max_history, 8)]
@@ -238,6 +242,11 @@ class Engine:
                 self._model.score(self._example(events, count))
             except Exception as error:
                 raise BundleError(f"{where} failed: {error}") from error
+        if isinstance(self._model, DeviceModel):
+            try:
+                self._model.run([self._example(model.max_history, min(most, TYPICAL))] * batch)
+            except Exception as error:
+                raise ConfigError(f"device {self.device}: a batch of {batch} requests failed: {error}") from error
 
     def _example(self, events: int, count: int) -> Query:
         levels, size, width = self._spec.levels, self._spec.level_size, self._features.width

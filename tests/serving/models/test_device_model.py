@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -197,15 +198,46 @@ def test_closed_model_lets_its_session_go(bundle: Bundle) -> None:
     assert session() is None
 
 
+class OnCpu(DeviceModel):
+    """The model for batches on the CPU device, wherever it is asked to be; notes what `run` gets."""
+
+    def __init__(self, bundle: Bundle, _: str, **rest: Any) -> None:
+        super().__init__(bundle, "cpu", **rest)
+        self.ran: list[list[Query]] = []
+
+    def run(self, queries: list[Query]) -> Run:
+        self.ran.append(queries)
+        if len(queries) == 13:
+            raise MemoryError("13 are too many")
+        return super().run(queries)
+
+
 @pytest.fixture
 def as_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Engines that are asked for "cuda" take the model for batches, on the CPU device."""
     monkeypatch.setattr("gr2.serving.engine.choose_device", lambda wanted, _: wanted)
-    monkeypatch.setattr("gr2.serving.engine.DeviceModel", lambda bundle, _, **rest: DeviceModel(bundle, "cpu", **rest))
+    monkeypatch.setattr("gr2.serving.engine.DeviceModel", OnCpu)
 
 
 def batch_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name == "gr2-batches"]
+
+
+@pytest.mark.usefixtures("as_gpu")
+def test_first_request_meets_no_size_that_was_not_run(bundle: Bundle) -> None:
+    engine = Engine(bundle, device="cuda", batches=BatchLimits(16, 500.0, 256))
+    assert isinstance(engine._model, OnCpu)
+    sizes = [(len(queries), len(queries[0].codes)) for queries in engine._model.ran]
+    assert sizes == [(1, count) for count in (1, 8, 32, 64, 128, 256, 512, 1024)] + [(16, 100)]
+    engine.close()
+
+
+@pytest.mark.usefixtures("as_gpu")
+def test_batch_that_the_gpu_cannot_run_is_found_out_before_it_serves(bundle: Bundle) -> None:
+    before = batch_threads()
+    with pytest.raises(ConfigError, match="device cuda: a batch of 13 requests failed: 13 are too many"):
+        Engine(bundle, device="cuda", batches=BatchLimits(13, 500.0, 256))
+    assert batch_threads() == before
 
 
 @pytest.mark.usefixtures("as_gpu")
