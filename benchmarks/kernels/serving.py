@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.kernels.start import starts
 from benchmarks.results import Figure, Record, store
 from gr2.bundle import Bundle
 from gr2.decoding import CandidateTrie
@@ -167,11 +168,13 @@ def serving(bundle: Bundle, device: Device, requests: int) -> Record:
     asked = mixed[:2048]
     rates = {"CPU": throughput(plain, asked, cores), device: throughput(engine, asked, 2 * BATCH)}
     engine.close()
+    started, starting = starts(bundle.path, device)
     other = f"of {requests:,} requests, ranked otherwise than on the CPU, ties excepted"
     cheaper = f"one request of a batch of {BATCH} to one alone, times faster"
     figures = [
         Figure.judge(other, found.other, 0, at_most=True),
         Figure.judge(cheaper, one_whole * BATCH / many_whole, 4),
+        *started,
     ]
     return Record(
         "kernels.serving",
@@ -196,6 +199,7 @@ def serving(bundle: Bundle, device: Device, requests: int) -> Record:
                     [f"{device}, batches of {BATCH}", 2 * BATCH, f"{rates[device]:.0f}"],
                 ],
             },
+            starting,
         ],
         [
             f"Of {requests:,} requests {found.same:,} have the CPU's very order; {found.tied:,} differ only among "
