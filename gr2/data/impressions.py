@@ -33,6 +33,7 @@ REQUIRED = ("request_id", "user_id", "item_id", "timestamp", "position", "label"
 NUMBERS = ("timestamp", "position", "label", "score")
 FEATURE = "feature_"
 GRADES = (0.0, 1.0, 2.0)
+LAST_PLACE = 10_000
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ def read_impressions(path: Path, dataset: Dataset, *, guard: float = 0.0) -> Imp
     _refuse(file, "item_id", known & (items < 0), "unknown item: prepare with core = 0, or leave the slate out")
     grade, place = columns["label"], columns["position"]
     _refuse(file, "label", ~np.isin(grade, GRADES), "must be 0 (none), 1 (click) or 2 (conversion)")
-    _refuse(file, "position", (place < 1) | (place != np.floor(place)), "must be an integer from 1")
+    outside = (place < 1) | (place > LAST_PLACE) | (place != np.floor(place))
+    _refuse(file, "position", outside, f"must be an integer from 1 to {LAST_PLACE:,}")
     score = _known(file, "score") if "score" in file else -place
     order = np.lexsort((place, -score, request.codes))
     order = order[known[order]]

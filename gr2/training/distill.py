@@ -63,6 +63,10 @@ WEIGHTS, SIZES = "student.safetensors", "student.json"
 COUNTS = ("neighbours", "counts", "popularity")
 MEMORY_FILES = (*COUNTS, "following", "following_weights", "titles", "titles_weights", "together", "text")
 SCORING_BATCH = 128
+SLATES = {
+    "training": "slates that more than two of their user's events follow",
+    "validation": "slates that two of their user's events follow",
+}
 
 
 def inputs(config: DistillConfig) -> tuple[str, ...]:
@@ -122,6 +126,11 @@ def distill(
         raise ConfigError(f"[distill] {error}") from error
     entropy = seed & 0xFFFF_FFFF
     for split, lists in (("training", train), ("validation", val)):
+        if not len(lists):
+            raise DataError(
+                f"prerank made no {split} list; of impressions, those are {SLATES[split]} (its metrics say what was "
+                "left out)"
+            )
         if not lists.width:
             raise DataError(f"no {split} list has a candidate: the users have had all {len(dataset.catalog):,} items")
     train, val = train.top(config.slate).with_target(), val.top(config.slate).with_target()

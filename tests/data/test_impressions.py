@@ -134,6 +134,7 @@ def test_graded_lists_come_back_from_their_file(tmp_path: Path) -> None:
         (slate("r", "u", 35, "abz", [0, 1, 0]), r"row 3, column 'item_id': unknown item"),
         (slate("r", "u", 35, "abc", [0, 3, 0]), r"row 2, column 'label': must be 0 \(none\), 1 \(click\) or 2"),
         (slate("r", "u", 35, "ab", [0, 1], position=[0.0, 1.0]), r"row 1, column 'position': must be an integer"),
+        (slate("r", "u", 35, "ab", [0, 1], position=[1.0, 5e9]), r"row 2, .*: must be an integer from 1 to 10,000"),
         (slate("r", "u", 35, "ab", [0, 1], position=[1.0, 1.0]), r"row 2, column 'position': comes twice"),
         (slate("r", "u", 35, "aa", [0, 1]), r"row 2, column 'item_id': comes twice"),
         (slate("r", "u", 35, "ab", [0, 1], score=[1.0, NAN]), r"column 'score': must be finite"),

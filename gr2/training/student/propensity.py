@@ -4,7 +4,7 @@ A click needs a look: P(click) = p_place * relevance. Where the places of a log 
 much of the places as of the items, and a student of them learns to keep the order. A click weighed by 1 / p_place
 counts, on average, as it would had all places been looked at (Joachims, Swaminathan and Schnabel, WSDM 2017).
 
-The propensities p, p_1 = 1, are given, or estimated from the clicks:
+The propensities p, p_1 = 1 at the first place that is shown, are given, or estimated from the clicks:
 
     swaps  from slates whose places differ from the order of their scores by chance. C[r, k] clicks of N[r, k]
            candidates of rank r at place k are taken as Poisson with mean N[r, k] p_k q_r, and p is the likeliest
@@ -28,7 +28,7 @@ from gr2.errors import DataError
 __all__ = ["Method", "click_weights", "estimate_em", "estimate_swaps", "place_propensities"]
 
 Method = Literal["off", "given", "swaps", "em"]
-LEAST_MOVED = 100  # candidates that stand at another place than their rank, at each place
+LEAST_MOVED = 100  # candidates at each place beside those of the rank that is usual there
 SWAP_ROUNDS, EM_ROUNDS, NEWTON_STEPS = 500, 100, 3
 RIDGE = 1.0
 TINY = 1e-6
@@ -44,8 +44,9 @@ def place_propensities(
 ) -> NDArray[np.float64] | None:
     """(P,) float64: the propensity of each place, from 1, as `method` has it, at least `least`; None if that is off.
 
-    `lists` are impressions, `features` (R, K, F) what is known of their candidates but for their rank. Raises DataError
-    if the lists have no places, or if swaps are asked for and too few candidates were moved.
+    `lists` are impressions, `features` (R, K, F) what is known of their candidates but for their rank. A place that
+    none of them holds is taken for the nearest held one above it. Raises DataError if there are no lists or they have
+    no places, or if swaps are asked for and too few candidates were moved.
     """
     if method == "off":
         return None
@@ -54,14 +55,30 @@ def place_propensities(
     if method == "given":
         return np.maximum(given, least)
     shown = lists.candidates != PADDING
-    clicked, places = (lists.grades > 0)[shown], lists.places[shown]
+    if not shown.any():
+        raise DataError(
+            f"[distill] propensity = {method!r}: no training slate has a positive and a negative, so there are no "
+            "clicks to estimate it from; take 'given' or 'off'"
+        )
+    held, places = np.unique(lists.places[shown], return_inverse=True)
+    clicked, places = (lists.grades > 0)[shown], places + 1
     ranks = np.broadcast_to(1 + np.arange(lists.width), shown.shape)[shown]
+    moved = _moved(places, ranks)
     if method == "swaps":
-        return np.maximum(estimate_swaps(clicked, places, ranks), least)
-    told = features[shown]
-    if _moved(places, ranks).min() >= LEAST_MOVED:
-        told = np.column_stack([told, np.log2(ranks), 1.0 / ranks]).astype(np.float32)
-    return np.maximum(estimate_em(clicked, places, told), least)
+        if moved.min() < LEAST_MOVED:
+            raise DataError(
+                "[distill] propensity = 'swaps' needs slates whose places differ from the order of their scores: at "
+                f"place {held[moved.argmin()]} only {moved.min()} candidates of other ranks were shown, {LEAST_MOVED} "
+                "are needed; shuffle some slates, or take 'em' or 'given'"
+            )
+        found = estimate_swaps(clicked, places, ranks)
+    else:
+        told = features[shown]
+        if moved.min() >= LEAST_MOVED:
+            told = np.column_stack([told, np.log2(ranks), 1.0 / ranks]).astype(np.float32)
+        found = estimate_em(clicked, places, told)
+    above = np.searchsorted(held, np.arange(1, held[-1] + 1), side="right") - 1
+    return np.maximum(found[np.maximum(above, 0)], least)
 
 
 def click_weights(lists: CandidateLists, propensities: NDArray[np.float64] | None) -> NDArray[np.float64]:
@@ -74,22 +91,9 @@ def click_weights(lists: CandidateLists, propensities: NDArray[np.float64] | Non
 def estimate_swaps(
     clicked: NDArray[np.bool_], places: NDArray[np.integer], ranks: NDArray[np.integer]
 ) -> NDArray[np.float64]:
-    """(P,) propensities from n candidates, clicked (n,), shown at places (n,), of ranks (n,) by score, both from 1.
-
-    Raises DataError unless at each place some candidates of other ranks were shown.
-    """
-    shape = (int(ranks.max()), int(places.max()))
-    cell = (ranks - 1) * shape[1] + places - 1
-    shown = np.bincount(cell, minlength=shape[0] * shape[1]).reshape(shape).astype(np.float64)
-    clicks = np.bincount(cell, weights=clicked, minlength=shape[0] * shape[1]).reshape(shape)
-    moved = _moved(places, ranks)
-    if moved.min() < LEAST_MOVED:
-        raise DataError(
-            f"[distill] propensity = 'swaps' needs slates whose places differ from the order of their scores: at place "
-            f"{int(moved.argmin()) + 1} only {moved.min()} candidates of other ranks were shown, {LEAST_MOVED} are "
-            "needed; shuffle some slates, or take 'em' or 'given'"
-        )
-    wanted, seen = np.ones(shape[0]), np.ones(shape[1])
+    """(P,) propensities from n candidates, clicked (n,), shown at places (n,), of ranks (n,) by score, both from 1."""
+    shown, clicks = _table(places, ranks), _table(places, ranks, clicked)
+    wanted, seen = np.ones(shown.shape[0]), np.ones(shown.shape[1])
     for _ in range(SWAP_ROUNDS):
         wanted = clicks.sum(1) / np.maximum(shown @ seen, TINY)
         seen = clicks.sum(0) / np.maximum(wanted @ shown, TINY)
@@ -118,8 +122,20 @@ def estimate_em(
 
 
 def _moved(places: NDArray[np.integer], ranks: NDArray[np.integer]) -> NDArray[np.int64]:
-    """(P,) how many candidates of other ranks each place held."""
-    return np.bincount(places[ranks != places] - 1, minlength=int(places.max()))
+    """(P,) how many candidates each place held beside those of the rank that stands there most often."""
+    shown = _table(places, ranks)
+    moved: NDArray[np.int64] = (shown.sum(0) - shown.max(0)).astype(np.int64)
+    return moved
+
+
+def _table(
+    places: NDArray[np.integer], ranks: NDArray[np.integer], weights: NDArray[np.bool_] | None = None
+) -> NDArray[np.float64]:
+    """(Q, P) how many candidates of each rank stood at each place, or the sum of their weights."""
+    shape = (int(ranks.max()), int(places.max()))
+    cell = (ranks - 1) * shape[1] + places - 1
+    table: NDArray[np.float64] = np.bincount(cell, weights, shape[0] * shape[1]).reshape(shape).astype(np.float64)
+    return table
 
 
 def _logistic(

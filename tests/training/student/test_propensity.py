@@ -11,7 +11,7 @@ from gr2.data.candidates import CandidateLists
 from gr2.errors import DataError
 from gr2.metrics import weighed_values
 from gr2.training.distill import DistillConfig
-from gr2.training.student.propensity import click_weights, estimate_em, estimate_swaps, place_propensities
+from gr2.training.student.propensity import Method, click_weights, estimate_em, estimate_swaps, place_propensities
 
 WIDTH = 6
 LOOKED = 1.0 / np.arange(1, WIDTH + 1)
@@ -66,6 +66,36 @@ def test_swaps_need_slates_that_were_moved() -> None:
     lists, _, features = impressions(500, 2, shuffled=0.0)
     with pytest.raises(DataError, match="at place 1 only 0 candidates of other ranks were shown, 100 are needed"):
         place_propensities("swaps", lists, features)
+
+
+@pytest.mark.parametrize("method", ["swaps", "em"])
+def test_places_that_no_slate_holds_are_taken_for_the_nearest_above(method: Method) -> None:
+    lists, _, features = impressions(20_000, 0)
+    assert lists.places is not None
+    plain = place_propensities(method, lists, features)
+    apart = np.where(lists.places > 3, lists.places + 90, lists.places) + 10  # 11, 12, 13 and 104, 105, 106
+    found = place_propensities(method, replace(lists, places=apart.astype(np.int32)), features)
+    assert plain is not None
+    assert found is not None
+    assert found.shape == (106,)
+    np.testing.assert_allclose(found[[10, 11, 12, 103, 104, 105]], plain)
+    assert (found[:10] == found[10]).all()
+    assert (found[13:103] == found[12]).all()
+
+
+def test_slates_of_a_second_page_are_not_moved() -> None:
+    lists, _, features = impressions(500, 2, shuffled=0.0)
+    assert lists.places is not None
+    below = replace(lists, places=lists.places + np.int32(10))
+    with pytest.raises(DataError, match="at place 11 only 0 candidates of other ranks were shown"):
+        place_propensities("swaps", below, features)
+
+
+@pytest.mark.parametrize("method", ["swaps", "em"])
+def test_without_a_slate_there_is_nothing_to_estimate_from(method: Method) -> None:
+    lists, _, features = impressions(10, 2)
+    with pytest.raises(DataError, match="no training slate has a positive and a negative"):
+        place_propensities(method, lists.take(np.arange(0)), features[:0])
 
 
 def test_weighed_clicks_are_in_proportion_to_the_relevance() -> None:
