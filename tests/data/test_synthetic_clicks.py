@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from gr2.data.synthetic import write_synthetic
-from gr2.data.synthetic_clicks import Clicks
+from gr2.data.synthetic_clicks import BRAND, COMPLEMENT, CONVERTS, TASTE, USUAL, Clicks, Events, click_tables
+from gr2.data.synthetic_items import make_shop
 
 
 def simulate(folder: Path, clicks: Clicks, *, users: int = 1200, seed: int = 0) -> dict[str, np.ndarray]:
@@ -38,6 +40,48 @@ def test_places_are_clicked_as_they_are_examined_and_wanted(tmp_path: Path, bias
         expected = place**-bias * log["relevance"][rows].mean()
         spread = 4 * np.sqrt(expected / rows.sum())
         assert abs((log["label"][rows] > 0).mean() - expected) < spread
+
+
+def test_what_is_wanted_is_clicked_by_mistake_too_and_only_wants_convert(tmp_path: Path) -> None:
+    log = simulate(tmp_path, Clicks(slate=6, bias=0.0, mistakes=0.4))
+    wanted, count = log["relevance"].mean(), len(log["label"])
+    for least, expected in ((1, wanted + 0.4 * (1 - wanted)), (2, CONVERTS * wanted)):
+        spread = 4 * np.sqrt(expected / count)
+        assert abs((log["label"] >= least).mean() - expected) < spread
+
+
+def test_a_slate_is_shown_between_the_days_of_two_purchases(tmp_path: Path) -> None:
+    paths = write_synthetic(tmp_path, users=60, items=60, seed=4, clicks=Clicks())
+    log, shown = (pq.read_table(path).to_pydict() for path in paths[1:3])
+    bought: dict[Any, set[int]] = {}
+    for user, moment in zip(log["user_id"], log["timestamp"], strict=True):
+        bought.setdefault(user, set()).add(moment)
+    slates = dict.fromkeys(zip(shown["user_id"], shown["timestamp"], strict=True))
+    assert len(slates) == sum(len(days) - 1 for days in bought.values())
+    for user, moment in slates:
+        assert min(bought[user]) < moment
+        assert {moment + 3600} <= bought[user]
+
+
+def test_relevance_is_of_what_was_bought_before_the_slate() -> None:
+    shop = make_shop(np.random.default_rng(0), 40)
+    user, day = np.array([0, 0, 0, 0, 0, 1, 1]), np.array([0, 3, 3, 7, 9, 1, 2])
+    rng = np.random.default_rng(1)
+    item = rng.integers(0, 40, 7)
+    taste, segments, brand = rng.dirichlet(np.ones(40), 3), rng.integers(0, 3, (2, 2)), np.array([0, 1])
+    events = Events(user, item, day, taste, segments, brand)
+    ids = pa.array(range(40), pa.int64())
+    _, truth = click_tables(rng, shop, events, Clicks(slate=8), user_ids=pa.array(["u", "v"]), item_ids=ids)
+    found = truth.column("relevance").to_numpy().reshape(-1, 8)
+    for row, next_one in enumerate((1, 3, 4, 6)):  # what begins a day, but for the first
+        owner = user[next_one]
+        past = [int(item[place]) for place in range(next_one) if user[place] == owner][::-1][:3]
+        for column, candidate in enumerate(truth.column("item_id").to_pylist()[8 * row : 8 * row + 8]):
+            share = 0.75 * taste[segments[owner, 0], candidate] + 0.25 * taste[segments[owner, 1], candidate]
+            completes = max(((candidate in shop.complements[own]) / (1 + age) for age, own in enumerate(past)))
+            odds = USUAL + TASTE * np.log(share * 40 + 0.05) + COMPLEMENT * completes
+            odds += BRAND * (shop.brand[candidate] == brand[owner])
+            assert found[row, column] == pytest.approx(1 / (1 + np.exp(-odds)))
 
 
 def test_shuffled_slates_hold_the_scores_against_the_places(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from gr2.models.evidence import (
     count_copurchases,
     cross_fitted_evidence,
     evidence_columns,
+    evidence_folds,
     list_evidence,
 )
 
@@ -125,3 +126,16 @@ def test_cross_fitted_evidence_does_not_depend_on_the_users_own_events() -> None
         for d in (dataset, changed)
     ]
     assert not np.array_equal(full[0][:, :, popularity], full[1][:, :, popularity])
+
+
+def test_counts_of_the_other_folds_stand_for_as_many_users_as_there_are() -> None:
+    dataset = make_dataset()
+    lists = make_lists(dataset)
+    codes = np.zeros((ITEMS, 3), dtype=np.uint16)
+    fit = CrossFit(neighbours=ITEMS, longest=50, folds=3, seed=5)
+    found = cross_fitted_evidence(dataset, codes, lists, fit)[:, :, EVIDENCE.index("popularity")]
+    fold = evidence_folds(dataset.users, 3, 5)
+    for row, user in enumerate(lists.user.tolist()):
+        _, single = brute_counts(dataset, np.flatnonzero(fold != fold[user]).tolist())
+        expected = [np.log1p(1.5 * single[item]) for item in lists.candidates[row].tolist()]
+        np.testing.assert_allclose(found[row], expected, rtol=1e-6)

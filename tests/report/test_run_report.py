@@ -95,6 +95,32 @@ def test_every_group_of_slices_has_every_slate_once(report: dict[str, Any]) -> N
         assert mean == pytest.approx(report["quality"]["student"]["N@5"])
 
 
+def test_slices_hold_what_their_labels_say(run: Run, report: dict[str, Any]) -> None:
+    dataset, judged = run.dataset, run.judged
+    trained = [item for user in range(dataset.users) for item in dataset.events(user)[:-2].tolist()]
+    targets, ends = judged.slates.target.tolist(), zip(judged.slates.user, judged.slates.position, strict=True)
+    counted = {
+        "events in the history": [len(dataset.history(int(user), int(position))) for user, position in ends],
+        "training events of the target": [trained.count(item) for item in targets],
+        "incoming rank of the target": [
+            own.tolist().index(item) + 1 for own, item in zip(judged.slates.candidates, targets, strict=True)
+        ],
+    }
+    groups = {group["title"]: {row["label"]: row["slates"] for row in group["rows"]} for group in report["slices"]}
+    for title, values in counted.items():
+        for label, slates in groups[title].items():
+            first, _, last = label.removesuffix(": cold").removeprefix("above ").partition("\u2013")
+            low, high = int(first), int(last or first)
+            inside = [value > low if label.startswith("above") else low <= value <= high for value in values]
+            assert sum(inside) == slates
+    tied = int(dataset.tied[judged.slates.user].sum())
+    assert groups["last day"].get("shared with other events", 0) == tied
+    paths = [dataset.catalog.categories[item] for item in targets]
+    named = [path[min(1, len(path) - 1)] if path else "none" for path in paths]
+    for name, slates in groups["category of the target"].items():
+        assert name == "other" or named.count(name) == slates
+
+
 def test_examples_show_the_order_that_the_ranks_say(report: dict[str, Any]) -> None:
     assert report["examples"]
     for slate in report["examples"]:

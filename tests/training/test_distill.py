@@ -6,13 +6,16 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from gr2.artifact import Artifact
 from gr2.data.candidates import CandidateLists
+from gr2.data.dataset import Dataset
 from gr2.errors import ArtifactError, ConfigError, DataError, Gr2Error
-from gr2.training.distill import DistillConfig, load_memory, load_student, run
+from gr2.models.memory import MEMORY
+from gr2.training.distill import DistillConfig, load_memory, load_student, remember, run
 
 TINY = DistillConfig(
     dim=8, layers=1, max_history=6, neighbours=8, folds=3, epochs=2, batch=64, negatives=16, prior_epochs=2
@@ -48,6 +51,31 @@ def test_the_same_seed_gives_the_same_artefact(tiny_parents: dict[str, Artifact]
     assert run(TINY, tiny_parents, tmp_path / "c", 6).digest != first.digest
 
 
+def test_no_training_list_is_told_of_its_own_users_events(tiny_parents: dict[str, Artifact]) -> None:
+    dataset, codes = Dataset.load(tiny_parents["prepare"].path), tiny_parents["tokenize"].array("codes.npy")
+    lists = CandidateLists.load(tiny_parents["prerank"].file("train.parquet"))
+    user = int(np.flatnonzero(dataset.lengths > 4)[0])
+    held = lists.take(lists.user == user).take(np.arange(1))
+    own = slice(int(dataset.offsets[user]) + int(held.position[0]), int(dataset.offsets[user + 1]))
+    items = dataset.items.copy()
+    items[own] = (items[own] + 7) % len(dataset.catalog)
+    told, memory = remember(TINY, dataset, codes, held, seed=0)
+    again, changed = remember(TINY, replace(dataset, items=items), codes, held, seed=0)
+    np.testing.assert_array_equal(told, again)
+    assert not np.array_equal(memory.copurchase.popularity, changed.copurchase.popularity)
+
+
+def test_the_memory_is_of_all_users_training_events(tiny_parents: dict[str, Artifact]) -> None:
+    dataset, codes = Dataset.load(tiny_parents["prepare"].path), tiny_parents["tokenize"].array("codes.npy")
+    lists = CandidateLists.load(tiny_parents["prerank"].file("train.parquet")).take(np.arange(3))
+    told, memory = remember(TINY, dataset, codes, lists, seed=0)
+    held = [set(dataset.events(user)[:-2].tolist()) for user in range(dataset.users)]
+    assert memory.copurchase.popularity.tolist() == [
+        sum(item in own for own in held) for item in range(len(dataset.catalog))
+    ]
+    assert told.shape[2] == 3 + len(MEMORY)
+
+
 def test_training_that_diverges_ends_with_the_reason(tiny_parents: dict[str, Artifact], tmp_path: Path) -> None:
     wild = replace(TINY, learning_rate=1e30, clip=1e30)
     with pytest.raises(
@@ -81,6 +109,18 @@ def test_lists_without_any_candidate_are_an_error(
     empty.save(folder / f"{split}.parquet")
     parents = {**tiny_parents, "prerank": replace(tiny_parents["prerank"], path=folder)}
     with pytest.raises(DataError, match=f"no {name} list has a candidate"):
+        run(TINY, parents, tmp_path / "distill", 0)
+
+
+@pytest.mark.parametrize(("split", "name"), [("train", "training"), ("val", "validation")])
+def test_a_split_without_lists_is_an_error(
+    tiny_parents: dict[str, Artifact], tmp_path: Path, split: str, name: str
+) -> None:
+    folder = tmp_path / "prerank"
+    shutil.copytree(tiny_parents["prerank"].path, folder)
+    CandidateLists.load(folder / f"{split}.parquet").take(np.arange(0)).save(folder / f"{split}.parquet")
+    parents = {**tiny_parents, "prerank": replace(tiny_parents["prerank"], path=folder)}
+    with pytest.raises(DataError, match=f"prerank made no {name} list; of impressions"):
         run(TINY, parents, tmp_path / "distill", 0)
 
 

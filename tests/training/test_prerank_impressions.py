@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from gr2.artifact import Artifact
 from gr2.catalog import Catalog
@@ -15,15 +20,31 @@ from gr2.data.dataset import Dataset
 from gr2.data.impressions import read_impressions
 from gr2.data.synthetic import write_synthetic
 from gr2.data.synthetic_clicks import Clicks
-from gr2.metrics import graded_values
+from gr2.features import SCORE_FEATURES
+from gr2.metrics import graded_values, paired_bootstrap
+from gr2.models.student import Student
 from gr2.pipeline import STAGES, execute, load_plan
 from gr2.report.page import report_page, run_report
+from gr2.report.quality import student_values
 from gr2.report.run import Run
 from gr2.report.tables import evaluation_table
 from gr2.serving.engine import Engine
+from gr2.training.distill import DistillConfig, distill, remember
 from gr2.training.prerank import PrerankConfig
+from gr2.training.student.propensity import place_propensities
 
 SLATE = 8
+
+
+def show_again(path: Path) -> None:
+    """Show each user's last slate a second time, a minute later."""
+    shown = pq.read_table(path)
+    last = dict(zip(shown["user_id"].to_pylist(), shown["request_id"].to_pylist(), strict=True))
+    again = shown.filter(pc.is_in(shown["request_id"], pa.array(list(last.values()))))
+    again = again.set_column(0, "request_id", pc.binary_join_element_wise(again["request_id"], "again", "-"))
+    moment = again.column_names.index("timestamp")
+    again = again.set_column(moment, "timestamp", pc.add(again["timestamp"], 60))
+    pq.write_table(pa.concat_tables([shown, again]), path)
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +53,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     items, interactions, impressions, _ = write_synthetic(
         folder, users=300, items=60, seed=2, clicks=Clicks(slate=SLATE, bias=0.0)
     )
+    show_again(impressions)
     ids = Catalog.load(items).ids
     vectors = np.random.default_rng(0).normal(size=(len(ids), 8)).astype(np.float32)
     np.savez(folder / "vectors.npz", item_id=np.array(ids), vector=vectors)
@@ -126,6 +148,35 @@ def test_clicks_that_were_weighed_to_learn_are_weighed_to_judge(run: Path, evalu
     assert "weighed" in str(evaluation_table(evaluation.metrics).columns[0]._cells)
 
 
+def distilled(run: Path, **settings: Any) -> tuple[Student, dict[str, Any]]:
+    """The student of the run's lists without any training of path and head."""
+    config = DistillConfig(dim=8, layers=1, epochs=0, threads=1, **settings)
+    dataset, tokenize = Dataset.load(run / "prepare"), Artifact.load(run / "tokenize")
+    train, val = (CandidateLists.load(run / "prerank" / f"{split}.parquet") for split in ("train", "val"))
+    student, _, metrics = distill(config, dataset, tokenize.array("codes.npy"), 8, train, val, seed=0)
+    return student, metrics
+
+
+def test_propensities_weigh_training_and_validation_clicks(run: Path) -> None:
+    given: dict[str, Any] = {"propensity": "given", "propensities": (1.0, 0.1)}
+    for changed, epochs in (("prior", 1), ("weights", 0)):  # without passes over the lists, the prior is untrained
+        plain, _ = distilled(run, prior_epochs=epochs)
+        level, _ = distilled(run, prior_epochs=epochs, propensity="given", propensities=(1.0,))
+        weighed, _ = distilled(run, prior_epochs=epochs, **given)
+        values = [each.prior.linear.weight if changed == "prior" else each.weights for each in (plain, level, weighed)]
+        assert torch.allclose(values[0], values[1], rtol=1e-4)
+        assert not torch.allclose(values[0], values[2], rtol=1e-2)
+
+
+def test_em_is_not_told_where_the_scores_put_a_candidate(run: Path) -> None:
+    _, metrics = distilled(run, propensity="em", prior_epochs=0)
+    dataset, codes = Dataset.load(run / "prepare"), Artifact.load(run / "tokenize").array("codes.npy")
+    lists = CandidateLists.load(run / "prerank" / "train.parquet").top(10).with_target()
+    features, _ = remember(DistillConfig(dim=8, layers=1), dataset, codes, lists, seed=0)
+    expected = place_propensities("em", lists, features[:, :, len(SCORE_FEATURES) :], least=0.02)
+    np.testing.assert_allclose(metrics["propensities"], expected)
+
+
 def test_the_order_of_every_slate_is_kept(run: Path, evaluation: Artifact) -> None:
     slates = CandidateLists.load(run / "prerank" / "test.parquet").with_target()
     ranks = pq.read_table(evaluation.file("ranks.parquet")).to_pydict()
@@ -149,6 +200,28 @@ def test_the_report_grades_its_slices_and_examples(run: Path, evaluation: Artifa
     page = report_page(report, {})
     assert b"AUC" in page
     assert b"By clicks that weigh one over how likely their place is looked at" in page
+
+
+def test_intervals_of_the_report_are_over_users(run: Path) -> None:
+    loaded = Run.load(run, tuple(STAGES))
+    report = run_report(loaded, seed=0, resamples=200, requests=5)
+    before, after = student_values(loaded)
+    users = loaded.judged.slates.user
+    assert len(np.unique(users)) < len(users)
+    wanted = paired_bootstrap(before, after, 0, resamples=200, users=users)
+    assert report["quality"]["rankers"][0]["difference"]["N@5"] == asdict(wanted["N@5"])
+    group = next(each for each in report["slices"] if each["title"] == "incoming rank of the target")
+    own = np.flatnonzero(loaded.judged.ranks["incoming"] == 1)
+    parts = ({"N@5": values["N@5"][own]} for values in (before, after))
+    found = paired_bootstrap(*parts, 0, resamples=200, users=users[own])["N@5"]
+    assert {name: group["rows"][0][name] for name in ("mean", "low", "high")} == asdict(found)
+
+
+def test_intervals_of_the_evaluation_are_over_users(run: Path, evaluation: Artifact) -> None:
+    before, after = student_values(Run.load(run, tuple(STAGES)))
+    users = CandidateLists.load(run / "prerank" / "test.parquet").with_target().user
+    wanted = paired_bootstrap(before, after, evaluation.seed, resamples=500, users=users)
+    assert evaluation.metrics["all"]["difference"]["AUC"] == pytest.approx(asdict(wanted["AUC"]))
 
 
 def test_impressions_and_lists_exclude_each_other() -> None:

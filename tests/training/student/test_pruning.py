@@ -89,6 +89,8 @@ def test_the_stage_prunes_and_resumes(tiny_parents: dict[str, Artifact], tmp_pat
     assert load_student(first).config.layers == 1
     assert load_student(first).config.encoding == encoding
     assert [len(first.metrics[name]) for name in ("losses", "pruned_losses")] == [CONFIG.epochs, 1]
+    before, after = (first.metrics[name][-1]["path"] for name in ("losses", "pruned_losses"))
+    assert after < 0.5 * before  # a divergence from the deeper student, no longer from the events
     assert run(config, tiny_parents, tmp_path / "b", 0).digest == first.digest
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -74,6 +75,22 @@ def test_vectors_have_length_one_or_none() -> None:
     for each in (memory.together, memory.text):
         lengths = np.linalg.norm(each, axis=1)
         assert (np.isclose(lengths, 1, atol=1e-5) | (lengths == 0)).all()
+
+
+def test_vectors_of_items_are_near_where_users_have_both() -> None:
+    dataset = make_dataset()
+    known = catalog_memory(dataset.catalog, None, neighbours=2, dim=3)
+    found = item_memory(dataset, np.arange(dataset.users), known, neighbours=4, dim=ITEMS).together
+    held = [set(dataset.events(user)[:-2].tolist()) for user in range(dataset.users)]
+    number = [sum(item in own for own in held) for item in range(ITEMS)]
+    common = np.zeros((ITEMS, ITEMS))
+    for a, b in permutations(range(ITEMS), 2):
+        both = sum(a in own and b in own for own in held)
+        common[a, b] = both / np.sqrt((1 + number[a]) * (1 + number[b]))
+    values, vectors = np.linalg.eigh(common)
+    products = vectors * np.abs(values) @ vectors.T
+    lengths = np.sqrt(np.diag(products))
+    np.testing.assert_allclose(found @ found.T, products / np.outer(lengths, lengths), atol=1e-5)
 
 
 def test_a_catalogue_without_words_has_a_memory() -> None:
