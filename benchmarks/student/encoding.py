@@ -166,7 +166,7 @@ def encoding_record(lists: Lists, seeds: Sequence[int]) -> Record:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train what is missing, measure, and store the record."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(range(3)))
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(range(5)))
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
     print(store(encoding_record(load_source(SOURCE, CONFIG), chosen.seeds)).relative_to(ROOT))
