@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 
 from gr2.metrics import metric_values
 
-__all__ = ["Agreement", "Comparison"]
+__all__ = ["NOT_FINITE", "Agreement", "Comparison"]
 
 DIGITS = 6
+# What a score that is not finite differs by: JSON has no infinity.
+NOT_FINITE = 1e38
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,22 @@ class Comparison:
     _ndcg: list[tuple[float, float]] = field(default_factory=list)
 
     def add(self, student: NDArray[np.float32], graph: NDArray[np.float32], label: int) -> None:
-        """One request's scores (K,) by the student and by the graph, and its target's column or -1."""
-        order, wanted = (np.argsort(-scores, kind="stable") for scores in (graph, student))
-        self._difference = max(self._difference, float(np.abs(graph - student).max()))
-        broken = bool((np.diff(student[order]) > self.tolerance).any())
-        same = bool(np.array_equal(order, wanted))
-        self._rows.append((same, broken, bool(order[0] == wanted[0]), 1.0 if same else kendall_tau(order, wanted)))
+        """One request's scores (K,) by the student and by the graph, and its target's column or -1.
+
+        An order of scores that are not finite is broken, and its target is last.
+        """
+        wanted = np.argsort(-student, kind="stable")
+        if np.isfinite(graph).all():
+            order = np.argsort(-graph, kind="stable")
+            self._difference = max(self._difference, float(np.abs(graph - student).max()))
+            broken = bool((np.diff(student[order]) > self.tolerance).any())
+            same = bool(np.array_equal(order, wanted))
+            tau = 1.0 if same else kendall_tau(order, wanted)
+            self._rows.append((same, broken, bool(order[0] == wanted[0]), tau))
+        else:
+            self._difference = NOT_FINITE
+            self._rows.append((False, True, False, -1.0))
+            order = np.append(wanted[wanted != label], label)
         if label >= 0:
             ranks = np.array([1 + np.flatnonzero(each == label)[0] for each in (wanted, order)])
             first, second = metric_values(ranks)["N@5"].tolist()

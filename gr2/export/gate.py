@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-from gr2.export.agreement import Agreement
+from gr2.export.agreement import NOT_FINITE, Agreement
 from gr2.graphs import GraphVariant
 
 __all__ = ["INT8_PAYS", "Gate", "choose", "choose_batch", "judge"]
@@ -29,6 +29,8 @@ class Gate:
         """Where a variant is beyond the gate, in words."""
         faults = []
         for name, figures in (("real", real), ("random", random)):
+            if figures.max_abs_difference >= NOT_FINITE:
+                faults.append(f"scores on {name} requests are not finite")
             if figures.requests and figures.top1 < self.min_top1:
                 faults.append(f"top-1 agreement {figures.top1:.4f} on {name} requests, {self.min_top1} wanted")
             if figures.requests and figures.tau < self.min_tau:
