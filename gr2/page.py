@@ -11,11 +11,14 @@ from gr2.interrupts import interrupts_wait
 
 __all__ = ["render_page"]
 
+# No page shows them, and a terminal obeys them.
+CONTROLS = {code: " " for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
+
 
 def render_page(
     package: str, template: str, filters: Mapping[str, Callable[[Any], str]], values: Mapping[str, Any], *, title: int
 ) -> bytes:
-    """The template of that package with these values, UTF-8; all text is escaped.
+    """The template of that package with these values, UTF-8; all text is escaped, without control characters.
 
     Beside `filters` it has `count`, a number with commas, and `short`, a text cut to `title` characters. Raises
     MissingExtraError without jinja2.
@@ -35,4 +38,4 @@ def render_page(
     }
     text = (resources.files(package) / template).read_text(encoding="utf-8")
     # A folder's name may hold bytes that are no text.
-    return environment.from_string(text).render(values).encode(errors="replace")
+    return environment.from_string(text).render(values).translate(CONTROLS).encode(errors="replace")

@@ -29,6 +29,7 @@ LIMITS = """\
 - Counts of what was bought together favour what is already popular. Items without events are ranked by their semantic
   ID and features alone.
 - Whether people or providers are treated alike has not been examined."""
+TESTS = "`gr2 evaluate`, `gr2 report`"
 NO_LICENCE = "None was given (`[export] license`): ask whoever trained this model before using it."
 CALL = """\
 ```sh
@@ -66,7 +67,7 @@ def model_card(card: Card, inputs: Mapping[str, Artifact]) -> str:
         ("Intended use", _use(card)),
         ("Data", _data(inputs)),
         ("Training", _training(card, inputs)),
-        ("Quality", _quality(inputs["distill"].metrics)),
+        ("Quality", _quality(inputs["distill"].metrics, graded="impressions" in inputs["prerank"].metrics)),
         ("Graphs", _graphs(card.graphs)),
         ("Limits", LIMITS),
         (
@@ -161,7 +162,7 @@ def _training(card: Card, inputs: Mapping[str, Artifact]) -> str:
     return f"{text}\n\n{_table(('key', 'value'), rows)}"
 
 
-def _quality(metrics: Mapping[str, Any]) -> str:
+def _quality(metrics: Mapping[str, Any], *, graded: bool) -> str:
     if "student" not in metrics:
         return "Not measured: no validation list held its target."
     rows = []
@@ -170,10 +171,15 @@ def _quality(metrics: Mapping[str, Any]) -> str:
         interval = "" if change is None else "{mean:+.4f} [{low:+.4f}, {high:+.4f}]".format(**change)
         rows.append((name, f"{metrics['incoming'][name]:.4f}", f"{value:.4f}", interval))
     table = _table(("metric", "incoming order", "this model", "difference [95 % interval]"), rows)
-    return (
-        f"On {metrics['validation_lists']:,} validation lists that hold their target. The weights of the score's parts "
-        f"were fitted on them, so test lists (`gr2 evaluate`, `gr2 report`) say more.\n\n{table}"
-    )
+    lists = f"{metrics['validation_lists']:,} validation lists that hold their target"
+    text = f"On {lists}. The weights of the score's parts were fitted on them, so test lists ({TESTS}) say more."
+    if graded:
+        text += " Of a slate's positives, the first of the best grade is its target; test slates are judged by all."
+    if "propensities" in metrics:
+        text += (
+            " The model learnt from weighed clicks. Clicks count as they are here, which favours what was shown on top."
+        )
+    return f"{text}\n\n{table}"
 
 
 def _graphs(graphs: Graphs) -> str:
@@ -188,6 +194,9 @@ def _graphs(graphs: Graphs) -> str:
 def _fingerprints(card: Card, inputs: Mapping[str, Artifact]) -> str:
     rows = [("codebook", f"`{card.fingerprint}`")]
     rows += [(f"stage `{name}`", f"`{stage.digest}`") for name, stage in sorted(inputs.items())]
+    teacher = inputs["distill"].config.get("teacher")
+    if teacher:
+        rows.append((f"stage `{teacher}`, the teacher", f"`{inputs['distill'].parents[teacher]}`"))
     files = [(name, digest) for name, digest in sorted(inputs["prepare"].parents.items()) if name.startswith("file:")]
     rows += [(f"{name.removeprefix('file:')} file", f"`{digest}`") for name, digest in files]
     hashes = "SHA-256, but for the codebook's own."

@@ -241,7 +241,7 @@ def test_the_page_needs_nothing_from_outside(run: Run, tmp_path: Path) -> None:
 
 def test_text_of_others_is_escaped_everywhere(report: dict[str, Any]) -> None:
     hostile = copy.deepcopy(report)
-    bomb = '</svg></p><script>alert("$x^2$")</script>'
+    bomb = '</svg></p><script>alert("$x^2$")</script>\x1b[2J'
     for slate in hostile["examples"]:
         slate["history"] = [bomb]
         for item in (*slate["before"], *slate["after"]):

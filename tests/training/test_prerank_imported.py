@@ -17,6 +17,7 @@ from gr2.data.candidates import CandidateLists
 from gr2.data.dataset import Dataset
 from gr2.data.imported_lists import SPLITS
 from gr2.errors import DataError, RequestError
+from gr2.manifest import CARD
 from gr2.pipeline import execute, load_plan
 from gr2.serving.engine import Engine
 from gr2.training import prerank
@@ -152,6 +153,7 @@ def test_features_of_imported_lists_are_learned_and_served(tiny_shop: Path, data
     assert figures["student"]["R@1"] > 0.95
 
     bundle = Bundle.load(tmp_path / "run" / "export")
+    assert "| lists come from | another ranker (train, val, test) |" in (bundle.path / CARD).read_text()
     assert bundle.manifest.features.width == 3
     assert bundle.manifest.features.names == ("feature_0", "feature_1", "feature_2")
     engine = Engine(bundle)

@@ -21,6 +21,7 @@ from gr2.data.impressions import read_impressions
 from gr2.data.synthetic import write_synthetic
 from gr2.data.synthetic_clicks import Clicks
 from gr2.features import SCORE_FEATURES
+from gr2.manifest import CARD
 from gr2.metrics import graded_values, paired_bootstrap
 from gr2.models.student import Student
 from gr2.pipeline import STAGES, execute, load_plan
@@ -187,6 +188,15 @@ def test_the_order_of_every_slate_is_kept(run: Path, evaluation: Artifact) -> No
 
 def test_the_bundle_names_the_features_of_the_impressions(run: Path) -> None:
     assert Engine(run / "export").bundle.manifest.features.names == ("taste",)
+
+
+def test_the_card_says_what_was_left_out_and_how_clicks_count(run: Path) -> None:
+    text, shown = (run / "export" / CARD).read_text(), Artifact.load(run / "prerank").metrics["impressions"]
+    left = shown["without_positive"] + shown["without_negative"] + shown["unknown_users"]
+    assert f"| slates left out | {left:,}: without a positive" in text
+    assert "| lists come from | impressions |" in text
+    assert "the first of the best grade is its target" in text
+    assert "Clicks count as they are here, which favours what was shown on top" in text
 
 
 def test_the_report_grades_its_slices_and_examples(run: Path, evaluation: Artifact) -> None:

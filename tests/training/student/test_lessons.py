@@ -51,12 +51,14 @@ def test_a_reasoner_teaches_the_stage(untrained: dict[str, Artifact], tmp_path: 
     )
     assert inputs(config)[-1] == "midtrain"
     taught = run(replace(config, teacher_weight=1.0, teacher_lists=20), untrained, tmp_path / "taught", 0)
+    every = run(replace(config, teacher_weight=1.0), untrained, tmp_path / "every", 0)
     told = run(replace(config, teacher_weight=0.0), untrained, tmp_path / "told", 0)
     alone = run(replace(config, teacher=""), untrained, tmp_path / "alone", 0)
     assert taught.parents["midtrain"] == untrained["midtrain"].digest
-    priors = [load_student(each).prior.linear.weight for each in (taught, told, alone)]
+    priors = [load_student(each).prior.linear.weight for each in (taught, told, alone, every)]
     assert torch.equal(priors[1], priors[2])
     assert not torch.equal(priors[0], priors[2])
+    assert not torch.equal(priors[0], priors[3])
 
 
 def test_unknown_teachers_are_refused() -> None:
