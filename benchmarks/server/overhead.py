@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import grpc
 import numpy as np
 
-from benchmarks.results import ROOT, Figure, Record, store
+from benchmarks.results import Figure, Record, store
 from benchmarks.server.peers.with_nothing import METHOD
-from benchmarks.server.processes import OURS, started
+from benchmarks.server.processes import OURS, empty_server, started
 from gr2.bundle import Bundle
 from gr2.export.random_bundle import write_random_bundle
 from gr2.load.requests import draw_requests
@@ -32,20 +29,6 @@ __all__ = ["main", "overhead"]
 EVENTS, CANDIDATES = 50, 50
 SERVER, CLIENT = 0, 1
 BLOCKS = 20
-
-
-@contextmanager
-def empty_server(reply: Path) -> Iterator[int]:
-    """The port of an empty server on the core SERVER."""
-    command = [sys.executable, "-m", "benchmarks.server.peers.with_nothing", str(reply)]
-    pin = lambda: os.sched_setaffinity(0, [SERVER])  # noqa: E731
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, preexec_fn=pin)  # noqa: PLW1509
-    try:
-        assert process.stdout is not None
-        yield int(process.stdout.readline())
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def timed(call: Callable[[bytes], bytes], request: bytes) -> tuple[float, bytes]:
@@ -62,7 +45,7 @@ def overhead(bundle: Path, count: int) -> Record:
     with started(OURS, bundle, SERVER, Path(), requests[0]) as server, tempfile.TemporaryDirectory() as folder:
         reply = Path(folder) / "reply"
         reply.write_bytes(server.call(requests[0], 10.0)[1])
-        with empty_server(reply) as port:
+        with empty_server(SERVER, str(reply)) as (port, _):
             channels = [grpc.insecure_channel(target) for target in (server.target, f"127.0.0.1:{port}")]
             ours = channels[0].unary_unary(f"/{reranker_pb2.DESCRIPTOR.services_by_name['Reranker'].full_name}/Rerank")
             empty = channels[1].unary_unary(METHOD)

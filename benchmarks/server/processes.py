@@ -19,7 +19,7 @@ from gr2.errors import Gr2Error
 from gr2.load.job import OK
 from gr2.load.worker import Call, grpc_calls
 
-__all__ = ["CORE", "OURS", "SERVERS", "Started", "started"]
+__all__ = ["CORE", "OURS", "SERVERS", "Started", "empty_server", "started"]
 
 LONGEST_START, LONGEST_STOP = 120.0, 20.0  # seconds
 OURS = "gr2"
@@ -111,6 +111,19 @@ def started(name: str, bundle: Path, core: int, venvs: Path, request: bytes, *op
             yield Started(target, worker, call, process.pid)
         finally:
             _end(process)
+
+
+@contextmanager
+def empty_server(core: int, *arguments: str) -> Iterator[tuple[int, int]]:
+    """The port and the process of `benchmarks.server.peers.with_nothing` on one core."""
+    command = [sys.executable, "-m", "benchmarks.server.peers.with_nothing", *arguments]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, preexec_fn=_pinned(core))  # noqa: PLW1509
+    try:
+        assert process.stdout is not None
+        yield int(process.stdout.readline()), process.pid
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def _pinned(core: int) -> Callable[[], None]:

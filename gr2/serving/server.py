@@ -21,6 +21,7 @@ from grpc_reflection.v1alpha import reflection
 
 from gr2.bundle import Bundle
 from gr2.serving.access.calls import Admission, Patience
+from gr2.serving.access.direct import direct_calls
 from gr2.serving.access.load import LoadReport
 from gr2.serving.access.tokens import TokenFile, TokenInterceptor
 from gr2.serving.access.transport import listen, options
@@ -34,7 +35,7 @@ from gr2.serving.observing.observer import Observer
 from gr2.serving.observing.phases import read_phases
 from gr2.serving.services.inference import INFER, INFERENCE, InferenceService
 from gr2.serving.services.management import MANAGEMENT, ManagementService
-from gr2.serving.services.servicer import METHOD, SERVICE, Servicer
+from gr2.serving.services.servicer import MESSAGE_WAIT, METHOD, SERVICE, UNKNOWN_CLIENT, Servicer
 from gr2.serving.services.standard import HealthService, ReflectionService
 from gr2.v1 import management_pb2
 
@@ -120,6 +121,10 @@ class Server:
             interceptors=(self._observer, *self._interceptors()),
             options=options(config, self._largest),
         )
+        self._servicer.ended = functools.partial(self._observer.ended, METHOD)
+        self._direct = direct_calls(
+            self._server, METHOD, self._admission, self._patience, wait=MESSAGE_WAIT, answerer=self._servicer
+        )
         self.address = listen(self._server, config)
         self.port = int(self.address.rpartition(":")[2])
 
@@ -133,6 +138,8 @@ class Server:
         """Begin to answer; health turns to SERVING."""
         self._patience.start()
         self._server.start()
+        if self._direct is not None:
+            self._direct.start()
         self.repository.on_change = self._show_health
         self.repository.start()
         self._show_health()
@@ -180,9 +187,8 @@ class Server:
     def _interceptors(self) -> list[grpc.ServerInterceptor]:
         if not self.config.tokens:
             return []
-        details = "a token of this server is needed: authorization: Bearer TOKEN"
-        refusal = self._servicer.refusal(grpc.StatusCode.UNAUTHENTICATED, details)
-        interceptor = TokenInterceptor(TokenFile(self.config.tokens), refusal)
+        interceptor = TokenInterceptor(TokenFile(self.config.tokens), self._servicer.refusal(*UNKNOWN_CLIENT))
+        self._servicer.admits = interceptor.admits
         self.metrics.sources.append(interceptor.families)
         return [interceptor]
 

@@ -132,17 +132,23 @@ class TokenInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler | None:
         """See grpc.ServerInterceptor."""
-        if handler_call_details.method.startswith(OPEN_SERVICE):
+        if handler_call_details.method.startswith(OPEN_SERVICE) or self.admits(
+            handler_call_details.invocation_metadata
+        ):
             return continuation(handler_call_details)
-        for key, value in handler_call_details.invocation_metadata:
-            if key == "authorization" and value.startswith(SCHEME):
+        return self._refusal
+
+    def admits(self, metadata: Iterable[tuple[str, str | bytes]]) -> bool:
+        """Whether a call's metadata has a client's token; it is counted."""
+        for key, value in metadata:
+            if key == "authorization" and isinstance(value, str) and value.startswith(SCHEME):
                 client = self._tokens.client(value[len(SCHEME) :])
                 if client is not None:
                     self._calls[client] += 1
-                    return continuation(handler_call_details)
+                    return True
                 break
         self._refused += 1
-        return self._refusal
+        return False
 
 
 def _digest(token: str) -> bytes:

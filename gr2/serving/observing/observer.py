@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 import time
 from collections import Counter
@@ -69,16 +68,15 @@ class Observer(grpc.ServerInterceptor):  # type: ignore[misc]
                 reply = inner(messages, context)
             finally:
                 code = "OK" if reply is not None else getattr(context.code(), "name", "UNKNOWN")
-                self._ended(method, context.invocation_metadata, start, code, reply)
+                self.ended(method, context.invocation_metadata, start, code, reply)
             return reply
 
-        # For calls that are ended elsewhere.
-        watched.ended = functools.partial(self._ended, method)  # type: ignore[attr-defined]
         if (pool := getattr(inner, "experimental_thread_pool", None)) is not None:
             watched.experimental_thread_pool = pool  # type: ignore[attr-defined]
         return make(watched, handler.request_deserializer, handler.response_serializer)
 
-    def _ended(self, method: str, metadata: Callable[[], Any], start: int, code: str, reply: bytes | None) -> None:
+    def ended(self, method: str, metadata: Callable[[], Any], start: int, code: str, reply: bytes | None) -> None:
+        """A call that began at `start`, by `perf_counter_ns`, has ended; it has a reply if the code is OK."""
         duration = time.perf_counter_ns() - start
         if reply is not None:
             self.durations.add(duration)

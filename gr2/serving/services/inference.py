@@ -12,7 +12,6 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from gr2.errors import RequestError
-from gr2.serving.access.arrivals import Reader
 from gr2.serving.access.calls import CallPool, Patience, in_pool, only_message
 from gr2.serving.bundles.repository import BundleStatus, Repository
 from gr2.serving.services.servicer import METHOD, Servicer
@@ -80,8 +79,6 @@ class InferenceService(grpc.GenericRpcHandler):  # type: ignore[misc]
             return response_of(taken[0], ranked, name).SerializeToString()
 
         pool = getattr(inner.stream_unary, "experimental_thread_pool", None)
-        if isinstance(pool, Reader):
-            pool = pool.without_look()
         return grpc.stream_unary_rpc_method_handler(infer if pool is None else in_pool(pool, infer))
 
     def _requests(self, messages: Iterator[bytes], taken: list[inference.ModelInferRequest]) -> Iterator[bytes]:

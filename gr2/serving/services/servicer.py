@@ -8,14 +8,15 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from time import perf_counter_ns
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grpc
 
 from gr2._core import Call, ParsedRequest
 from gr2.errors import Gr2Error, OverloadError, RequestError, UnservedError
-from gr2.serving.access.arrivals import Caller, Reader
+from gr2.serving.access.arrivals import Reader
 from gr2.serving.access.calls import Admission, Patience, in_pool, only_message
+from gr2.serving.access.direct import DirectCall
 from gr2.serving.access.load import LoadReport, Trailers
 from gr2.serving.bundles.handle import Handle
 from gr2.serving.bundles.repository import Repository
@@ -24,7 +25,7 @@ from gr2.serving.models.outcomes import Outcome, error_of
 from gr2.serving.services.replies import InCore, malformed, reply
 from gr2.v1 import reranker_pb2
 
-__all__ = ["METHOD", "SERVICE", "STATUS", "Servicer"]
+__all__ = ["MESSAGE_WAIT", "METHOD", "SERVICE", "STATUS", "UNKNOWN_CLIENT", "Servicer"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,12 @@ STATUS: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (OverloadError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (UnservedError, grpc.StatusCode.UNAVAILABLE),
     (CancelledError, grpc.StatusCode.DEADLINE_EXCEEDED),
+)
+
+
+UNKNOWN_CLIENT = (
+    grpc.StatusCode.UNAUTHENTICATED,
+    "a token of this server is needed: authorization: Bearer TOKEN",
 )
 
 
@@ -99,15 +106,19 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
         self._lock = threading.Lock()
         # As streams of one message, which look the same on the wire: grpc waits for a unary call's message before it
         # calls the behavior, so that nothing of ours could end a call that never sends one.
-        reader = Reader(admission, patience, MESSAGE_WAIT, self.look, self.end)
+        reader = Reader(admission, patience, MESSAGE_WAIT)
         rerank = functools.partial(self.rerank)  # has attributes, which a method has not
         self._answer = grpc.stream_unary_rpc_method_handler(in_pool(reader, rerank))
         self._refused: dict[int | None, Refused] = {
             outcome: Refused(*_ending(error_of(outcome, "", version="", bound=admission.bound))) for outcome in REFUSALS
         }
+        # Of direct calls: hears of each that ends, and tells who may call, by the metadata.
+        self.ended: Callable[[Callable[[], Any], int, str, bytes | None], None] = lambda *_: None
+        self.admits: Callable[[Any], bool] = lambda _: True
         self._late = Refused(grpc.StatusCode.DEADLINE_EXCEEDED, "the time of the request is over")
-        self._refuse = self.refusal(grpc.StatusCode.UNAVAILABLE, "the server is stopping")
-        self._overloaded = self.refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, admission.overload)
+        self._stopping = (grpc.StatusCode.UNAVAILABLE, "the server is stopping")
+        self._crowded = (grpc.StatusCode.RESOURCE_EXHAUSTED, admission.overload)
+        self._refuse, self._overloaded = self.refusal(*self._stopping), self.refusal(*self._crowded)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         """The handler of a call that has just arrived; None for another service's."""
@@ -116,6 +127,14 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
         if self.refusing:
             return self._refuse
         return self._overloaded if self.admission.crowded else self._answer
+
+    def turn_away(self, metadata: Any) -> tuple[grpc.StatusCode, str] | None:
+        """The status of a direct call that is refused unread; None for others."""
+        if not self.admits(metadata):
+            return UNKNOWN_CLIENT
+        if self.refusing:
+            return self._stopping
+        return self._crowded if self.admission.crowded else None
 
     def look(self, data: bytes, seconds: float) -> Looked | Refused | None:
         """What the core says at once to a message whose call has `seconds` left; None if that is not for it to say."""
@@ -157,22 +176,30 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
         context.abort(answer.code, answer.details)
         raise AssertionError("abort raises")
 
-    def end(self, begun: Looked | Refused, caller: Caller) -> None:
-        """End a call of which `look` has made something."""
+    def refuse_unseen(self, call: DirectCall) -> None:
+        """Refuse a direct call for want of a thread."""
+        self._refuse_call(call, *self._crowded)
+
+    def end(self, begun: Looked | Refused | None, call: DirectCall) -> None:
+        """End a direct call of which `look` has made that."""
         if isinstance(begun, Refused):
-            # Without the trailer, which answers have: the cheaper a refusal, the more is answered.
-            self.load.add(perf_counter_ns() - caller.came, failed=True)
-            caller.refuse(begun.code, begun.details)
-        elif self._begin(caller.on_end, begun.call) is None:
-            begun.abandon()
-        else:
-            answer, trailers = self._answered(caller.data, begun.reply)
-            if not isinstance(answer, Refused) and caller.late:
-                answer = self._late
-            if isinstance(answer, Refused):
-                caller.refuse(answer.code, answer.details, trailers)
-            else:
-                caller.answer(answer, trailers)
+            return self._refuse_call(call, begun.code, begun.details)
+        place = self._begin(call.on_end, begun.call if begun is not None else None)
+        if place is None:
+            return begun.abandon() if begun is not None else None
+        seconds = call.seconds - (perf_counter_ns() - call.came) / 1e9
+        reply = begun.reply if begun is not None else lambda: self.answer(call.data, seconds, place)
+        answer, trailers = self._answered(call.data, reply)
+        if not isinstance(answer, Refused) and call.late:
+            answer = self._late
+        if isinstance(answer, Refused):
+            return call.refuse(answer.code, answer.details, trailers)
+        return call.answer(answer, trailers)
+
+    def _refuse_call(self, call: DirectCall, code: grpc.StatusCode, details: str) -> None:
+        # Without the trailer, which answers have: the cheaper a refusal, the more is answered.
+        self.load.add(perf_counter_ns() - call.came, failed=True)
+        call.refuse(code, details)
 
     def _begin(self, on_end: Callable[[Callable[[], None]], bool], call: Call | None = None) -> Call | None:
         """The call's place in the admission, which it loses when it ends; None if it has ended."""

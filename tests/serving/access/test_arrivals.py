@@ -14,7 +14,7 @@ import pytest
 from gr2._core import Call
 from gr2.client import Client
 from gr2.errors import Gr2Error, OverloadError
-from gr2.serving.access import arrivals
+from gr2.serving.access import arrivals, direct
 from gr2.serving.models.outcomes import Outcome
 from gr2.serving.server import Server
 from gr2.serving.services.servicer import METHOD
@@ -149,6 +149,7 @@ def test_calls_are_read_by_their_threads_where_grpc_is_another(
     make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(arrivals, "_unary_response_in_pool", None)
+    monkeypatch.setattr(direct, "PRIVATE", False)
     server = Server(make_bundle(), port=0, threads=1, queue=0)
     server.start()
     core, call = server._admission.core, Call()

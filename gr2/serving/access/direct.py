@@ -1,0 +1,277 @@
+"""Calls of one method, from their arrival to their end, without what grpc's synchronous server builds for each.
+
+The thread that grpc serves from asks for a call's message, and looks at it as it comes: a call that is refused takes no
+thread and a third of the processor time, and silent calls hold none. That takes what grpc keeps to itself: the method
+is registered with its core, and calls of it are asked for with a tag of ours, which the serving thread runs. Where that
+is not as it was, there are no direct calls, and the method's handler answers.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import grpc
+
+from gr2.serving.access.calls import Admission, Patience
+from gr2.serving.access.load import Trailers
+
+try:
+    from grpc import _common
+    from grpc._cython import cygrpc
+    from grpc._server import _ServerStage, _stop_serving
+
+    PRIVATE = all(hasattr(cygrpc.Server, name) for name in ("register_method", "request_registered_call")) and callable(
+        _stop_serving
+    )
+except ImportError:  # another version of grpc
+    PRIVATE = False
+
+__all__ = ["Answerer", "Begun", "DirectCall", "DirectCalls", "direct_calls"]
+
+logger = logging.getLogger(__name__)
+
+NO_FLAGS = 0
+
+# What the serving thread is told by a tag: the call if it is over, and what to run then.
+Told = tuple[Any, Sequence[Callable[[], None]]]
+GOES_ON: Told = (None, ())
+
+
+class Begun(Protocol):
+    """What was made of a message on its arrival."""
+
+    @property
+    def known(self) -> bool:
+        """Whether it may be told in the thread that grpc serves from."""
+
+    def abandon(self) -> None:
+        """Nobody waits for the answer."""
+
+
+class Answerer(Protocol):
+    """What becomes of calls. Only `end` may wait, unless what was begun is known."""
+
+    def turn_away(self, metadata: Any) -> tuple[grpc.StatusCode, str] | None:
+        """The status of a call whose message need not be read; None for others."""
+
+    def look(self, data: bytes, seconds: float) -> Begun | None:
+        """What is made of a message whose call has `seconds` left; None where that would take time."""
+
+    def refuse_unseen(self, call: DirectCall) -> None:
+        """Refuse a call of which nothing was made, and for which there is no room."""
+
+    def end(self, begun: Any, call: DirectCall) -> None:
+        """Answer or refuse a call of which that was made."""
+
+    def ended(self, metadata: Callable[[], Any], start: int, code: str, reply: bytes | None) -> None:
+        """Hears of each call that was answered or refused; `start` is when its message was there."""
+
+
+class DirectCall:
+    """One call. It is answered or refused once; from any thread.
+
+    `came` is when its message `data` was there, by `perf_counter_ns`, and `seconds` what it had left then.
+    """
+
+    __slots__ = (
+        "_call",
+        "_callbacks",
+        "_cancelled",
+        "_ended",
+        "_event",
+        "_lock",
+        "_sending",
+        "_told",
+        "_watched",
+        "came",
+        "data",
+        "seconds",
+    )  # fmt: skip
+
+    def __init__(self, event: Any, ended: Callable[..., None]) -> None:
+        self._event, self._call, self._ended = event, event.call, ended
+        self._callbacks: list[Callable[[], None]] | None = []
+        self._lock = threading.Lock()
+        self._cancelled = self._sending = self._told = self._watched = False
+        self.came, self.data, self.seconds = time.perf_counter_ns(), b"", 0.0
+
+    @property
+    def late(self) -> bool:
+        """Whether its time is over."""
+        return time.perf_counter_ns() - self.came > 1e9 * self.seconds
+
+    def on_end(self, tell: Callable[[], None]) -> bool:
+        """Have it told that the call is over, whatever ended it; False if it is over already."""
+        with self._lock:
+            if self._callbacks is None:
+                return False
+            self._callbacks.append(tell)
+        return True
+
+    def answer(self, reply: bytes, trailers: Trailers) -> None:
+        """Send the message and the status OK."""
+        self._send(cygrpc.StatusCode.ok, b"", trailers, (cygrpc.SendMessageOperation(reply, NO_FLAGS),))
+        self._ended(self._metadata, self.came, "OK", reply)
+
+    def refuse(self, code: grpc.StatusCode, details: str, trailers: Trailers = ()) -> None:
+        """Send a status other than OK."""
+        self._send(_common.STATUS_CODE_TO_CYGRPC_STATUS_CODE[code], details.encode(), trailers, ())
+        self._ended(self._metadata, self.came, code.name, None)
+
+    def cancel(self) -> None:
+        """End the call without a status of ours."""
+        self._call.cancel()
+
+    def watch(self) -> None:
+        """Hear of it from now on if the caller goes; else that is known with the status."""
+        self._watched = True
+        self._call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(NO_FLAGS),), self._closed)
+
+    def _metadata(self) -> Any:
+        return self._event.invocation_metadata
+
+    def _send(self, code: Any, details: bytes, trailers: Trailers, message: tuple[Any, ...]) -> None:
+        with self._lock:
+            if self._cancelled or self._told:
+                return
+            self._sending = self._told = True
+            status = cygrpc.SendStatusFromServerOperation(trailers, code, details, NO_FLAGS)
+            close = () if self._watched else (cygrpc.ReceiveCloseOnServerOperation(NO_FLAGS),)
+            operations = (cygrpc.SendInitialMetadataOperation(None, NO_FLAGS), *message, status, *close)
+            self._call.start_server_batch(operations, self._sent)
+
+    def _closed(self, _: Any) -> Told:
+        with self._lock:
+            self._watched, self._cancelled = False, True
+            return GOES_ON if self._sending else self._over()
+
+    def _sent(self, _: Any) -> Told:
+        with self._lock:
+            self._sending = False
+            return GOES_ON if self._watched else self._over()
+
+    def _over(self) -> Told:
+        callbacks, self._callbacks = self._callbacks, None
+        return self, callbacks or ()
+
+
+class DirectCalls:
+    """Answers the calls of a method, which `direct_calls` has registered, in the pool of the admission.
+
+    A message has `wait` seconds to come.
+    """
+
+    def __init__(
+        self, state: Any, method: str, admission: Admission, patience: Patience, wait: float, answerer: Answerer
+    ) -> None:
+        self._state, self._method, self._answerer = state, method, answerer
+        self._admission, self._patience, self._wait = admission, patience, wait
+
+    def start(self) -> None:
+        """Ask for the first call, once the server has started."""
+        with self._state.lock:
+            self._ask()
+
+    def _ask(self) -> None:
+        state = self._state
+        queue = state.completion_queue
+        state.server.request_registered_call(queue, queue, self._method, self._arrived)
+        state.due.add(self._arrived)
+
+    def _arrived(self, event: Any) -> Told:
+        """A call is there, or the server stops."""
+        state = self._state
+        call = DirectCall(event, self._answerer.ended)
+        with state.lock:
+            state.due.remove(self._arrived)
+            state.rpc_states.add(call)
+            if state.stage is _ServerStage.STARTED:
+                self._ask()
+        if not event.success:
+            return call, ()
+        try:
+            status = self._answerer.turn_away(event.invocation_metadata)
+            if status is None:
+                self._read(call, event)
+            else:
+                self._admission.in_place.taken += 1
+                call.refuse(*status)
+        except Exception:
+            self._give_up(call)
+        return GOES_ON
+
+    def _read(self, call: DirectCall, event: Any) -> None:
+        self._admission.unread += 1
+        waiting = self._patience.waiting(event.call, self._wait)
+        waiting.__enter__()
+        told = functools.partial(self._message, call, waiting, event.call_details.deadline)
+        event.call.start_server_batch((cygrpc.ReceiveMessageOperation(NO_FLAGS),), told)
+
+    def _message(self, call: DirectCall, waiting: Any, deadline: float, event: Any) -> Told:
+        """The message is there, or there is none."""
+        waiting.__exit__()
+        call.came = time.perf_counter_ns()
+        try:
+            data = event.batch_operations[0].message()
+            if data is None:
+                self._admission.in_place.taken += 1
+                call.refuse(grpc.StatusCode.UNIMPLEMENTED, "exactly one request message is needed, uncompressed")
+            else:
+                call.data, call.seconds = data, max(0.0, deadline - time.time())
+                self._place(call)
+        except Exception:
+            self._give_up(call)
+        # Last: between the two a call would look as if it were not there.
+        self._admission.unread -= 1
+        return GOES_ON
+
+    def _place(self, call: DirectCall) -> None:
+        """End the call here, if that is done at once, or in the pool."""
+        admission = self._admission
+        begun = self._look(call)
+        if begun is not None and begun.known:
+            admission.in_place.submit(self._end, begun, call)
+        elif begun is None and admission.full:
+            admission.in_place.submit(self._answerer.refuse_unseen, call)
+        else:
+            call.watch()
+            try:
+                admission.pool.submit(self._end, begun, call)
+            except RuntimeError:  # the pool takes no more: the server stops
+                call.cancel()
+                if begun is not None:
+                    begun.abandon()
+
+    def _look(self, call: DirectCall) -> Begun | None:
+        try:
+            return self._answerer.look(call.data, call.seconds)
+        except Exception:
+            # Its own thread will find the same, and end the call; this one serves all of them.
+            logger.exception("a request could not be looked at")
+            return None
+
+    def _end(self, begun: Begun | None, call: DirectCall) -> None:
+        try:
+            self._answerer.end(begun, call)
+        except Exception:
+            self._give_up(call)
+
+    def _give_up(self, call: DirectCall) -> None:
+        logger.exception("a call could not be ended")
+        call.refuse(grpc.StatusCode.INTERNAL, "internal error; the server's log has the details")
+
+
+def direct_calls(
+    server: grpc.Server, method: str, admission: Admission, patience: Patience, *, wait: float, answerer: Answerer
+) -> DirectCalls | None:
+    """The calls of `method` of a server that has not started; None if this version of grpc does not hand them over."""
+    state, core = getattr(server, "_state", None), getattr(server, "_cy_server", None)
+    if not PRIVATE or state is None or core is None:
+        return None
+    core.register_method(method)
+    return DirectCalls(state, method, admission, patience, wait, answerer)

@@ -1,0 +1,135 @@
+"""Calls without what grpc's server builds for each: how they end, by a real server and real callers."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from gr2._core import Call
+from gr2.client import Client
+from gr2.errors import Gr2Error
+from gr2.serving.server import Server
+from gr2.serving.services.servicer import METHOD
+from gr2.v1 import reranker_pb2 as pb
+
+MakeBundle = Callable[..., Path]
+KNOWN = [1000 + 7 * item for item in range(300)]
+REQUEST = pb.RerankRequest(candidates=pb.ItemIds(ints=KNOWN[:3])).SerializeToString()
+
+
+@pytest.fixture
+def server(make_bundle: MakeBundle) -> Iterator[Server]:
+    server = Server(make_bundle(), port=0, threads=1, queue=4)
+    assert server._direct is not None
+    server.start()
+    yield server
+    server.stop(5)
+
+
+def await_idle(server: Server) -> None:
+    deadline = time.monotonic() + 30
+    while not (server._idle and not server._server._state.rpc_states) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert server._idle
+    assert not server._server._state.rpc_states
+
+
+def status(error: grpc.RpcError) -> tuple[grpc.StatusCode, str]:
+    return error.code(), error.details()
+
+
+def test_calls_that_have_ended_leave_nothing_behind(server: Server) -> None:
+    with grpc.insecure_channel(server.address) as channel:
+        rerank = channel.unary_unary(METHOD)
+        with ThreadPoolExecutor(4) as pool:
+            replies = list(pool.map(lambda _: rerank(REQUEST, timeout=30), range(64)))
+        assert all(len(pb.RerankResponse.FromString(reply).ranking) == 3 for reply in replies)
+        for bad in (b"\xff\xff", b""):
+            with pytest.raises(grpc.RpcError) as refused:
+                rerank(bad, timeout=30)
+            assert status(refused.value)[0] is grpc.StatusCode.INVALID_ARGUMENT
+    await_idle(server)
+    assert server.metrics is not None
+    assert server._observer.codes == {"OK": 64, "INVALID_ARGUMENT": 2}
+
+
+def test_a_call_needs_a_message_and_has_one(server: Server) -> None:
+    with grpc.insecure_channel(server.address) as channel:
+        stream = channel.stream_unary(METHOD)
+        with pytest.raises(grpc.RpcError) as refused:
+            stream(iter(()), timeout=30)
+        assert status(refused.value) == (
+            grpc.StatusCode.UNIMPLEMENTED, "exactly one request message is needed, uncompressed"
+        )  # fmt: skip
+        assert len(pb.RerankResponse.FromString(stream(iter([REQUEST, REQUEST]), timeout=30)).ranking) == 3
+    await_idle(server)
+
+
+def test_a_caller_that_goes_while_its_request_is_at_work_is_forgotten(server: Server) -> None:
+    core, held = server._admission.core, Call()
+    assert core.enter(held) is None
+    with grpc.insecure_channel(server.address) as channel:
+        calls = [channel.unary_unary(METHOD).future(REQUEST, timeout=30) for _ in range(3)]
+        deadline = time.monotonic() + 30
+        while core.stats()["waiting"] != (3, 0) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        calls[1].cancel()
+        while core.stats()["waiting"] != (2, 0) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        core.leave(held, done=False)
+        assert all(len(pb.RerankResponse.FromString(calls[at].result(30)).ranking) == 3 for at in (0, 2))
+    await_idle(server)
+
+
+def test_an_answer_that_is_late_is_not_sent(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = server._servicer.answer
+
+    def slow(data: bytes, seconds: float | None = None, call: Call | None = None) -> bytes:
+        reply = answer(data, seconds, call)
+        time.sleep(0.5)
+        return reply
+
+    # The core does not look at what is as long as this, by a field that nobody knows.
+    monkeypatch.setattr(server._servicer, "answer", slow)
+    long = REQUEST + b"\xc2\x3e\xa0\x9c\x01" + bytes(20_000)
+    told: list[str] = []
+    ended = server._servicer.ended
+
+    def watched(metadata: Callable[[], Any], start: int, code: str, reply: bytes | None) -> None:
+        told.append(code)
+        ended(metadata, start, code, reply)
+
+    server._servicer.ended = watched
+    with grpc.insecure_channel(server.address) as channel, pytest.raises(grpc.RpcError) as late:
+        channel.unary_unary(METHOD)(long, timeout=0.2)
+    assert status(late.value)[0] is grpc.StatusCode.DEADLINE_EXCEEDED
+    await_idle(server)
+    assert told == ["DEADLINE_EXCEEDED"]
+
+
+def test_calls_that_are_at_work_when_the_server_stops_are_answered(make_bundle: MakeBundle) -> None:
+    server = Server(make_bundle(), port=0, threads=1, queue=4)
+    server.start()
+    core, held = server._admission.core, Call()
+    assert core.enter(held) is None
+    with grpc.insecure_channel(server.address) as channel:
+        call = channel.unary_unary(METHOD).future(REQUEST, timeout=30)
+        deadline = time.monotonic() + 30
+        while core.stats()["waiting"] != (1, 0) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        stopping = threading.Thread(target=server.stop, args=(20,))
+        stopping.start()
+        time.sleep(0.1)
+        core.leave(held, done=False)
+        assert len(pb.RerankResponse.FromString(call.result(30)).ranking) == 3
+        stopping.join(30)
+    assert not stopping.is_alive()
+    with Client(server.address) as client, pytest.raises(Gr2Error):
+        client.rerank([], KNOWN[:3], timeout=1)
