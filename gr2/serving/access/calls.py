@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any, Protocol, TypeVar
 
 import grpc
@@ -41,6 +42,11 @@ class CallPool(ThreadPoolExecutor):
         super().__init__(threads, thread_name_prefix=f"gr2-{name}", initializer=_be_nice, initargs=(nice,))
         self.taken = self.pending = 0
         self._lock = threading.Lock()
+        self._most, self._name, self._nice = threads, name, nice
+        # Of `run`: threads beside those of `submit`.
+        self._runs: SimpleQueue[tuple[Callable[..., object], tuple[Any, ...]] | None] = SimpleQueue()
+        self._runners: list[threading.Thread] = []
+        self._running, self._closed = 0, False
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Run a call, counted until it is done."""
@@ -48,6 +54,51 @@ class CallPool(ThreadPoolExecutor):
             self.taken += 1
             self.pending += 1
         return super().submit(self._counted, fn, args, kwargs)
+
+    def run(self, fn: Callable[..., object], *args: Any) -> None:
+        """Run a call that raises nothing, counted until it is done; nobody can wait for it, which takes half the time.
+
+        Raises RuntimeError once the pool is shut down.
+        """
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the pool is shut down")
+            self.taken += 1
+            self.pending += 1
+            self._running += 1
+            if len(self._runners) < min(self._running, self._most):
+                self._add_runner()
+        self._runs.put((fn, args))
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End the threads once their calls are done."""
+        with self._lock:
+            self._closed, runners = True, self._runners
+            self._runners = []
+        for _ in runners:
+            self._runs.put(None)
+        if wait:
+            for thread in runners:
+                thread.join()
+        super().shutdown(wait, cancel_futures=cancel_futures)
+
+    def _add_runner(self) -> None:
+        name = f"gr2-{self._name}-run_{len(self._runners)}"
+        self._runners.append(threading.Thread(target=self._take_runs, name=name, daemon=True))
+        self._runners[-1].start()
+
+    def _take_runs(self) -> None:
+        _be_nice(self._nice)
+        while (run := self._runs.get()) is not None:
+            fn, args = run
+            try:
+                fn(*args)
+            finally:
+                with self._lock:
+                    self.pending -= 1
+                    self._running -= 1
+                # Not kept until the next one comes.
+                del run, fn, args
 
     def _counted(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:

@@ -241,7 +241,7 @@ class DirectCalls:
         else:
             call.watch()
             try:
-                admission.pool.submit(self._end, begun, call)
+                admission.pool.run(self._end, begun, call)
             except RuntimeError:  # the pool takes no more: the server stops
                 call.cancel()
                 if begun is not None:

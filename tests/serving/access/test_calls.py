@@ -265,3 +265,20 @@ def test_threads_at_work_yield_to_those_that_read(make_bundle: MakeBundle) -> No
     assert server._admission.pool.submit(niceness).result(30) == min(19, niceness() + calls_module.WORK_NICE)
     server.start()
     server.stop(1)
+
+
+def test_a_pool_runs_what_nobody_waits_for_and_ends_once_that_is_done() -> None:
+    pool = calls_module.CallPool(3, "test")
+    meet, done = threading.Barrier(3, timeout=30), []
+
+    def work(at: int) -> None:
+        meet.wait()
+        done.append(at)
+
+    for at in range(30):
+        pool.run(work, at)
+    pool.shutdown()
+    assert sorted(done) == list(range(30))
+    assert (pool.taken, pool.pending) == (30, 0)
+    with pytest.raises(RuntimeError):
+        pool.run(work, 0)
