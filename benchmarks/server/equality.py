@@ -91,7 +91,8 @@ def equality(bundle: Path, count: int, connections: int) -> Record:
     """How many replies are equal."""
     requests = draw(count)
     began = time.monotonic()
-    with started(OURS, bundle, SERVER, Path(), requests[0]) as server:
+    # All may wait at once: what is refused says nothing of replies.
+    with started(OURS, bundle, SERVER, Path(), requests[0], "--queue", str(connections)) as server:
         found, codes = ask(server.target, requests, connections)
     print(f"{dict(codes)} in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     engine, admission = Engine(Bundle.load(bundle)), Admission(1, 0)
