@@ -237,7 +237,8 @@ def _take_whole_turns() -> None:
     On a core that reads and works, calls are then read several at a time, and answers take a tenth less of it.
     """
     with contextlib.suppress(AttributeError, OSError):  # not on Linux, or not allowed
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        if os.sched_getscheduler(0) == os.SCHED_OTHER:
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def serve(bundle: str | os.PathLike[str], config: ServeConfig | None = None, **changes: Any) -> None:
