@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import resource
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,3 +203,18 @@ def test_another_stages_folder_is_refused_and_kept(tmp_path: Path) -> None:
     ):
         pass
     assert Artifact.load(tmp_path / "out", "prepare").stage == "prepare"
+
+
+def test_a_write_that_finds_no_room_names_its_file_and_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "kept.bin"
+    write_atomic(path, b"old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match="kept.bin") as caught:
+            write_atomic(path, bytes(2000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.filename == str(path)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
