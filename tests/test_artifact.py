@@ -211,7 +211,7 @@ def test_a_write_that_finds_no_room_names_its_file_and_leaves_the_old_one(tmp_pa
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
-        with pytest.raises(OSError, match="kept.bin") as caught:
+        with pytest.raises(OSError, match=r"kept\.bin") as caught:
             write_atomic(path, bytes(2000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
