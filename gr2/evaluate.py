@@ -17,6 +17,7 @@ from gr2.artifact import Artifact, open_stage
 from gr2.data.candidates import PADDING, CandidateLists
 from gr2.data.dataset import Dataset
 from gr2.errors import DataError
+from gr2.manifest import MAX_CANDIDATES
 from gr2.metrics import compare, compare_ranks, graded_values, metric_values, weighed_values
 from gr2.progress import track
 from gr2.serving.engine import Engine
@@ -37,8 +38,8 @@ class EvaluateConfig:
     use_scores: bool = True
 
     def __post_init__(self) -> None:
-        if self.slate < 2:
-            raise ValueError(f"slate must be at least 2, got {self.slate}")
+        if not 2 <= self.slate <= MAX_CANDIDATES:
+            raise ValueError(f"slate must be from 2 to {MAX_CANDIDATES:,}, the most of a request, got {self.slate}")
         if self.resamples < 100:
             raise ValueError(f"resamples must be at least 100, got {self.resamples}")
 

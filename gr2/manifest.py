@@ -19,6 +19,7 @@ from gr2.graphs import Graphs
 __all__ = [
     "CARD",
     "FILES",
+    "MAX_CANDIDATES",
     "MAX_REQUEST_BYTES",
     "MEMORY",
     "CodebookSpec",

@@ -132,7 +132,7 @@ def test_lists_without_any_target_are_an_error(
         run(EvaluateConfig(), {**inputs, "prerank": replace(inputs["prerank"], path=folder)}, tmp_path / "out", 0)
 
 
-@pytest.mark.parametrize("wrong", [{"slate": 1}, {"resamples": 10}])
+@pytest.mark.parametrize("wrong", [{"slate": 1}, {"slate": 1025}, {"resamples": 10}])
 def test_unusable_settings_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         EvaluateConfig(**wrong)  # type: ignore[arg-type]

@@ -27,6 +27,7 @@ from gr2.export.parity import Asked
 from gr2.export.proof import export_variants, prove_variants, sample_lists
 from gr2.features import SCORE_FEATURES
 from gr2.graphs import VARIANTS, graph_file
+from gr2.manifest import MAX_CANDIDATES
 from gr2.manifest import MEMORY as MEMORY_FILE
 from gr2.models.memory import MEMORY
 from gr2.models.student import Student
@@ -117,7 +118,7 @@ def run(config: ExportConfig, inputs: Mapping[str, Artifact], out: Path, seed: i
         codes = inputs["tokenize"].array("codes.npy")
         codebook, catalog = _served(config, inputs["tokenize"], dataset.catalog)
         asked = Asked(student, dataset, served_codes(codebook, dataset.catalog, codes), memory)
-        test, val = (CandidateLists.load(inputs["prerank"].file(f"{split}.parquet")) for split in ("test", "val"))
+        test, val = (_requests(inputs["prerank"], split) for split in ("test", "val"))
         draw = seed & 0xFFFF_FFFF
         made = export_variants(
             asked,
@@ -178,6 +179,11 @@ def run(config: ExportConfig, inputs: Mapping[str, Artifact], out: Path, seed: i
             work.metrics["propensities"] = inputs["distill"].metrics["propensities"]
         work.metrics.update(version=bundle.version, graphs=asdict(graphs), **_sizes(work.path))
     return Artifact.load(out, "export")
+
+
+def _requests(prerank: Artifact, split: str) -> CandidateLists:
+    """The lists of a split, none longer than a request may be."""
+    return CandidateLists.load(prerank.file(f"{split}.parquet")).top(MAX_CANDIDATES)
 
 
 def _served(config: ExportConfig, tokenize: Artifact, catalog: Catalog) -> tuple[Path, Catalog]:

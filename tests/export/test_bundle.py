@@ -23,7 +23,7 @@ from gr2.data.candidates import CandidateLists
 from gr2.data.dataset import Dataset
 from gr2.decoding import write_codebook
 from gr2.errors import ArtifactError, BundleError
-from gr2.export.bundle import INPUTS, ExportConfig, run
+from gr2.export.bundle import INPUTS, ExportConfig, _requests, run
 from gr2.export.gate import choose_batch
 from gr2.graphs import GraphVariant
 from gr2.models.student import Student
@@ -123,6 +123,19 @@ def test_a_codebook_with_other_codes_than_the_student_learned_is_refused(
     (folder / "codebook.bin").write_bytes(b"not a codebook")
     with pytest.raises(ArtifactError, match=r"codebook\.bin: not the catalogue's codebook: .*run tokenize again"):
         run(ExportConfig(requests=1), tampered, tmp_path / "export", 0)
+
+
+def test_lists_longer_than_a_request_may_be_are_asked_for_their_first(
+    inputs: dict[str, Artifact], tmp_path: Path
+) -> None:
+    long = CandidateLists(
+        *(np.zeros(1, dtype=np.int32) for _ in range(3)),
+        np.arange(1100, dtype=np.int32)[None],
+        -np.arange(1100, dtype=np.float32)[None],
+    )
+    long.save(tmp_path / "test.parquet")
+    found = _requests(replace(inputs["prerank"], path=tmp_path), "test")
+    assert found.candidates.tolist() == [list(range(1024))]
 
 
 def test_items_that_share_an_id_are_refused(inputs: dict[str, Artifact], tmp_path: Path) -> None:
