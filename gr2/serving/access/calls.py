@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,10 +19,6 @@ PRESSED = 0.5  # seconds
 SPARE = 4
 MOST_UNREAD = 1024
 SWEEP = 0.25  # seconds between two looks at silent calls
-# Of threads at work, above that of the threads that read: calls that wait unread are counted by nobody, and their
-# deadlines pass unseen. With 5, an overloaded server reads calls one by one, and answers a tenth less.
-WORK_NICE = 1
-
 DONE: Future[Any] = Future()
 DONE.set_result(None)
 
@@ -33,16 +27,13 @@ Behavior = TypeVar("Behavior", bound=Callable[..., Any])
 
 
 class CallPool(ThreadPoolExecutor):
-    """A thread pool that knows how many calls it has taken, and how many of them are queued or running.
+    """A thread pool that knows how many calls it has taken, and how many of them are queued or running."""
 
-    `nice` is added to the niceness of its threads.
-    """
-
-    def __init__(self, threads: int, name: str, *, nice: int = 0) -> None:
-        super().__init__(threads, thread_name_prefix=f"gr2-{name}", initializer=_be_nice, initargs=(nice,))
+    def __init__(self, threads: int, name: str) -> None:
+        super().__init__(threads, thread_name_prefix=f"gr2-{name}")
         self.taken = self.pending = 0
         self._lock = threading.Lock()
-        self._most, self._name, self._nice = threads, name, nice
+        self._most, self._name = threads, name
         # Of `run`: threads beside those of `submit`.
         self._runs: SimpleQueue[tuple[Callable[..., object], tuple[Any, ...]] | None] = SimpleQueue()
         self._runners: list[threading.Thread] = []
@@ -88,7 +79,6 @@ class CallPool(ThreadPoolExecutor):
         self._runners[-1].start()
 
     def _take_runs(self) -> None:
-        _be_nice(self._nice)
         while (run := self._runs.get()) is not None:
             fn, args = run
             try:
@@ -106,12 +96,6 @@ class CallPool(ThreadPoolExecutor):
         finally:
             with self._lock:
                 self.pending -= 1
-
-
-def _be_nice(by: int) -> None:
-    with contextlib.suppress(OSError):  # not of Linux, where threads have none of their own
-        thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + by)
 
 
 def in_pool(pool: ThreadPoolExecutor, behavior: Behavior) -> Behavior:
@@ -147,7 +131,7 @@ class Admission:
     def __init__(self, threads: int, queue: int) -> None:
         self.bound = threads + queue
         self.core = CoreAdmission(threads, queue)
-        self.pool = CallPool(self.bound + SPARE, "rerank", nice=WORK_NICE)
+        self.pool = CallPool(self.bound + SPARE, "rerank")
         self.in_place = InPlace()
         self.unread, self.by_threads = 0, False
         self.overload = f"{self.bound} requests are at work or wait already"

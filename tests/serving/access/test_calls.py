@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -255,16 +254,6 @@ def test_stop_may_follow_stop(start: Callable[..., Server]) -> None:
     server = start()
     server.stop(5)
     server.stop(5)
-
-
-def test_threads_at_work_yield_to_those_that_read(make_bundle: MakeBundle) -> None:
-    def niceness() -> int:
-        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-
-    server = Server(make_bundle(), port=0, threads=1)
-    assert server._admission.pool.submit(niceness).result(30) == min(19, niceness() + calls_module.WORK_NICE)
-    server.start()
-    server.stop(1)
 
 
 def test_a_pool_runs_what_nobody_waits_for_and_ends_once_that_is_done() -> None:
