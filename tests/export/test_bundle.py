@@ -52,6 +52,7 @@ def test_bundle_loads_and_ranks_as_the_student(inputs: dict[str, Artifact], tmp_
         "core": 40,
         "batch": 40,
     }
+    assert all(parts["real"]["labelled"] > parts["random"]["labelled"] == 0 for parts in parity.values())
     assert max(part["max_abs_difference"] for parts in parity.values() for part in parts.values()) < 1e-3
     assert bundle.manifest.graphs.default == "fp32"
     assert bundle.manifest.graphs.why == "fp32: int8 is no faster at dim 16, it is from 64 on"

@@ -276,9 +276,12 @@ def test_figures_of_other_inputs_are_said_to_be(run: Run, report: dict[str, Any]
 
 def test_a_damaged_file_is_refused_with_its_stage(tiny_run: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_run / "prepare", tmp_path / "prepare")
-    (tmp_path / "prepare" / "items.npy").write_bytes(b"damaged")
-    with pytest.raises(ArtifactError, match="run prepare again"):
-        Run.load(tmp_path, tuple(STAGES))
+    items = tmp_path / "prepare" / "items.npy"
+    whole = items.read_bytes()
+    for damaged in (b"damaged", whole[:-1] + bytes([whole[-1] ^ 1])):
+        items.write_bytes(damaged)
+        with pytest.raises(ArtifactError, match="run prepare again"):
+            Run.load(tmp_path, tuple(STAGES))
 
 
 def test_the_command_writes_page_and_figures(tiny_run: Path, tiny_shop: Path, tmp_path: Path) -> None:
