@@ -64,7 +64,7 @@ def usage(compiled, folder):
 
 
 @pytest.mark.parametrize("target", SHARED)
-def test_every_kernel_fits_its_target_without_a_spill(target, tmp_path):
+def test_every_kernel_fits_its_target_without_a_spill(target, tmp_path, record_property):
     with compile_only(target) as (launch, done):
         decoder = DeviceDecoder("cpu", launch=launch)
         search(decoder, 256, 10, torch.float32)
@@ -82,8 +82,18 @@ def test_every_kernel_fits_its_target_without_a_spill(target, tmp_path):
         "rank_step_kernel",
         "trie_score_kernel",
     }
-    for each in done:
-        registers, local, spills = usage(each, tmp_path)
+    usages = [usage(each, tmp_path) for each in done]
+    shared = [each.result.metadata.shared for each in done]
+    for name, value in {
+        "target": target,
+        "variants": len(done),
+        "registers": max(registers for registers, _, _ in usages),
+        "shared": max(shared),
+        "limit": SHARED[target],
+        "spills": sum(len(spills) for _, _, spills in usages),
+    }.items():
+        record_property(name, value)
+    for each, (registers, local, spills) in zip(done, usages, strict=True):
         assert registers <= 255, each
         assert (local, spills) == (0, []), each
         assert each.result.metadata.shared <= SHARED[target], each
