@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from benchmarks.kernels.check import check_generate, check_retrieve, check_score, slate
 from benchmarks.kernels.csr import CsrIndex, csr_search, generate_by_operations
 from benchmarks.kernels.first import compile_searches, first_launches
+from benchmarks.kernels.timing import Call, bandwidth, graphed, seconds
 from benchmarks.kernels.valid import Beams, worst_error
 from benchmarks.results import Figure, Record, store
 from gr2.decoding import CatalogTrie
@@ -46,47 +46,6 @@ SECONDS = 110  # after which torch.compile is not asked any more
 
 # What the ratios of the tables are of, where a column does not say otherwise.
 COMPARED = "theirs called from Python over the replay of our graph"
-
-Call = Callable[[], Any]
-
-
-def seconds(call: Call, *, batches: int = 7) -> float:
-    """The median of `batches` times of a call, each of as many calls as take some milliseconds."""
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-
-    def time_of(count: int) -> float:
-        torch.cuda.synchronize()
-        begin.record()
-        for _ in range(count):
-            call()
-        end.record()
-        torch.cuda.synchronize()
-        return float(begin.elapsed_time(end)) / 1e3 / count
-
-    call()
-    count = max(1, min(200, int(4e-3 / time_of(2))))
-    return median(time_of(count) for _ in range(batches))
-
-
-def graphed(call: Call) -> Call:
-    """A replay of what the call starts, as a CUDA graph."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay
-
-
-def bandwidth() -> float:
-    """Bytes a second, read and written, of a copy on the device."""
-    source = torch.randn(2**28, device="cuda")
-    target = torch.empty_like(source)
-    return 2 * source.numel() * 4 / seconds(lambda: target.copy_(source))
 
 
 def catalogue(items: int, level_size: int) -> CatalogTrie:
@@ -175,7 +134,15 @@ def measure_search(search: Search, rate: float, compile_it: bool) -> tuple[list[
 
     differing = valid(search, sets[0], ours(sets[0]), theirs(sets[0]))
     count = len(sets)
-    mine = seconds(graphed(over_sets(ours))) / count
+    ours(sets[-1])
+    ends = retriever._nodes[-1], retriever._scores[-1]
+    expected = [each.clone() for each in ends]
+    replay = graphed(over_sets(ours))
+    for each in ends:
+        each.fill_(-7)
+    replay()
+    assert all(map(torch.equal, ends, expected)), "a graph's replay is another search"
+    mine = seconds(replay) / count
     times = {
         "python": seconds(over_sets(ours)) / count,
         "eager": seconds(over_sets(theirs)) / count,
@@ -276,7 +243,11 @@ def scoring(rate: float) -> dict[str, Any]:
         def ours(batch: Any = batch, logits: torch.Tensor = logits, prior: torch.Tensor = prior) -> None:
             batch.score(logits, prior)
 
-        times = [seconds(graphed(ours)), seconds(ours), seconds(by_operations), seconds(graphed(by_operations))]
+        replay = graphed(ours)
+        scores.fill_(torch.nan)
+        replay()
+        torch.testing.assert_close(scores, by_operations()[1], rtol=1e-4, atol=1e-4)
+        times = [seconds(replay), seconds(ours), seconds(by_operations), seconds(graphed(by_operations))]
         floor = logits.nbytes / rate
         name = str(dtype).removeprefix("torch.")
         shown = [f"{1e6 * each:.1f}" for each in times]
@@ -319,8 +290,10 @@ def generation() -> tuple[list[Figure], dict[str, Any]]:
     def by_operations() -> torch.Tensor:
         return generate_by_operations(nodes, paths, positions, table)
 
-    assert torch.equal(ours.order.long(), by_operations())
+    expected = by_operations()
+    assert torch.equal(ours.order.long(), expected)
     mine = seconds(graphed(permutation))
+    assert torch.equal(ours.order.long(), expected), "a graph's replay is another permutation"
     python = seconds(permutation)
     eager = seconds(by_operations, batches=3)
     replayed = seconds(graphed(by_operations), batches=3)

@@ -15,8 +15,11 @@ TILE, CHILD_TILE = 4096, 2048
 POOL, BEST_POOL = 2048, 1024
 
 
+REGISTERS = 72
+
+
 def step_shape(level_size: int, beams: int, width: int, widest: int) -> dict[str, int]:
-    """The sizes that `constrained_step_kernel` is compiled for, and its warps.
+    """The sizes that `constrained_step_kernel` is compiled for, its warps, and its registers where they are bounded.
 
     `beams` is M, `width` the beams before the step, `widest` the most children of a node of the level.
     """
@@ -29,6 +32,8 @@ def step_shape(level_size: int, beams: int, width: int, widest: int) -> dict[str
     pool = max(room, slots) if slots <= POOL else max(BEST_POOL, 2 * room)
     # A level is as fast as rows are in flight, which registers limit: with 8 children a thread more programs fit.
     share = 256 if room > 16 and width > 1 else 512
+    # Left to itself, ptxas spills here to have three programs on a multiprocessor, or has two.
+    crowded = share == 256 and room <= 128 and rows * block == TILE and children > 16
     warps = max(rows * block // 512, rows * children // share, room // 32, pool // 512)
     return {
         "VOCAB": level_size,
@@ -41,6 +46,7 @@ def step_shape(level_size: int, beams: int, width: int, widest: int) -> dict[str
         "KEPT": kept,
         "POOL": pool,
         "num_warps": min(8, max(1, warps)),
+        **({"maxnreg": REGISTERS} if crowded else {}),
     }
 
 

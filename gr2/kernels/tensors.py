@@ -10,17 +10,7 @@ import torch
 
 from gr2.kernels.arguments import check_shape
 
-__all__ = [
-    "FLOATS",
-    "NO_FAULT",
-    "Launch",
-    "as_logits",
-    "capturing",
-    "check_grid",
-    "launch",
-    "raise_fault",
-    "rows_apart",
-]
+__all__ = ["NO_FAULT", "Launch", "as_logits", "capturing", "check_grid", "launch", "raise_fault", "rows_apart"]
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 LARGEST_GRID = 65_535

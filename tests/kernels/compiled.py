@@ -52,6 +52,16 @@ def search(decoder, level_size, beams, dtype, **options):
     retriever.finish()
 
 
+def step(decoder, level_size, beams, widest):
+    """A level below the first, whose nodes have up to `widest` children."""
+    catalog = decoder.catalog(CatalogTrie(np.zeros((1, 2), np.uint16), level_size))
+    catalog.widest[1] = widest
+    retriever = decoder.retriever(beams)
+    retriever.start(catalog, 2)
+    retriever.level = 1
+    retriever.step(torch.zeros(2, beams, level_size))
+
+
 def usage(compiled, folder):
     """Registers and bytes of local memory, and the instructions that read or write it, by cuobjdump."""
     path = folder / "kernel.cubin"
@@ -70,6 +80,8 @@ def test_every_kernel_fits_its_target_without_a_spill(target, tmp_path, record_p
         search(decoder, 256, 10, torch.float32)
         search(decoder, 256, 1024, torch.float32)
         search(decoder, 2048, 70, torch.bfloat16, normalization="local")
+        for level_size, widest in ((256, 256), (2048, 2048), (2048, 1024), (2048, 64)):
+            step(decoder, level_size, 70, widest)
         for candidates, normalization in ((100, "raw"), (1024, "local")):
             codes = np.zeros((2, candidates, 4), np.uint16)
             batch = decoder.candidates(CandidateTables.build(codes, np.ones((2, candidates), np.bool_), 256))
