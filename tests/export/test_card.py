@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from gr2.artifact import Artifact
 from gr2.bundle import Bundle
 from gr2.errors import BundleError
 from gr2.export.bundle import ExportConfig, run
+from gr2.export.card import Card, model_card
 from gr2.manifest import CARD
 
 CONFIG = ExportConfig(requests=20, variants=(), batched=False, title="Shop [re-ranker]", license="apache-2.0")
@@ -53,6 +55,14 @@ def test_figures_are_those_of_the_stages(bundle: Bundle, inputs: dict[str, Artif
     ]
     for line in expected:
         assert line in text
+
+
+def test_the_reasoner_that_taught_is_among_the_fingerprints(bundle: Bundle, inputs: dict[str, Artifact]) -> None:
+    made, told = bundle.manifest, inputs["distill"]
+    card = Card("", "", made.model, made.features, made.limits, made.graphs, made.codebook.fingerprint, 0)
+    assert "the teacher" not in model_card(card, inputs)
+    taught = replace(told, config={**told.config, "teacher": "rl"}, parents={**told.parents, "rl": "f" * 64})
+    assert f"| stage `rl`, the teacher | `{'f' * 64}` |" in model_card(card, {**inputs, "distill": taught})
 
 
 def test_a_second_export_writes_the_same_card(bundle: Bundle, inputs: dict[str, Artifact], tmp_path: Path) -> None:
