@@ -36,7 +36,7 @@ class Outcome:
 def checks() -> Record:
     """The tests' outcomes, each file in a process of its own."""
     interpreted, compiled = Outcome(), Outcome()
-    for name in ("interpreted.py", "interpreted_arguments.py"):
+    for name in ("interpreted.py", "interpreted_generation.py", "interpreted_arguments.py"):
         _run(name, interpreted, TRITON_INTERPRET="1")
     _run("compiled.py", compiled)
     rows = [[each[name] for name in COLUMNS] for each in compiled.recorded]

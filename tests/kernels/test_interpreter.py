@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("triton")
 
 
-@pytest.mark.parametrize("name", ["interpreted.py", "interpreted_arguments.py"])
+@pytest.mark.parametrize("name", ["interpreted.py", "interpreted_generation.py", "interpreted_arguments.py"])
 def test_the_kernels_in_the_interpreter_are_equal_to_the_reference(name):
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
     done = subprocess.run(
