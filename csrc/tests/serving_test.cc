@@ -319,7 +319,9 @@ void test_engine(const char* library) {
   std::vector<float> table;
   for (int i = 0; i < kItems; ++i) table.push_back(static_cast<float>((i * 37) % 64) * 0.1f);
   gr2::EngineSpec spec;
-  spec.model = {1, kItems, 4, 3, gr2::Normalization::kRaw, false, {32, 6, 48, 0, true, 1 << 20, 1 << 30}};
+  spec.model = {1, kItems, 4, 3, gr2::Normalization::kRaw, false, {}};
+  spec.model.memory = {
+      .attention = 32, .causal = 6, .hidden = 48, .one_layer = true, .large = 1 << 20, .most = 1 << 30};
   spec.limits = {false, 64, 64, 0};
   spec.version = "version";
   spec.rank_features.assign(64 * 3, 0.0f);
