@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from gr2.config import refuse_below
 from gr2.features import SCORE_FEATURES
+from gr2.manifest import MODEL_LIMITS
 
 __all__ = ["MASKED", "Encoding", "Student", "StudentConfig", "attention_mask"]
 
@@ -30,7 +31,7 @@ __all__ = ["MASKED", "Encoding", "Student", "StudentConfig", "attention_mask"]
 Encoding = Literal["item", "code"]
 MASKED = -1e9  # finite: a row of padding must not turn into NaN
 # Tokens of a history: attention takes their square in memory, and no bundle may have more.
-LONGEST = 4096
+LONGEST = MODEL_LIMITS["max_history"]
 # The head's own: it overfits sooner than the transformer.
 POOL_DROPOUT, QUERY_DROPOUT = 0.3, 0.5
 
