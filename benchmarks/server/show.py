@@ -26,9 +26,33 @@ FRESH = {
     "server.equality": "benchmarks.server.equality",
 }
 TESTS = {
-    "health, reflection, deadlines, limits, drain: a real server, a real client": ["tests/serving/test_server.py"],
+    "bytes to bytes in the core: the official parser's verdicts, Python's bytes and errors": [
+        "tests/core/test_parsed_request.py", "tests/serving/test_request.py", "tests/serving/test_engine.py",
+        "tests/serving/services/test_replies.py", "tests/serving/services/test_servicer.py",
+        "tests/serving/models/test_native_model.py", "tests/serving/models/test_core_model.py",
+    ],
+    "admission: a bounded queue, deadlines, the incoming order, two priorities; refusals and silence take no thread": [
+        "tests/serving/test_admission.py", "tests/serving/access/test_arrivals.py",
+        "tests/serving/access/test_calls.py", "tests/serving/access/test_direct.py",
+    ],
+    "encoded histories: by what they are, bounded, of one bundle; memory of a request": [
+        "tests/core/test_prefix_cache.py", "tests/serving/models/test_split_model.py",
+        "tests/serving/models/test_memory.py", "tests/serving/models/test_heap.py",
+    ],
+    "batches for a GPU: each request its own answer, error and end": [
+        "tests/serving/models/test_batcher.py", "tests/serving/models/test_padding.py",
+        "tests/serving/models/test_device.py", "tests/serving/models/test_device_model.py",
+    ],
+    "health, reflection, deadlines, limits, drain: a real server, a real client": [
+        "tests/serving/test_server.py", "tests/serving/access/test_transport.py", "tests/serving/test_config.py",
+        "tests/serving/services/test_management.py", "tests/serving/test_rerank_command.py",
+    ],
+    "replicas: the published service config, balanced by the load that they report": [
+        "tests/test_client.py", "tests/serving/access/test_load.py",
+    ],
     "bundles swapped, refused, several, in the shadow": [
         "tests/serving/bundles/test_repository.py", "tests/serving/bundles/test_shadow.py",
+        "tests/serving/bundles/test_versions.py", "tests/serving/bundles/test_handle.py",
     ],
     "TLS, mutual TLS, certificates replaced, tokens": [
         "tests/serving/access/test_certificates.py", "tests/serving/access/test_tokens.py",
