@@ -20,9 +20,10 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.results import Figure, Record, store
-from benchmarks.server.faults_bench import QUICK, SETTLE, Bench, Outcome, Sizes, free_port, reload
+from benchmarks.server.faults_bench import QUICK, SETTLE, Bench, Outcome, Sizes, reload
 from benchmarks.server.faults_callers import half_open, malformed, slow_callers
 from benchmarks.server.faults_load import Replica, make_questions
+from benchmarks.server.processes import free_port
 from gr2.bundle import Bundle
 from gr2.client import Client
 from gr2.export.random_bundle import write_random_bundle
@@ -197,7 +198,8 @@ def _prepare(folder: Path, sizes: Sizes) -> Bench:
 
 def _figure(outcome: Outcome) -> Figure:
     tally = outcome.tally
-    value = f"{sum(tally.errors.values())} errors and {tally.wrong} wrong of {tally.calls}; {outcome.note}"
+    counts = f"{sum(tally.errors.values())} errors and {tally.wrong} wrong of {tally.calls}"
+    value = f"{counts}, worst {tally.quantile(1):.1f} ms; {outcome.note}"
     good = tally.calls > 0 and not tally.failed and outcome.holds
     return Figure(outcome.fault, value, "0 errors and 0 wrong", "ok" if good else "short")
 

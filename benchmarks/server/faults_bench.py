@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import grpc
 from benchmarks.server.faults_load import Load, Question, Replica, Tally
 from gr2.v1 import management_pb2, management_pb2_grpc
 
-__all__ = ["QUICK", "SETTLE", "Bench", "Outcome", "Sizes", "free_port", "reload"]
+__all__ = ["QUICK", "SETTLE", "Bench", "Outcome", "Sizes", "reload"]
 
 RATE = 50.0  # calls a second
 SETTLE = 1.0  # seconds of load before and after a fault
@@ -77,10 +76,3 @@ def reload(replica: Replica) -> management_pb2.BundleInfo:
     with grpc.insecure_channel(replica.address) as channel:
         stub = management_pb2_grpc.ManagementStub(channel)
         return stub.Reload(management_pb2.ReloadRequest(), timeout=60).bundles[0]
-
-
-def free_port() -> int:
-    """A port that is free now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

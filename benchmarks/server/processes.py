@@ -19,7 +19,7 @@ from gr2.errors import Gr2Error
 from gr2.load.job import OK
 from gr2.load.worker import Call, grpc_calls
 
-__all__ = ["CORE", "OURS", "SERVERS", "Started", "empty_server", "started"]
+__all__ = ["CORE", "OURS", "SERVERS", "Started", "empty_server", "free_port", "started"]
 
 LONGEST_START, LONGEST_STOP = 120.0, 20.0  # seconds
 OURS = "gr2"
@@ -73,7 +73,7 @@ def started(name: str, bundle: Path, core: int, venvs: Path, request: bytes, *op
 
     `options` are further ones of `gr2 serve`. Raises Gr2Error if it does not start.
     """
-    port = _free_port()
+    port = free_port()
     name, _, core_handler = name.partition(CORE[0])
     environment = os.environ | {
         "GR2_BUNDLE": str(bundle),
@@ -188,7 +188,8 @@ def _kilobytes(process: int, of: str) -> float:
     return float(next(line for line in text.splitlines() if line.startswith(of)).split()[1])
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
