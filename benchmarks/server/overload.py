@@ -10,12 +10,13 @@ import argparse
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.results import Figure, Record, store
-from benchmarks.server.processes import OURS, Started, empty_server, started
+from benchmarks.server.processes import OURS, Started, empty_server, free_port, started
 from gr2.bundle import Bundle
 from gr2.errors import Gr2Error
 from gr2.export.random_bundle import write_random_bundle
@@ -23,8 +24,9 @@ from gr2.load.requests import draw_requests
 from gr2.load.run import run_step
 from gr2.load.step import Generator, Step
 from gr2.load.summary import Summary
+from gr2.top import read_metrics
 
-__all__ = ["main", "memory", "overload", "rounds"]
+__all__ = ["Counted", "Counting", "main", "memory", "overload", "rounds"]
 
 EVENTS, CANDIDATES, REQUESTS = 50, 50, 20_000
 SERVER, CLIENT = 0, 1
@@ -37,16 +39,45 @@ STUDENTS = {"2 layers of 128": {"dim": 128, "layers": 2}, "1 layer of 64": {"dim
 WINDOW = 20.0  # seconds of one step of the half hour
 FLAT = 0.03
 
-
-def step(server: Started, requests: Sequence[bytes], seconds: float, **load: float) -> Summary:
-    """One step; its callers have DEADLINE seconds."""
-    plan = Step(seconds=seconds, warmup=WARMUP, deadline=DEADLINE, **load)  # type: ignore[arg-type]
-    return run_step(server.target, requests, plan, generator=GENERATOR, server=server.pids(), worker=WORKER)
+Rounds = list[tuple["Counted", "Counted"]]
+"""Peaks, each with the overload after it."""
 
 
-def late(found: Summary) -> int:
-    """Answers that came after their callers' deadline."""
-    return round((found.throughput - found.goodput) * found.step.seconds)
+@dataclass(frozen=True)
+class Counted:
+    """A step as its callers saw it, and how many answers the server has sent meanwhile by its own count."""
+
+    found: Summary
+    sent: int
+
+    @property
+    def late(self) -> int:
+        """Answers that came after their callers' deadline, or never: the server sent them, and nobody had them in time.
+
+        A caller that gives up at its deadline does not see what comes then.
+        """
+        return self.sent - self.found.in_time
+
+
+@dataclass(frozen=True)
+class Counting:
+    """A server and the URL of its metrics."""
+
+    server: Started
+    metrics: str
+
+    def step(self, requests: Sequence[bytes], seconds: float, **load: float) -> Counted:
+        """One step; its callers have DEADLINE seconds."""
+        plan = Step(seconds=seconds, warmup=WARMUP, deadline=DEADLINE, **load)  # type: ignore[arg-type]
+        server, before = self.server, self.sent()
+        found = run_step(server.target, requests, plan, generator=GENERATOR, server=server.pids(), worker=WORKER)
+        # What the server is at work on when the last caller gives up.
+        time.sleep(DEADLINE)
+        return Counted(found, self.sent() - before)
+
+    def sent(self) -> int:
+        """Answers that the server has sent so far."""
+        return int(read_metrics(self.metrics).value("gr2_requests_total", status="OK"))
 
 
 def shares(found: Summary) -> str:
@@ -54,12 +85,12 @@ def shares(found: Summary) -> str:
     return ", ".join(f"{code} {count / found.calls:.1%}" for code, count in sorted(found.codes.items()))
 
 
-def rounds(server: Started, requests: Sequence[bytes], seconds: float) -> list[tuple[Summary, Summary]]:
+def rounds(server: Counting, requests: Sequence[bytes], seconds: float) -> Rounds:
     """Peak and overload in turns."""
     pairs = []
     for _ in range(ROUNDS):
-        peak = step(server, requests, seconds, concurrency=CALLERS)
-        pairs.append((peak, step(server, requests, seconds, rate=2 * peak.throughput)))
+        peak = server.step(requests, seconds, concurrency=CALLERS)
+        pairs.append((peak, server.step(requests, seconds, rate=2 * peak.found.throughput)))
     return pairs
 
 
@@ -80,33 +111,30 @@ def most(peak: Summary, refused: float) -> float:
     return (answered - 2 * refused) / (answered - refused)
 
 
-def overload(found: dict[str, list[tuple[Summary, Summary]]], refused: float, seconds: float) -> Record:
+def overload(found: dict[str, Rounds], refused: float, seconds: float) -> Record:
     """The figures of each student's peaks and overloads; grpcio's cheapest refusal takes `refused` us."""
     figures, rows, notes = [], [], []
     for student, pairs in found.items():
-        ratio = float(np.median([flood.goodput / peak.goodput for peak, flood in pairs]))
-        latency = max(flood.latency["p99"] for _, flood in pairs)
-        bound = float(np.median([most(peak, refused) for peak, _ in pairs]))
+        ratio = float(np.median([flood.found.goodput / peak.found.goodput for peak, flood in pairs]))
+        latency = max(flood.found.latency["p99"] for _, flood in pairs)
+        bound = float(np.median([most(peak.found, refused) for peak, _ in pairs]))
         figures += [
             Figure.judge(f"goodput at twice the capacity over the peak, {student}", ratio, 0.9),
             Figure.judge(f"p99 of the answered then, {student}, ms", latency, 1e3 * DEADLINE, at_most=True),
-            Figure.judge(
-                f"answers after their deadline, {student}", sum(late(each[1]) for each in pairs), 0, at_most=True
-            ),
+            lateness(student, [flood for _, flood in pairs]),
             Figure(f"goodput if refusals were grpcio's cheapest, {student}", f"{bound:.3f}", "measured", "ok"),
         ]
         steps = [each for pair in pairs for each in pair]
-        notes += [f"of a step: {each.refused}" for each in steps if each.refused]
-        rows += [
-            [student, each.step.name, f"{each.throughput:.0f}", f"{each.goodput:.0f}", f"{each.latency['p50']:.1f}",
-             f"{each.latency['p99']:.1f}", f"{each.server_cpu:.0f}", shares(each)]
-            for each in steps
-        ]  # fmt: skip
-    columns = ["student", "", "answered/s", "in time/s", "p50 ms", "p99 ms", "CPU us an answer", "calls by status"]
+        notes += [f"of a step: {each.found.refused}" for each in steps if each.found.refused]
+        rows += [row(student, each) for each in steps]
+    columns = ["student", "", "answered/s", "in time/s", "p50 ms", "p99 ms", "CPU us an answer"]
+    columns += ["answers sent", "in time", "calls by status"]
     title = f"deadline {1e3 * DEADLINE:.0f} ms, {seconds:.0f} s a step"
     table = {"title": title, "columns": columns, "rows": rows}
     notes = [
         f"{EVENTS} history items and {CANDIDATES} candidates; latency from when a request was due",
+        "answers sent are the server's count (gr2_requests_total, status OK), in time those that callers had by their "
+        "deadline, both with the warm-up; the difference came late or was lost",
         f"grpcio's cheapest refusal, of a call unread, takes {refused:.0f} us of the processor; ours has read the "
         "request, which may ask for the incoming order in place of a refusal, or have priority",
         *notes,
@@ -114,25 +142,42 @@ def overload(found: dict[str, list[tuple[Summary, Summary]]], refused: float, se
     return Record("server.overload", "The server under overload", "make server-overload", figures, [table], notes)
 
 
-def memory(server: Started, requests: Sequence[bytes], minutes: float, rate: float | None) -> Record:
+def lateness(student: str, floods: Sequence[Counted]) -> Figure:
+    """How many answers the server sent that no caller had in time."""
+    late = sum(each.late for each in floods)
+    # Fewer than callers had would mean that the two do not count the same.
+    status = "ok" if late == 0 else "short"
+    sent = sum(each.sent for each in floods)
+    return Figure(f"answers after their deadline, {student}", f"{late:,} of {sent:,} sent", "0", status)
+
+
+def row(student: str, step: Counted) -> list[str]:
+    """A step's row of the table."""
+    found = step.found
+    rates = [f"{found.throughput:.0f}", f"{found.goodput:.0f}"]
+    times = [f"{found.latency['p50']:.1f}", f"{found.latency['p99']:.1f}", f"{found.server_cpu:.0f}"]
+    return [student, found.step.name, *rates, *times, f"{step.sent:,}", f"{found.in_time:,}", shares(found)]
+
+
+def memory(server: Counting, requests: Sequence[bytes], minutes: float, rate: float | None) -> Record:
     """Resident memory while twice the capacity, or `rate` a second, is offered; sampled between steps."""
-    rate = rate or 2 * step(server, requests, 5.0, concurrency=CALLERS).throughput
+    rate = rate or 2 * server.step(requests, 5.0, concurrency=CALLERS).found.throughput
     end = time.monotonic() + 60 * minutes
     samples: list[float] = []
-    answered, offered = 0.0, 0
+    steps: list[Counted] = []
     while time.monotonic() < end:
-        found = step(server, requests, WINDOW, rate=rate)
-        answered += found.throughput * WINDOW
-        offered += found.calls
-        samples.append(server.resident())
+        steps.append(server.step(requests, WINDOW, rate=rate))
+        samples.append(server.server.resident())
     if len(samples) < 10:
         raise Gr2Error(f"{minutes:g} minutes are too few to tell")
     fifth = len(samples) // 5
     early, last = float(np.median(samples[fifth : 2 * fifth])), float(np.median(samples[-fifth:]))
     growth = last / early - 1
+    offered, answered = sum(each.found.calls for each in steps), sum(each.found.throughput for each in steps) * WINDOW
     figures = [
         Figure.judge(f"growth of memory over {minutes:.0f} minutes of overload", growth, FLAT, at_most=True),
         Figure("requests meanwhile", f"{offered:,} sent, {answered:,.0f} answered", "measured", "ok"),
+        lateness("1 layer of 64", steps),
     ]
     table = {
         "title": "resident memory in MB, at fifths of the run",
@@ -153,13 +198,15 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="of a step of the overload")
     parser.add_argument("--dry", action="store_true")
     arguments = parser.parse_args()
-    found: dict[str, list[tuple[Summary, Summary]]] = {}
+    found: dict[str, Rounds] = {}
     students = {"1 layer of 64": STUDENTS["1 layer of 64"]} if arguments.minutes else STUDENTS
     for student, sizes in students.items():
         with tempfile.TemporaryDirectory() as folder:
             bundle = write_random_bundle(Path(folder) / "bundle", batched=False, **sizes)
             requests = draw_requests(Bundle.load(bundle), REQUESTS, history=EVENTS, candidates=CANDIDATES)
-            with started(OURS, bundle, SERVER, Path(), requests[0]) as server:
+            port = free_port()
+            with started(OURS, bundle, SERVER, Path(), requests[0], "--metrics-port", str(port)) as process:
+                server = Counting(process, f"http://127.0.0.1:{port}/metrics")
                 if arguments.minutes:
                     grown = memory(server, requests, arguments.minutes, arguments.rate)
                 else:

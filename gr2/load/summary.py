@@ -30,7 +30,8 @@ class Summary:
     """One step. Times are in milliseconds; rates are a second, over the time that counts.
 
     `latency` is from when a request was due until its answer, over answers: name of the percentile to milliseconds.
-    `goodput` counts the answers within the deadline. `phases` is each phase's share of the server's time and `inside`
+    `goodput` counts the answers within the deadline, and `in_time` is their number with those of the warm-up, which a
+    server's own count can be compared with. `phases` is each phase's share of the server's time and `inside`
     that time at the median, both from the replies. `server_cpu` and `client_cpu` are microseconds a request; NaN where
     unknown. `crowded` is the share of requests that found no free slot when they were due. `refused` says why there is
     nothing else to report.
@@ -41,6 +42,7 @@ class Summary:
     codes: dict[str, int]
     throughput: float
     goodput: float
+    in_time: int
     latency: dict[str, float]
     curve: list[float]
     phases: dict[str, float]
@@ -80,6 +82,7 @@ def summarize(step: Step, calls: Calls, *, server_seconds: float, processors: in
         _codes(calls.code[counted]),
         float(len(taken) / step.seconds),
         float(good / step.seconds),
+        int(np.count_nonzero((calls.code == OK) & (calls.done - calls.due <= 1e9 * step.deadline))),
         {f"p{percent:g}": _percentile(taken, percent) for percent in PERCENTILES} | {"max": _percentile(taken, 100)},
         np.percentile(taken, CURVE).tolist() if len(taken) else [],
         shares,

@@ -32,12 +32,18 @@ def test_latency_counts_from_the_due_time_and_warm_up_is_left_out() -> None:
     assert found.codes == {"OK": 3, "RESOURCE_EXHAUSTED": 1}
     assert found.latency["p50"] == 40
     assert found.latency["max"] == 410
-    assert (found.throughput, found.goodput) == (3, 2)
+    assert (found.throughput, found.goodput, found.in_time) == (3, 2, 2)
     assert found.server_cpu == pytest.approx(1000)
     assert found.phases == pytest.approx(
         {"queue": 0, "parse": 0.1, "lookup": 0, "trie": 0, "model": 0.7, "rank": 0, "other": 0.2}
     )
     json.dumps(found.record(), allow_nan=False)
+
+
+def test_answers_in_time_are_counted_from_the_start() -> None:
+    given = calls([50, 60, 200, 300], [50, 60, 200, 300], [100, 900, 220, 320], [0, 0, 0, 8])
+    found = summarize(Step(rate=4, seconds=1, warmup=0.1, deadline=0.2), given, server_seconds=0.0, processors=1)
+    assert (found.calls, found.in_time) == (2, 2)
 
 
 def test_a_step_without_answers_has_a_record() -> None:
