@@ -53,7 +53,9 @@ class ServiceTimes {
   std::chrono::nanoseconds estimate(std::size_t size_class) const;
   void record(std::size_t size_class, std::chrono::nanoseconds taken);
   // A request was refused for how long it would take: some day one is let in again, to see whether that still holds.
-  void doubt(std::size_t size_class) { means_[size_class] *= kDoubt; }
+  void doubt(std::size_t size_class) {
+    means_[size_class] = kDoubt * static_cast<double>(estimate(size_class).count());
+  }
 
  private:
   static constexpr double kDoubt = 0.99;
@@ -61,8 +63,8 @@ class ServiceTimes {
 };
 
 // At most `workers` calls work at once, at most `queue` wait; those of high priority go first, each in the order of
-// their arrival. A call is refused at once if the work before it takes longer than half of the time that it has, or
-// that and its own longer than all of it; and again when its turn comes, if its time no longer suffices. Where the
+// their arrival. A call is refused at once if the work before it takes longer than a quarter of the time that it has,
+// or that and its own longer than all of it; and again when its turn comes, if its time no longer suffices. Where the
 // queue is full, a call of high priority takes the place of the last one of low priority. Thread-safe.
 class Admission {
  public:

@@ -148,6 +148,24 @@ void test_a_call_without_enough_time_is_refused_at_once_until_it_might_have() {
   CHECK(tries > 10);
 }
 
+// Whatever was answered first, as one large request, says little of small ones.
+void test_a_size_that_was_never_seen_is_let_in_some_day() {
+  Admission admission(1, 4);
+  Call large;
+  CHECK(!admission.enter(large, Priority::kHigh, kNoDeadline, 1000));
+  std::this_thread::sleep_for(milliseconds(100));
+  admission.leave(large, true);
+  const auto refused = [&] {
+    Call small;
+    const auto outcome = admission.enter(small, Priority::kHigh, Clock::now() + milliseconds(50), 10);
+    if (!outcome) admission.leave(small, false);
+    return outcome == Outcome::kLate;
+  };
+  int tries = 0;
+  while (refused()) CHECK(++tries < 1000);
+  CHECK(tries > 10);
+}
+
 void test_estimates_follow_sizes() {
   gr2::ServiceTimes times;
   const auto size_class = [](std::size_t size) { return gr2::ServiceTimes::size_class(size); };
@@ -364,6 +382,7 @@ int main() {
   test_cancelled_and_expired_calls_leave_the_queue();
   test_a_call_that_is_withdrawn_gives_its_place_up();
   test_a_call_without_enough_time_is_refused_at_once_until_it_might_have();
+  test_a_size_that_was_never_seen_is_let_in_some_day();
   test_estimates_follow_sizes();
   test_no_more_work_at_once_than_there_are_workers();
   test_requests_are_read_and_their_rules_kept();
