@@ -40,7 +40,7 @@ class LeanSender:
         self._address = host, int(port)
         self._connections: list[Connection | None] = [None] * job.connections
         self._open: list[dict[int, tuple[int, int, int]]] = [{} for _ in range(job.connections)]  # number, due, sent
-        self._ends: deque[tuple[int, int, int]] = deque()  # deadline, connection, stream
+        self._ends: deque[tuple[int, int, int, int]] = deque()  # deadline, connection, stream, number
 
     def begin(self, start: int) -> None:
         """Send from `start` on, nanoseconds of the monotonic clock."""
@@ -94,7 +94,7 @@ class LeanSender:
             return
         stream = connection.next
         self._open[place][stream] = (number, due, sent)
-        self._ends.append((due + self._deadline, place, stream))
+        self._ends.append((due + self._deadline, place, stream, number))
         try:
             connection.start(request, left / 1e9)
         except OSError:
@@ -111,13 +111,21 @@ class LeanSender:
                     connection.receive()
             except OSError:
                 self._drop(place)
+        self._give_up_late()
+
+    def _give_up_late(self) -> None:
         now = self._now()
         while self._ends and self._ends[0][0] <= now:
-            _, place, stream = self._ends.popleft()
-            connection = self._connections[place]
-            if connection is not None and stream in self._open[place]:
-                self._note(place, stream, DEADLINE_EXCEEDED, b"")
+            _, place, stream, number = self._ends.popleft()
+            connection, call = self._connections[place], self._open[place].get(stream)
+            # Streams of a connection that was made again have the numbers of the lost one's.
+            if connection is None or call is None or call[0] != number:
+                continue
+            self._note(place, stream, DEADLINE_EXCEEDED, b"")
+            try:
                 connection.cancel(stream)
+            except OSError:
+                self._drop(place)
 
     def _connection(self, place: int) -> Connection | None:
         """A connection, made again if it was lost; None if it cannot be."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -127,6 +128,53 @@ def test_a_lost_connection_ends_its_calls() -> None:
         connection.close()
         over.set()
     assert ended == [(1, grpc.StatusCode.UNAVAILABLE.value[0], b"")]
+
+
+@contextmanager
+def waiting(deadline: float) -> Iterator[LeanSender]:
+    """A sender to a server that answers nothing."""
+    over = threading.Event()
+
+    def wait(request: bytes, _: grpc.ServicerContext) -> bytes:
+        over.wait(30)
+        return request
+
+    with answering(wait) as target:
+        sender = LeanSender(Job(target, "", 0, 1, 100.0, 8, 1, 0.0, 0.5, deadline, [], 1, 0), [b"request"])
+        sender.start = time.monotonic_ns()
+        yield sender
+        sender._drop(0)
+        over.set()
+
+
+def test_a_call_keeps_its_time_though_a_lost_connection_had_one_of_its_stream() -> None:
+    with waiting(0.2) as sender:
+        sender._send(0, sender._now())
+        sender._drop(0)
+        assert [row[3] for row in sender.rows] == [grpc.StatusCode.UNAVAILABLE.value[0]]
+        time.sleep(0.1)
+        sender._send(0, sender._now())
+        time.sleep(0.12)
+        sender._receive(0)
+        assert len(sender.rows) == 1
+        time.sleep(0.1)
+        sender._receive(0)
+        assert [row[3] for row in sender.rows[1:]] == [grpc.StatusCode.DEADLINE_EXCEEDED.value[0]]
+
+
+def test_calls_are_noted_though_they_cannot_be_cancelled() -> None:
+    with waiting(0.1) as sender:
+        for _ in range(3):
+            sender._send(0, sender._now())
+        connection = sender._connections[0]
+        assert connection is not None
+        connection.socket.shutdown(socket.SHUT_WR)
+        time.sleep(0.15)
+        # What the server says to the end of the connection is not looked at.
+        sender._give_up_late()
+        codes = [row[3] for row in sender.rows]
+    late, lost = grpc.StatusCode.DEADLINE_EXCEEDED.value[0], grpc.StatusCode.UNAVAILABLE.value[0]
+    assert codes == [late, lost, lost]
 
 
 def test_a_response_can_be_read(make_bundle: MakeBundle) -> None:
