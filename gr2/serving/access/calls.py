@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,8 @@ import grpc
 from gr2._core import Admission as CoreAdmission
 
 __all__ = ["DONE", "Admission", "CallPool", "InPlace", "Patience", "in_pool", "messages_of", "only_message"]
+
+logger = logging.getLogger(__name__)
 
 PRESSED = 0.5  # seconds
 SPARE = 4
@@ -54,11 +57,11 @@ class CallPool(ThreadPoolExecutor):
         with self._lock:
             if self._closed:
                 raise RuntimeError("the pool is shut down")
+            if len(self._runners) < min(self._running + 1, self._most):
+                self._add_runner()
             self.taken += 1
             self.pending += 1
             self._running += 1
-            if len(self._runners) < min(self._running, self._most):
-                self._add_runner()
         self._runs.put((fn, args))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -75,14 +78,22 @@ class CallPool(ThreadPoolExecutor):
 
     def _add_runner(self) -> None:
         name = f"gr2-{self._name}-run_{len(self._runners)}"
-        self._runners.append(threading.Thread(target=self._take_runs, name=name, daemon=True))
-        self._runners[-1].start()
+        thread = threading.Thread(target=self._take_runs, name=name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the system gives no more threads: those that there are do what there is
+            if not self._runners:
+                raise
+        else:
+            self._runners.append(thread)
 
     def _take_runs(self) -> None:
         while (run := self._runs.get()) is not None:
             fn, args = run
             try:
                 fn(*args)
+            except Exception:
+                logger.exception("a call could not be ended")
             finally:
                 with self._lock:
                     self.pending -= 1

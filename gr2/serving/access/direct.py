@@ -49,6 +49,10 @@ class Begun(Protocol):
     def known(self) -> bool:
         """Whether it may be told in the thread that grpc serves from."""
 
+    @property
+    def admitted(self) -> bool:
+        """Whether the core has let it in, so that there is a thread for it."""
+
     def abandon(self) -> None:
         """Nobody waits for the answer."""
 
@@ -116,12 +120,12 @@ class DirectCall:
     def answer(self, reply: bytes, trailers: Trailers) -> None:
         """Send the message and the status OK."""
         self._send(cygrpc.StatusCode.ok, b"", trailers, (cygrpc.SendMessageOperation(reply, NO_FLAGS),))
-        self._ended(self._metadata, self.came, "OK", reply)
+        self._tell("OK", reply)
 
     def refuse(self, code: grpc.StatusCode, details: str, trailers: Trailers = ()) -> None:
         """Send a status other than OK."""
         self._send(_common.STATUS_CODE_TO_CYGRPC_STATUS_CODE[code], details.encode(), trailers, ())
-        self._ended(self._metadata, self.came, code.name, None)
+        self._tell(code.name, None)
 
     def cancel(self) -> None:
         """End the call without a status of ours."""
@@ -131,6 +135,13 @@ class DirectCall:
         """Hear of it from now on if the caller goes; else that is known with the status."""
         self._watched = True
         self._call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(NO_FLAGS),), self._closed)
+
+    def _tell(self, code: str, reply: bytes | None) -> None:
+        try:
+            self._ended(self._metadata, self.came, code, reply)
+        except Exception:
+            # The call has ended all the same, and the thread may be the one that serves all of them.
+            logger.exception("the end of a call could not be noted")
 
     def _metadata(self) -> Any:
         return self._event.invocation_metadata
@@ -236,7 +247,9 @@ class DirectCalls:
         begun = self._look(call)
         if begun is not None and begun.known:
             admission.in_place.submit(self._end, begun, call)
-        elif begun is None and admission.full:
+        elif admission.full and not (begun is not None and begun.admitted):
+            if begun is not None:
+                begun.abandon()
             admission.in_place.submit(self._answerer.refuse_unseen, call)
         else:
             call.watch()

@@ -54,11 +54,11 @@ UNKNOWN_CLIENT = (
 class Looked:
     """A request that the core has looked at, and the lease of the bundle that answers it."""
 
-    __slots__ = ("_lease", "_started", "call", "known")
+    __slots__ = ("_lease", "_started", "admitted", "call", "known")
 
     def __init__(self, lease: Handle, started: InCore, call: Call) -> None:
         self._lease, self._started, self.call = lease, started, call
-        self.known = started.outcome == Outcome.FALLBACK
+        self.known, self.admitted = started.outcome == Outcome.FALLBACK, started.outcome is None
 
     def reply(self) -> bytes:
         """As `gr2.serving.services.replies.reply`, once."""
@@ -77,6 +77,7 @@ class Refused(NamedTuple):
     code: grpc.StatusCode
     details: str
     known: bool = True
+    admitted: bool = False
 
     def abandon(self) -> None:
         """Nobody waits for it, and it holds nothing."""

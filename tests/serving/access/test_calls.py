@@ -271,3 +271,44 @@ def test_a_pool_runs_what_nobody_waits_for_and_ends_once_that_is_done() -> None:
     assert (pool.taken, pool.pending) == (30, 0)
     with pytest.raises(RuntimeError):
         pool.run(work, 0)
+
+
+def test_a_pool_that_gets_no_more_threads_goes_on_with_those_that_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = calls_module.CallPool(3, "test")
+    go, done = threading.Semaphore(0), []
+
+    def work(at: int) -> None:
+        assert go.acquire(timeout=30)
+        done.append(at)
+
+    def exhausted(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as system:
+        system.setattr(threading.Thread, "start", exhausted)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            pool.run(work, 0)
+    assert (pool.taken, pool.pending) == (0, 0)
+    pool.run(work, 1)
+    with monkeypatch.context() as system:
+        system.setattr(threading.Thread, "start", exhausted)
+        pool.run(work, 2)
+    pool.run(work, 3)
+    go.release(3)
+    pool.shutdown()
+    assert sorted(done) == [1, 2, 3]
+    assert pool.pending == 0
+
+
+def test_a_pool_goes_on_after_a_call_that_raises() -> None:
+    pool = calls_module.CallPool(1, "test")
+    done = threading.Event()
+
+    def fails() -> None:
+        raise ValueError("not as it should be")
+
+    pool.run(fails)
+    pool.run(done.set)
+    assert done.wait(30)
+    pool.shutdown()
+    assert pool.pending == 0

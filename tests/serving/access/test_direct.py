@@ -15,6 +15,7 @@ import pytest
 from gr2._core import Call
 from gr2.client import Client
 from gr2.errors import Gr2Error
+from gr2.serving.access.calls import SPARE
 from gr2.serving.server import Server
 from gr2.serving.services.servicer import METHOD
 from gr2.v1 import reranker_pb2 as pb
@@ -112,6 +113,51 @@ def test_an_answer_that_is_late_is_not_sent(server: Server, monkeypatch: pytest.
     assert status(late.value)[0] is grpc.StatusCode.DEADLINE_EXCEEDED
     await_idle(server)
     assert told == ["DEADLINE_EXCEEDED"]
+
+
+def test_ends_that_cannot_be_noted_leave_calls_and_threads_alone(server: Server) -> None:
+    def fails(*_: Any) -> None:
+        raise ValueError("nobody to tell")
+
+    server._servicer.ended = fails
+    core, held = server._admission.core, Call()
+    assert core.enter(held) is None
+    with grpc.insecure_channel(server.address) as channel:
+        calls = [channel.unary_unary(METHOD).future(REQUEST, timeout=30) for _ in range(4)]
+        deadline = time.monotonic() + 30
+        while core.stats()["waiting"] != (4, 0) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        # In the thread that serves all calls.
+        with pytest.raises(grpc.RpcError) as refused:
+            channel.unary_unary(METHOD)(REQUEST, timeout=30)
+        assert status(refused.value)[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
+        core.leave(held, done=False)
+        assert all(len(pb.RerankResponse.FromString(call.result(30)).ranking) == 3 for call in calls)
+    await_idle(server)
+
+
+def test_requests_that_the_core_has_not_let_in_wait_within_the_bound(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free, end = threading.Event(), server._servicer.end
+
+    def slow(begun: Any, call: Any) -> None:
+        assert free.wait(30)
+        end(begun, call)
+
+    monkeypatch.setattr(server._servicer, "end", slow)
+    most = server._admission.bound + SPARE
+    with grpc.insecure_channel(server.address) as channel:
+        calls = [channel.unary_unary(METHOD).future(b"", timeout=30) for _ in range(100)]
+        deadline = time.monotonic() + 30
+        while sum(call.done() for call in calls) < 100 - most and time.monotonic() < deadline:
+            time.sleep(0.005)
+        assert server._admission.pool.pending == most
+        free.set()
+        codes = [call.exception(30).code() for call in calls]
+    assert codes.count(grpc.StatusCode.INVALID_ARGUMENT) == most
+    assert codes.count(grpc.StatusCode.RESOURCE_EXHAUSTED) == 100 - most
+    await_idle(server)
 
 
 def test_calls_that_are_at_work_when_the_server_stops_are_answered(make_bundle: MakeBundle) -> None:
