@@ -9,8 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from gr2.decoding import CandidateDecoder, CandidateTrie, CatalogTrie, ItemFilter, Retriever
-from gr2.kernels import CandidateTables
-from gr2.kernels.device_decoder import DeviceDecoder
+from gr2.kernels import CandidateTables, Decoder
 
 __all__ = ["check_generate", "check_retrieve", "check_score"]
 
@@ -34,7 +33,7 @@ def poison(*tensors: torch.Tensor) -> None:
         tensor.fill_(torch.nan if tensor.is_floating_point() else 0x7B)
 
 
-def check_retrieve(decoder: DeviceDecoder) -> str:
+def check_retrieve(decoder: Decoder) -> str:
     """Asserts whole searches; says how many beams were compared, and how many were too near others to compare."""
     compared = near = 0
     for number, case in enumerate(SEARCHES):
@@ -45,7 +44,7 @@ def check_retrieve(decoder: DeviceDecoder) -> str:
 
 
 def _search(
-    decoder: DeviceDecoder,
+    decoder: Decoder,
     rng: np.random.Generator,
     ties: bool,
     items: int,
@@ -109,7 +108,7 @@ def slate(
     return codes, np.arange(candidates) < rng.integers(0, candidates + 1, (requests, 1))
 
 
-def check_score(decoder: DeviceDecoder) -> str:
+def check_score(decoder: Decoder) -> str:
     """Asserts scores and orders of batches of ragged requests; says how many were compared, and neighbours swapped."""
     rng, swapped, count = np.random.default_rng(0), 0, 0
     for (requests, candidates, levels, size), dtype in zip(SLATES, (*DTYPES.values(), torch.float32), strict=True):
@@ -137,7 +136,7 @@ def check_score(decoder: DeviceDecoder) -> str:
     return f"{count} candidates, {swapped} at another place than one of equal score to 1e-4"
 
 
-def check_generate(decoder: DeviceDecoder) -> str:
+def check_generate(decoder: Decoder) -> str:
     """Asserts whole permutations, greedy and sampled, decision by decision; says how many there were."""
     rng, decisions = np.random.default_rng(0), 0
     for requests, candidates, levels, size in ((16, 100, 4, 256), (4, 300, 3, 20)):

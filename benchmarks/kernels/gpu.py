@@ -25,9 +25,8 @@ from benchmarks.kernels.timing import Call, bandwidth, graphed, seconds
 from benchmarks.kernels.valid import Beams, worst_error
 from benchmarks.results import Figure, Record, store
 from gr2.decoding import CatalogTrie
-from gr2.kernels import CandidateTables
+from gr2.kernels import CandidateTables, make_decoder
 from gr2.kernels.device_catalog import DeviceCatalog
-from gr2.kernels.device_decoder import DeviceDecoder
 from gr2.kernels.device_retriever import DeviceRetriever
 
 __all__ = ["main"]
@@ -214,7 +213,7 @@ def step_times(search: Search, rate: float) -> list[Any]:
 def scoring(rate: float) -> dict[str, Any]:
     """Scores of batches of requests of 100 candidates, beside the same in PyTorch operations."""
     rng, rows = np.random.default_rng(0), []
-    decoder = DeviceDecoder("cuda")
+    decoder = make_decoder("cuda")
     for requests, size, dtype in itertools.product((1, 64), (256, 2048), (torch.float32, torch.bfloat16)):
         codes, _ = slate(rng, requests, 100, LEVELS, size)
         tables = CandidateTables.build(codes, np.ones((requests, 100), np.bool_), size)
@@ -273,7 +272,7 @@ def generation() -> tuple[list[Figure], dict[str, Any]]:
     codes, _ = slate(rng, requests, candidates, LEVELS, size)
     tables = CandidateTables.build(codes, np.ones((requests, candidates), np.bool_), size)
     table = 2 * torch.randn((requests, candidates * LEVELS, size), device="cuda")
-    ours = DeviceDecoder("cuda").candidates(tables).generate()
+    ours = make_decoder("cuda").candidates(tables).generate()
     rows = []
     while bool((ours.node >= 0).any()):
         places = ours.lengths.long().clamp(max=candidates * LEVELS - 1)
@@ -321,7 +320,7 @@ def main() -> None:
         sys.exit("benchmarks.kernels.gpu needs a CUDA device, and torch sees none")
     torch.manual_seed(0)
     began = time.monotonic()
-    decoder = DeviceDecoder("cuda")
+    decoder = make_decoder("cuda")
     kernels = (("constrained_step", check_retrieve), ("trie_score", check_score), ("rank_step", check_generate))
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as pool:
         ahead = pool.submit(compile_searches, LEVEL_SIZES, BEAMS)

@@ -3,11 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["check_mode", "check_normalization", "check_shape", "seed_array"]
+__all__ = ["as_array", "check_mode", "check_normalization", "check_shape", "seed_array"]
+
+
+def as_array(name: str, values: Any, shape: tuple[int, ...] | None = None) -> NDArray[np.float32]:
+    """`values` as an array without a copy: it is one, or has `__dlpack__` and lies in memory, as a tensor of the CPU.
+
+    Raises TypeError on what is neither or is not float32, and ValueError on another `shape`, if one is asked for, and
+    on values elsewhere.
+    """
+    if not hasattr(values, "__dlpack__"):
+        raise TypeError(f"{name} must be an array or a tensor, or have __dlpack__, got {type(values).__name__}")
+    try:
+        array: NDArray[Any] = values if isinstance(values, np.ndarray) else np.from_dlpack(values)
+    except (BufferError, RuntimeError) as error:
+        raise ValueError(f"{name} must be in memory, of a dtype that NumPy has: {error}") from error
+    if array.dtype != np.float32:
+        raise TypeError(f"{name} must be float32, got {array.dtype}")
+    if shape is not None:
+        check_shape(name, array.shape, shape)
+    return array
 
 
 def check_mode(mode: str) -> None:

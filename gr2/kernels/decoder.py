@@ -19,8 +19,9 @@ __all__ = ["Decoder", "HostDecoder", "make_decoder"]
 class Decoder(Protocol):
     """Scores, generates and retrieves where the logits are. `device` is "cpu", or a CUDA device as torch names it.
 
-    Arrays are NumPy's on the CPU and torch's on a GPU, where nothing waits for the device: errors in values are raised
-    by the `check` of what `candidates` and `retriever` return.
+    What is returned is NumPy's on the CPU and torch's on a GPU, where nothing waits for the device but `check` and
+    `fetch`: errors in the values that are scored are raised by the `check` of what `candidates` returns, on either. Of
+    generations and searches, the CPU raises them at once and a GPU when it is asked to `check`.
     """
 
     device: str
@@ -69,14 +70,17 @@ class HostDecoder:
 
     def score(
         self,
-        logits: NDArray[np.float32],
-        prior: NDArray[np.float32] | None,
+        logits: Any,
+        prior: Any,
         tables: CandidateTables,
         *,
         normalization: Literal["raw", "local"] = "raw",
     ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """As Decoder.score. Raises ValueError that names the request, row and column of a value that is not finite."""
-        return self.candidates(tables).score(logits, prior, normalization=normalization)
+        candidates = self.candidates(tables)
+        ranked = candidates.score(logits, prior, normalization=normalization)
+        candidates.check()
+        return ranked
 
     def retriever(self, beams: int, *, normalization: Literal["raw", "local"] = "raw") -> HostRetriever:
         """As Decoder.retriever."""

@@ -115,6 +115,13 @@ class DeviceCandidates:
         """(2, B) bool on the device: requests in which a logit, or a prior, was not finite since the last `check`."""
         return self._fault != NO_FAULT
 
+    def fetch(self) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.bool_]]:
+        """`order` (B, K), `scores` (B, K) and what `faulty` says, in memory; waits for the device once."""
+        # As one tensor: each copy to memory is a wait.
+        found = [self.order, self.scores.view(torch.int32), self.faulty().int().T]
+        order, bits, faulty = np.split(torch.cat(found, dim=1).cpu().numpy(), [self.candidates, -2], axis=1)
+        return order, bits.view(np.float32), faulty.T != 0
+
     def check(self) -> None:
         """Wait for the device. Raises ValueError that names a value of the calls of `score` that was not finite."""
         rows, places = self._fault.tolist()

@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gr2.decoding import CandidateDecoder, CandidateTrie
-from gr2.kernels.arguments import check_mode, check_normalization, check_shape, seed_array
+from gr2.kernels.arguments import as_array, check_mode, check_normalization, seed_array
 from gr2.kernels.candidates import CandidateTables
 
 __all__ = ["HostCandidates", "HostGeneration"]
 
 
 class HostCandidates:
-    """The tries of B requests, as DeviceCandidates has them; errors in values are raised at once."""
+    """The tries of B requests, as DeviceCandidates has them; `order` (B, K) and `scores` (B, K) are the last ones."""
 
     def __init__(self, tables: CandidateTables) -> None:
         self.load(tables)
@@ -25,36 +25,53 @@ class HostCandidates:
         """Take other requests."""
         self.tables = tables
         self.tries = [_trie(tables, request) for request in range(len(tables.counts))]
+        shape = (len(self.tries), tables.candidates)
+        self.order, self.scores = np.empty(shape, np.int32), np.empty(shape, np.float32)
+        self._faulty = np.zeros((2, len(self.tries)), np.bool_)
+        self._reason = ""
 
     def score(
-        self,
-        logits: NDArray[np.float32],
-        prior: NDArray[np.float32] | None = None,
-        *,
-        normalization: Literal["raw", "local"] = "raw",
+        self, logits: Any, prior: Any = None, *, normalization: Literal["raw", "local"] = "raw"
     ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """Order (B, K) int32 and scores (B, K) float32 from `logits` (B, n, V) and `prior` (B, K), both float32.
 
-        Raises TypeError and ValueError on other dtypes and shapes, and ValueError that names the request, row and
-        column of a value that is not finite.
+        Arrays, or what has `__dlpack__` and lies in memory. A request with a value that is not finite keeps its
+        incoming order, its scores are NaN, and `check` names the value. The result is overwritten by the next call.
+        Raises TypeError and ValueError on other dtypes, shapes and devices.
         """
         check_normalization(normalization)
-        shape = (len(self.tries), self.tables.candidates)
-        check_shape("logits", np.shape(logits), (len(self.tries), self.tables.nodes, self.tables.level_size))
-        if prior is not None:
-            check_shape("prior", np.shape(prior), shape)
-        order, scores = np.empty(shape, np.int32), np.empty(shape, np.float32)
+        rows = as_array("logits", logits, (len(self.tries), self.tables.nodes, self.tables.level_size))
+        extra = None if prior is None else as_array("prior", prior, self.scores.shape)
         for request, trie in enumerate(self.tries):
-            own = None if prior is None else prior[request]
+            own = None if extra is None else extra[request]
             try:
-                ranked = trie.score(logits[request, : trie.node_count], own, normalization=normalization)
+                ranked = trie.score(rows[request, : trie.node_count], own, normalization=normalization)
+                self.order[request], self.scores[request] = ranked
             except ValueError as error:
-                raise ValueError(f"request {request}: {error}") from error
-            order[request], scores[request] = ranked
-        return order, scores
+                self._note(request, own, f"request {request}: {error}")
+                self.order[request], self.scores[request] = np.arange(self.tables.candidates), np.nan
+        return self.order, self.scores
+
+    def _note(self, request: int, prior: NDArray[np.float32] | None, reason: str) -> None:
+        """That a value of the request is not finite; the core looks at the prior first."""
+        in_prior = prior is not None and not bool(np.isfinite(prior).all())
+        self._faulty[int(in_prior), request] = True
+        self._reason = self._reason or reason
+
+    def faulty(self) -> NDArray[np.bool_]:
+        """(2, B): requests in which a logit, or a prior, was not finite since the last `check`."""
+        return self._faulty.copy()
+
+    def fetch(self) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.bool_]]:
+        """`order`, `scores` and what `faulty` says."""
+        return self.order.copy(), self.scores.copy(), self.faulty()
 
     def check(self) -> None:
-        """Nothing is left to raise."""
+        """Raises ValueError that names the first value of the calls of `score` that was not finite."""
+        reason, self._reason = self._reason, ""
+        self._faulty[:] = False
+        if reason:
+            raise ValueError(reason)
 
     def generate(
         self,
@@ -144,15 +161,15 @@ class HostGeneration:
         for each, seed in zip(self.decoders, self._seeds.tolist(), strict=True):
             each.reset(seed)
 
-    def push(self, logits: NDArray[np.float32]) -> NDArray[np.int32]:
+    def push(self, logits: Any) -> NDArray[np.int32]:
         """The codes (B,) chosen by `logits` (B, V), -1 where none was due or all were masked.
 
         Raises TypeError and ValueError on other dtypes and shapes, and ValueError that names the first request with a
         NaN or +inf: such requests stay where they are, and the others go on.
         """
-        check_shape("logits", np.shape(logits), (len(self.decoders), self._tables.level_size))
+        rows = as_array("logits", logits, (len(self.decoders), self._tables.level_size))
         chosen, bad = np.full(len(self.decoders), -1, np.int32), None
-        for i, (each, row) in enumerate(zip(self.decoders, logits, strict=True)):
+        for i, (each, row) in enumerate(zip(self.decoders, rows, strict=True)):
             try:
                 chosen[i] = -1 if each.done else each.push(row, row=i)
             except ValueError as error:
@@ -164,15 +181,14 @@ class HostGeneration:
     def check(self) -> None:
         """Nothing is left to raise."""
 
-    def ranking(self, scores: NDArray[np.float32] | None = None) -> NDArray[np.int32]:
+    def ranking(self, scores: Any = None) -> NDArray[np.int32]:
         """(B, K): the emitted candidates, the other known ones by `scores` (B, K), and then the unknown.
 
         Ties, and without scores all, are in incoming order. Raises TypeError and ValueError on other dtypes and
         shapes, and ValueError that names a score that is NaN.
         """
         shape = (len(self.decoders), self._tables.candidates)
-        given = np.zeros(shape, np.float32) if scores is None else scores
-        check_shape("scores", np.shape(given), shape)
+        given = np.zeros(shape, np.float32) if scores is None else as_array("scores", scores, shape)
         ranking = np.empty(shape, np.int32)
         for request, (each, row) in enumerate(zip(self.decoders, given, strict=True)):
             try:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gr2.decoding import CatalogTrie, ItemFilter, Retriever
+from gr2.kernels.arguments import as_array
 
 __all__ = ["HostRetriever"]
 
@@ -44,9 +45,12 @@ class HostRetriever:
         """Begin `batch` searches; `filters` is one for all, or one for each."""
         self._search.start(catalog, batch, filters=filters)
 
-    def step(self, logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-        """Parents, codes and scores (B, M) of the new beams; ValueError names a logit that was NaN or +inf."""
-        return self._search.step(logits)
+    def step(self, logits: Any) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+        """Parents, codes and scores (B, M) of the new beams; ValueError names a logit that was NaN or +inf.
+
+        `logits` are float32: an array, or what has `__dlpack__` and lies in memory.
+        """
+        return self._search.step(as_array("logits", logits))
 
     def finish(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The M best items of each search and their scores, (B, M)."""

@@ -58,7 +58,7 @@ def as_logits(
     is not one of `dtypes`, and ValueError on another shape or device.
     """
     if not hasattr(values, "__dlpack__"):
-        raise TypeError(f"{name} must be a tensor, or have __dlpack__, got {type(values).__name__}")
+        raise TypeError(f"{name} must be an array or a tensor, or have __dlpack__, got {type(values).__name__}")
     tensor = values if isinstance(values, torch.Tensor) else torch.utils.dlpack.from_dlpack(values)
     if tensor.dtype not in dtypes:
         *expected, got = (str(each).removeprefix("torch.") for each in (*dtypes, tensor.dtype))

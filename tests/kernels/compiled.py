@@ -25,7 +25,6 @@ from gr2.kernels.device_decoder import DeviceDecoder
 from gr2.kernels.leaf_items import leaf_items_kernel
 from gr2.kernels.trie_score import trie_score_kernel
 from gr2.serving.engine import Engine
-from gr2.serving.models.batch_ranking import DeviceRanking
 from gr2.serving.models.batcher import BatchLimits
 from gr2.serving.models.device_model import DeviceModel
 
@@ -219,7 +218,6 @@ def test_a_server_ranks_with_what_was_compiled_ahead(tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "served"))
     hits, bundle = [], Bundle.load(path)
     engine, model = Engine(bundle), DeviceModel(bundle, "cpu", limits=BatchLimits(8, 500.0, 64))
-    model._ranking = DeviceRanking(bundle.manifest.model, torch.device("cpu"))
     trie_score_kernel.device_caches.clear()
     with triton.knobs.compilation.scope(), compile_only("sm_90") as (launch, _):
         triton.knobs.compilation.listener = lambda **seen: hits.append(seen["cache_hit"])

@@ -6,7 +6,7 @@ import torch
 
 from gr2.decoding import CatalogTrie
 from gr2.decoding.reference import reference_score
-from gr2.kernels import CandidateTables, HostDecoder
+from gr2.kernels import CandidateTables, make_decoder
 from gr2.kernels.device_decoder import DeviceDecoder
 
 CODES = np.array([[[0, 1], [0, 2], [3, 1]]] * 2, np.uint16)
@@ -35,7 +35,7 @@ def test_logits_are_checked_before_anything_runs():
         batch.score(torch.zeros(1, 2, 4, dtype=torch.float64))
     with pytest.raises(ValueError, match=r"logits must be \(1, 2, 4\), got \(1, 2, 5\)"):
         batch.score(torch.zeros(1, 2, 5))
-    with pytest.raises(TypeError, match="logits must be a tensor, or have __dlpack__, got list"):
+    with pytest.raises(TypeError, match="logits must be an array or a tensor, or have __dlpack__, got list"):
         batch.score([[1.0]])
     with pytest.raises(TypeError, match="prior must be float32, got float16"):
         batch.score(torch.zeros(1, 2, 4), torch.zeros(1, 2, dtype=torch.float16))
@@ -115,18 +115,85 @@ def test_a_search_that_is_over_or_not_begun_says_so():
 
 @pytest.fixture(params=["host", "device"])
 def decoder(request):
-    """Either decoder; `given` makes of an array what its calls take."""
-    chosen = HostDecoder() if request.param == "host" else DeviceDecoder("cpu")
-    chosen.given = np.asarray if request.param == "host" else torch.from_numpy
-    return chosen
+    """Either decoder. Without a GPU, the kernels' is that of a device "cpu", which `make_decoder` gives to the core."""
+    return make_decoder("cpu") if request.param == "host" else DeviceDecoder("cpu")
+
+
+def same(ours, theirs):
+    """The arrays are equal, but for rounding and the width of integers."""
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(np.asarray(one), np.asarray(other), rtol=1e-5, atol=1e-6)
+
+
+def test_one_program_has_one_answer_of_either_decoder():
+    """Every call of the interface, with the same tensors."""
+    generator = np.random.default_rng(0)
+    codes = generator.integers(0, 4, (3, 9, 3)).astype(np.uint16)
+    known = np.arange(9) < np.array([9, 1, 6])[:, None]
+    tables = CandidateTables.build(codes, known, 4, nodes=20)
+    logits = torch.from_numpy(generator.standard_normal((3, tables.nodes, 4)).astype(np.float32))
+    prior = torch.from_numpy(generator.standard_normal((3, 9)).astype(np.float32))
+    steps = torch.from_numpy(generator.standard_normal((27, 3, 4)).astype(np.float32))
+    beams = torch.from_numpy(generator.standard_normal((3, 2, 5, 4)).astype(np.float32))
+    trie = CatalogTrie(np.unique(codes.reshape(-1, 3), axis=0), 4)
+
+    def run(decoder):
+        yield decoder.score(logits, prior, tables, normalization="local")
+        batch = decoder.candidates(CandidateTables.build(codes[::-1].copy(), known, 4, nodes=20))
+        batch.load(tables)
+        yield batch.score(logits, prior)
+        yield batch.fetch()
+        batch.check()
+        generation = batch.generate(mode="sample", seeds=[1, 2, 3], temperature=0.7, top_n=5)
+        for rows in steps:
+            yield [generation.push(rows), generation.node, generation.lengths, generation.emitted, generation.fresh]
+        generation.check()
+        for row, (length, emitted) in enumerate(zip(generation.lengths, generation.emitted, strict=True)):
+            record = [generation.codes, generation.forced, generation.local, generation.raw]
+            yield [np.asarray(each)[row, : int(length)] for each in record]
+            yield [np.asarray(generation.order)[row, : int(emitted)]]
+        yield [generation.ranking(prior)]
+        retriever, catalog = decoder.retriever(5), decoder.catalog(trie)
+        retriever.start(catalog, 2, filters=[None, decoder.item_filter(catalog, deny=np.array([0, 3]))])
+        for level, rows in enumerate(beams):
+            yield retriever.step(rows if level else rows[:, :1])
+            yield [retriever.nodes(), retriever.paths()]
+        yield retriever.finish()
+        retriever.check()
+
+    for ours, theirs in zip(run(DeviceDecoder("cpu")), run(make_decoder("cpu")), strict=True):
+        same(ours, theirs)
 
 
 class TestBothDecoders:
     """One interface: what one of them refuses, so does the other, in the same words."""
 
+    def test_a_value_that_is_not_finite_fails_its_request_alone(self, decoder):
+        batch = decoder.candidates(TABLES)
+        for bad, name, where in ((0, "logits", "row 1 column 2"), (1, "prior", "row 2")):
+            values, prior = LOGITS.copy(), np.zeros((2, 3), np.float32)
+            (values if name == "logits" else prior)[(1, 1, 2) if name == "logits" else (1, 2)] = np.nan
+            batch.score(torch.from_numpy(values), torch.from_numpy(prior))
+            order, scores, faulty = batch.fetch()
+            assert faulty.tolist() == np.asarray(batch.faulty()).tolist()
+            assert faulty.tolist() == [[False, bad == 0], [False, bad == 1]]
+            expected = reference_score(CODES[0], np.ones(3, bool), LOGITS[0])
+            assert order[0].tolist() == expected[0].tolist()
+            np.testing.assert_allclose(scores[0], expected[1], rtol=1e-5)
+            with pytest.raises(ValueError, match=f"request 1: {name} {where} is [nN]a[nN]"):
+                batch.check()
+            batch.check()
+            assert not np.asarray(batch.faulty()).any()
+
+    def test_what_is_no_array_is_refused(self, decoder):
+        with pytest.raises(TypeError, match=r"^logits must be an array or a tensor, or have __dlpack__, got list"):
+            decoder.candidates(TABLES).score([[1.0]])
+        with pytest.raises(TypeError, match=r"^prior must be float32, got float64"):
+            decoder.candidates(TABLES).score(torch.from_numpy(LOGITS), torch.zeros(2, 3, dtype=torch.float64))
+
     def test_names_that_are_none_are_refused(self, decoder):
         for use in (
-            lambda: decoder.score(decoder.given(LOGITS), None, TABLES, normalization="soft"),
+            lambda: decoder.score(torch.from_numpy(LOGITS), None, TABLES, normalization="soft"),
             lambda: decoder.retriever(2, normalization="soft"),
         ):
             with pytest.raises(ValueError, match=r"^normalization must be 'raw' or 'local', got 'soft'"):
@@ -137,28 +204,28 @@ class TestBothDecoders:
     @pytest.mark.parametrize("rows", [LOGITS[:1], np.concatenate([LOGITS, LOGITS]), LOGITS[:, :1], LOGITS[:, :, :3]])
     def test_logits_of_another_shape_are_refused(self, decoder, rows):
         with pytest.raises(ValueError, match=r"^logits must be \(2, 3, 4\), got \("):
-            decoder.score(decoder.given(rows.copy()), None, TABLES)
+            decoder.score(torch.from_numpy(rows.copy()), None, TABLES)
         with pytest.raises(ValueError, match=r"^logits must be \(2, 4\), got \("):
-            decoder.candidates(TABLES).generate().push(decoder.given(rows.copy()))
+            decoder.candidates(TABLES).generate().push(torch.from_numpy(rows.copy()))
 
     def test_another_prior_or_scores_to_rank_by_are_refused(self, decoder):
         for shape in ((1, 3), (2, 2)):
-            other = decoder.given(np.zeros(shape, np.float32))
+            other = torch.from_numpy(np.zeros(shape, np.float32))
             with pytest.raises(ValueError, match=r"^prior must be \(2, 3\), got \("):
-                decoder.score(decoder.given(LOGITS), other, TABLES)
+                decoder.score(torch.from_numpy(LOGITS), other, TABLES)
             with pytest.raises(ValueError, match=r"^scores must be \(2, 3\), got \("):
                 decoder.candidates(TABLES).generate().ranking(other)
         with pytest.raises(TypeError, match="scores must be float32"):
-            decoder.candidates(TABLES).generate().ranking(decoder.given(np.zeros((2, 3))))
+            decoder.candidates(TABLES).generate().ranking(torch.from_numpy(np.zeros((2, 3))))
 
     def test_a_score_to_rank_by_that_is_nan_is_named(self, decoder):
         generation = decoder.candidates(TABLES).generate()
         scores = np.zeros((2, 3), np.float32)
         scores[1, 2] = np.nan
         with pytest.raises(ValueError, match=r"request 1: scores row 2 is [nN]a[nN]"):
-            generation.ranking(decoder.given(scores))
+            generation.ranking(torch.from_numpy(scores))
             generation.check()
-        generation.ranking(decoder.given(np.full((2, 3), -np.inf, np.float32)))
+        generation.ranking(torch.from_numpy(np.full((2, 3), -np.inf, np.float32)))
         generation.check()
 
     def test_options_of_a_generation_are_checked(self, decoder):
@@ -178,7 +245,7 @@ class TestBothDecoders:
 
     def test_a_reset_without_seeds_draws_the_same_again(self, decoder):
         generation = decoder.candidates(TABLES).generate(mode="sample", seeds=[2**64 - 1, 5])
-        rows = decoder.given(np.zeros((2, 4), np.float32))
+        rows = torch.from_numpy(np.zeros((2, 4), np.float32))
         orders = []
         for _ in range(2):
             for _ in range(3):
@@ -192,7 +259,7 @@ class TestBothDecoders:
         rows = LOGITS[:, 0].copy()
         rows[0, 1] = np.nan
         with pytest.raises(ValueError, match=r"logits row 0 column 1 is [nN]a[nN]"):
-            generation.push(decoder.given(rows))
+            generation.push(torch.from_numpy(rows))
             generation.check()
         assert np.asarray(generation.lengths).tolist() == [0, 3]
 
@@ -230,8 +297,8 @@ class TestBothDecoders:
     @pytest.mark.parametrize(("requests", "candidates"), [(0, 3), (2, 0), (0, 0)])
     def test_nothing_to_rank_is_ranked(self, decoder, requests, candidates):
         codes, known = np.zeros((requests, candidates, 2), np.uint16), np.ones((requests, candidates), np.bool_)
-        tables = CandidateTables.build(codes, known, 4)
-        logits = decoder.given(np.zeros((requests, tables.nodes, 4), np.float32))
+        tables = CandidateTables.build(codes, known, 4, nodes=20)
+        logits = torch.from_numpy(np.zeros((requests, tables.nodes, 4), np.float32))
         order, scores = decoder.score(logits, None, tables)
         assert np.asarray(order).shape == np.asarray(scores).shape == (requests, candidates)
         generation = decoder.candidates(tables).generate()

@@ -97,16 +97,37 @@ class TestHost:
             signatures = {name: inspect.signature(value).parameters.values() for name, value in found.items()}
             return {name: [(each.name, each.kind, each.default) for each in own] for name, own in signatures.items()}
 
-        pairs = [(HostDecoder, DeviceDecoder), (HostRetriever, DeviceRetriever), (HostGeneration, DeviceGeneration)]
+        pairs = [(HostDecoder, DeviceDecoder), (HostRetriever, DeviceRetriever)]
+        pairs += [(HostCandidates, DeviceCandidates), (HostGeneration, DeviceGeneration)]
         for host, device in pairs:
             assert methods(host) == methods(device)
-        # The device can say what was not finite without a wait; the host has raised it.
-        host, device = methods(HostCandidates), methods(DeviceCandidates)
-        assert device.pop("faulty") is not None
-        assert host == device
 
 
 class TestMakeDecoder:
+    def test_the_model_for_batches_takes_its_decoder_by_where_its_logits_are(self, tmp_path, monkeypatch):
+        pytest.importorskip("torch")
+        from gr2.bundle import Bundle
+        from gr2.export.random_bundle import write_random_bundle
+        from gr2.serving.models import device_model
+        from gr2.serving.models.batcher import BatchLimits
+
+        asked = []
+        monkeypatch.setattr(device_model, "make_decoder", lambda device: asked.append(device) or make_decoder(device))
+        bundle = Bundle.load(write_random_bundle(tmp_path / "bundle", items=50, level_size=16, dim=8))
+        model = device_model.DeviceModel(bundle, "cpu", limits=BatchLimits())
+        model.close()
+        assert asked == ["cpu"]
+        assert isinstance(model._ranking._decoder, HostDecoder)
+
+    def test_what_lies_in_memory_is_taken_whoever_holds_it(self):
+        torch = pytest.importorskip("torch")
+        tables = CandidateTables.build(np.array([[[1], [0], [2]]], np.uint16), np.ones((1, 3), np.bool_), 4)
+        logits = torch.arange(4.0)[None, None]
+        order, _ = make_decoder().score(logits, torch.zeros(1, 3), tables)
+        assert order.tolist() == [[2, 0, 1]]
+        with pytest.raises(ValueError, match="logits must be in memory, of a dtype that NumPy has"):
+            make_decoder().score(logits.bfloat16(), None, tables)
+
     def test_a_device_that_is_not_there_is_named(self, monkeypatch):
         torch = pytest.importorskip("torch")
         pytest.importorskip("triton")

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gr2.bundle import Bundle, graph_inputs
-from gr2.serving.models.batch_ranking import Answers, BatchRanking, DeviceRanking, HostRanking
+from gr2.kernels import make_decoder
+from gr2.serving.models.batch_ranking import Answers, BatchRanking
 from gr2.serving.models.batcher import Batcher, BatchLimits
 from gr2.serving.models.clock import Clock, DeviceClock, HostClock
 from gr2.serving.models.device import Device
@@ -62,9 +63,8 @@ class DeviceModel:
         options = None if self._stream is None else _provider_options(self._stream.cuda_stream)
         self._session = open_session(bundle, threads, batched=True, cuda=options)
         self._names = list(graph_inputs(self._spec.levels, candidates=self._spec.takes_candidates, batched=True))
-        self._ranking: BatchRanking = (
-            HostRanking(self._spec) if self._stream is None else DeviceRanking(self._spec, self._device)
-        )
+        where = device if self._stream is None else str(self._device)
+        self._ranking = BatchRanking(self._spec, make_decoder(where))
         self._batcher: Batcher[Query, Scored] = Batcher(self._scored, limits)
 
     def score(self, query: Query, wanted: Callable[[], bool] | None = None) -> Scored:

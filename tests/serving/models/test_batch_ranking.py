@@ -12,7 +12,8 @@ import pytest
 
 from gr2.bundle import ModelSpec
 from gr2.decoding import CandidateTrie
-from gr2.serving.models.batch_ranking import DeviceRanking, HostRanking
+from gr2.kernels import make_decoder
+from gr2.serving.models.batch_ranking import BatchRanking
 from gr2.serving.models.clock import HostClock
 from gr2.serving.models.padding import pad
 from gr2.serving.models.query import Query, UnrankableError
@@ -52,26 +53,30 @@ def test_kernel_ranks_as_the_core() -> None:
 def test_interpreted_kernel_ranks_as_the_core(normalization: str) -> None:
     import torch
 
+    from gr2.kernels.device_decoder import DeviceDecoder
+
     queries = make_queries(3)
     batch = pad(queries, lambda size: np.empty(size, np.uint8), max_history=8, candidates=True)
     rng = np.random.default_rng(0)
     logits = torch.from_numpy(rng.normal(size=(len(queries), batch.rows, SIZE)).astype(np.float32))
     prior = torch.from_numpy(rng.normal(size=batch.known.shape).astype(np.float32))
     spec = ModelSpec(LEVELS, SIZE, 8, 16, 1, 20, normalization=normalization)  # type: ignore[arg-type]
-    expected = HostRanking(spec)(queries, batch, logits, prior, HostClock())
-    ranking = DeviceRanking(spec, torch.device("cpu"))
+    core, ranking = BatchRanking(spec, make_decoder("cpu")), BatchRanking(spec, DeviceDecoder("cpu"))
     clock = HostClock()
+    expected = core(queries, batch, logits, prior, HostClock())
     found = ranking(queries, batch, logits, prior, clock)
     assert len(clock.durations()) == 1
-    for (order, scores), (expected_order, expected_scores) in zip(found, expected, strict=True):
-        assert order.tolist() == expected_order.tolist()
-        np.testing.assert_allclose(scores, expected_scores, atol=1e-5)
+    for place, query in enumerate(queries):
+        own = logits[place, : query.trie.node_count].numpy(), prior[place, : len(query.codes)].numpy()
+        for order, scores in (expected[place], found[place], query.rank(spec, *own)):
+            assert order.tolist() == expected[place][0].tolist()
+            np.testing.assert_allclose(scores, expected[place][1], atol=1e-5)
     logits[2, 0, 3] = float("nan")
     prior[0, 0] = float("inf")
-    expected = HostRanking(spec)(queries, batch, logits, prior, HostClock())
+    expected = core(queries, batch, logits, prior, HostClock())
     found = ranking(queries, batch, logits, prior, HostClock())
     for answers in (expected, found):
         assert [isinstance(answer, UnrankableError) for answer in answers] == [True, False, True, False]
         assert (answers[0].in_prior, answers[2].in_prior) == (True, False)
+        assert str(answers[2]) == "logits are NaN or infinite"
     assert found[1][0].tolist() == expected[1][0].tolist()
-    assert str(found[2]) == "logits are NaN or infinite"
