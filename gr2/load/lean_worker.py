@@ -1,19 +1,22 @@
 """A worker as `gr2.load.worker` that needs a third of its processor time: one thread, which writes HTTP/2 itself.
 
-For loads that the other cannot send in time. Without TLS and tokens.
+For loads that the other cannot send in time. It keeps to what the server sets for a connection, goes on over another
+one when the server leaves, and calls with the token of the environment variable GR2_TOKEN, if there is one. Without
+TLS.
 """
 
 from __future__ import annotations
 
-import functools
+import os
 import select
 import threading
 import time
 from collections import deque
+from typing import NamedTuple
 
 import grpc
 
-from gr2.load.http2 import UNAVAILABLE, Connection
+from gr2.load.http2 import UNAVAILABLE, UNPROCESSED, Connection
 from gr2.load.job import EXPIRED, OK, Job
 from gr2.load.worker import METHOD, MOST_REPLIES, run_job
 
@@ -21,6 +24,13 @@ __all__ = ["LeanSender"]
 
 DEADLINE_EXCEEDED = grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
 IDLE = 0.05  # seconds
+
+
+class _Call(NamedTuple):
+    number: int
+    place: int
+    due: int
+    sent: int
 
 
 class LeanSender:
@@ -37,10 +47,13 @@ class LeanSender:
         self.start = self._count = 0
         self._deadline = round(1e9 * job.deadline)
         host, _, port = job.target.rpartition(":")
-        self._address = host, int(port)
+        self._address, self._token = (host, int(port)), os.environ.get("GR2_TOKEN", "")
         self._connections: list[Connection | None] = [None] * job.connections
-        self._open: list[dict[int, tuple[int, int, int]]] = [{} for _ in range(job.connections)]  # number, due, sent
-        self._ends: deque[tuple[int, int, int, int]] = deque()  # deadline, connection, stream, number
+        self._leaving: list[Connection] = []
+        self._open: dict[int, tuple[_Call, Connection, int]] = {}  # by number; the last is the stream
+        self._busy = [0] * job.connections
+        self._again: list[_Call] = []
+        self._ends: deque[tuple[int, int]] = deque()  # deadline, number
 
     def begin(self, start: int) -> None:
         """Send from `start` on, nanoseconds of the monotonic clock."""
@@ -50,30 +63,30 @@ class LeanSender:
     def _run(self) -> None:
         for place in range(self.job.connections):
             self._connection(place)
-        time.sleep(max(0, -self._now()) / 1e9)
+        while (left := -self._now()) > 0:
+            self._receive(min(left / 1e9, IDLE))
         if self.job.rate is None:
             self._run_closed()
         else:
             self._run_open(self.job.due().tolist())
-        for place in range(self.job.connections):
-            self._drop(place)
+        for connection in (*self._connections, *self._leaving):
+            if connection is not None:
+                self._drop(connection)
 
     def _run_closed(self) -> None:
         end = round(1e9 * (self.job.warmup + self.job.seconds))
-        waiting = deque(slot % self.job.connections for slot in range(self.job.slots))
-        while waiting or any(self._open):
-            while waiting:
-                place = waiting.popleft()
-                if self._now() < end:
-                    self._send(place, self._now())
-            before = [len(each) for each in self._open]
+        places = self.job.connections
+        slots = [len(range(place, self.job.slots, places)) for place in range(places)]
+        while (now := self._now()) < end or self._open:
+            if now < end:
+                for place, count in enumerate(slots):
+                    for _ in range(count - self._busy[place]):
+                        self._send(place, self._now())
             self._receive(IDLE)
-            for place, count in enumerate(before):
-                waiting.extend([place] * (count - len(self._open[place])))
 
     def _run_open(self, due: list[int]) -> None:
         at = 0
-        while at < len(due) or any(self._open):
+        while at < len(due) or self._open:
             while at < len(due) and due[at] <= self._now():
                 self._send(at % self.job.connections, due[at])
                 at += 1
@@ -81,71 +94,94 @@ class LeanSender:
             self._receive(max(0.0, min(left, IDLE)))
 
     def _send(self, place: int, due: int) -> None:
-        job, number, sent = self.job, self._count, self._now()
+        call = _Call(self._count, place, due, self._now())
         self._count += 1
-        left = due + self._deadline - sent
-        if left <= 0:
-            self.rows.append((due, sent, sent, EXPIRED, True))
+        if due + self._deadline <= call.sent:
+            self.rows.append((due, call.sent, call.sent, EXPIRED, True))
             return
-        request = self._requests[(job.place + number * job.places) % len(self._requests)]
+        self._ends.append((due + self._deadline, call.number))
+        self._start(call)
+
+    def _start(self, call: _Call) -> None:
+        number, place, due, _ = call
         connection = self._connection(place)
-        if connection is None:
-            self.rows.append((due, sent, self._now(), UNAVAILABLE, False))
+        left = due + self._deadline - self._now()
+        if connection is None or left <= 0:
+            self._note(call, UNAVAILABLE if connection is None else DEADLINE_EXCEEDED)
             return
-        stream = connection.next
-        self._open[place][stream] = (number, due, sent)
-        self._ends.append((due + self._deadline, place, stream, number))
+        self._open[number] = call, connection, connection.next
+        self._busy[place] += 1
+        request = self._requests[(self.job.place + number * self.job.places) % len(self._requests)]
         try:
-            connection.start(request, left / 1e9)
+            connection.start(number, request, left / 1e9)
         except OSError:
-            self._drop(place)
+            self._drop(connection)
 
     def _receive(self, seconds: float) -> None:
         """Take in what has come, once something has or the time is over, and give up what is late."""
-        sockets = {each.socket: place for place, each in enumerate(self._connections) if each is not None}
+        sockets = {each.socket: each for each in (*self._connections, *self._leaving) if each is not None}
         for ready in select.select(sockets, (), (), seconds)[0]:
-            place = sockets[ready]
-            connection = self._connections[place]
             try:
-                if connection is not None:
-                    connection.receive()
+                sockets[ready].receive()
             except OSError:
-                self._drop(place)
+                self._drop(sockets[ready])
         self._give_up_late()
+        again, self._again = self._again, []
+        for call in again:
+            self._start(call)
+        for connection in self._leaving[:]:
+            if not connection.busy:
+                self._drop(connection)
 
     def _give_up_late(self) -> None:
         now = self._now()
         while self._ends and self._ends[0][0] <= now:
-            _, place, stream, number = self._ends.popleft()
-            connection, call = self._connections[place], self._open[place].get(stream)
-            # Streams of a connection that was made again have the numbers of the lost one's.
-            if connection is None or call is None or call[0] != number:
-                continue
-            self._note(place, stream, DEADLINE_EXCEEDED, b"")
-            try:
-                connection.cancel(stream)
-            except OSError:
-                self._drop(place)
+            number = self._ends.popleft()[1]
+            if number in self._open:
+                call, connection, stream = self._close(number)
+                self._note(call, DEADLINE_EXCEEDED)
+                try:
+                    connection.cancel(stream)
+                except OSError:
+                    self._drop(connection)
 
     def _connection(self, place: int) -> Connection | None:
-        """A connection, made again if it was lost; None if it cannot be."""
-        if self._connections[place] is None:
+        """A connection, made again if it was lost or the server leaves it; None if it cannot be."""
+        connection = self._connections[place]
+        if connection is not None and connection.leaving:
+            self._leaving.append(connection)
+            connection = self._connections[place] = None
+        if connection is None:
             try:
-                self._connections[place] = Connection(self._address, METHOD, functools.partial(self._note, place))
+                connection = Connection(self._address, METHOD, self._ended, token=self._token)
             except OSError:
                 return None
-        return self._connections[place]
+            self._connections[place] = connection
+        return connection
 
-    def _drop(self, place: int) -> None:
-        connection, self._connections[place] = self._connections[place], None
-        if connection is not None:
-            connection.close()
+    def _drop(self, connection: Connection) -> None:
+        if connection in self._leaving:
+            self._leaving.remove(connection)
+        elif connection in self._connections:
+            self._connections[self._connections.index(connection)] = None
+        connection.close()
 
-    def _note(self, place: int, stream: int, code: int, reply: bytes) -> None:
-        number, due, sent = self._open[place].pop(stream)
-        self.rows.append((due, sent, self._now(), code, False))
+    def _ended(self, number: int, code: int, reply: bytes) -> None:
+        call, _, _ = self._close(number)
+        if code == UNPROCESSED:
+            self._again.append(call)
+            return
+        self._note(call, code)
         if code == OK and number % self.job.stride == 0 and len(self.replies) < MOST_REPLIES:
             self.replies.append(reply)
+
+    def _close(self, number: int) -> tuple[_Call, Connection, int]:
+        found = self._open.pop(number)
+        self._busy[found[0].place] -= 1
+        return found
+
+    def _note(self, call: _Call, code: int) -> None:
+        self.rows.append((call.due, call.sent, self._now(), code, False))
 
     def _now(self) -> int:
         return time.monotonic_ns() - self.start

@@ -30,7 +30,7 @@ Answer = Callable[[bytes, grpc.ServicerContext], bytes]
 
 @contextmanager
 def answering(answer: Answer, **options: int) -> Iterator[str]:
-    """The target of a server that answers bytes with bytes."""
+    """The target of a server that answers bytes with bytes; `options` are those of grpc."""
     server = grpc.server(ThreadPoolExecutor(8), options=[(f"grpc.{name}", value) for name, value in options.items()])
     service, name = METHOD.lstrip("/").split("/")
     handlers = {name: grpc.unary_unary_rpc_method_handler(answer)}
@@ -113,23 +113,6 @@ def test_a_server_that_is_gone_is_unavailable() -> None:
     assert {row[3] for row in found.rows} == {grpc.StatusCode.UNAVAILABLE.value[0]}
 
 
-def test_a_lost_connection_ends_its_calls() -> None:
-    ended: list[tuple[int, int, bytes]] = []
-    over = threading.Event()
-
-    def wait(request: bytes, _: grpc.ServicerContext) -> bytes:
-        over.wait(30)
-        return request
-
-    with answering(wait) as target:
-        host, port = target.split(":")
-        connection = Connection((host, int(port)), METHOD, lambda *end: ended.append(end))
-        connection.start(b"one", 30.0)
-        connection.close()
-        over.set()
-    assert ended == [(1, grpc.StatusCode.UNAVAILABLE.value[0], b"")]
-
-
 @contextmanager
 def waiting(deadline: float) -> Iterator[LeanSender]:
     """A sender to a server that answers nothing."""
@@ -142,15 +125,27 @@ def waiting(deadline: float) -> Iterator[LeanSender]:
     with answering(wait) as target:
         sender = LeanSender(Job(target, "", 0, 1, 100.0, 8, 1, 0.0, 0.5, deadline, [], 1, 0), [b"request"])
         sender.start = time.monotonic_ns()
+        connect(sender)
         yield sender
-        sender._drop(0)
         over.set()
+        for each in sender._connections:
+            if each is not None:
+                each.close()
+
+
+def connect(sender: LeanSender) -> Connection:
+    """A connection whose settings are there, so that calls go out at once."""
+    connection = sender._connection(0)
+    assert connection is not None
+    while not connection._settled:
+        sender._receive(1.0)
+    return connection
 
 
 def test_a_call_keeps_its_time_though_a_lost_connection_had_one_of_its_stream() -> None:
     with waiting(0.2) as sender:
         sender._send(0, sender._now())
-        sender._drop(0)
+        sender._drop(connect(sender))
         assert [row[3] for row in sender.rows] == [grpc.StatusCode.UNAVAILABLE.value[0]]
         time.sleep(0.1)
         sender._send(0, sender._now())
@@ -166,15 +161,80 @@ def test_calls_are_noted_though_they_cannot_be_cancelled() -> None:
     with waiting(0.1) as sender:
         for _ in range(3):
             sender._send(0, sender._now())
-        connection = sender._connections[0]
-        assert connection is not None
-        connection.socket.shutdown(socket.SHUT_WR)
+        connect(sender).socket.shutdown(socket.SHUT_WR)
         time.sleep(0.15)
         # What the server says to the end of the connection is not looked at.
         sender._give_up_late()
         codes = [row[3] for row in sender.rows]
     late, lost = grpc.StatusCode.DEADLINE_EXCEEDED.value[0], grpc.StatusCode.UNAVAILABLE.value[0]
     assert codes == [late, lost, lost]
+
+
+def test_no_more_calls_are_open_than_the_server_allows() -> None:
+    most, open_now, lock = 0, 0, threading.Lock()
+
+    def answer(request: bytes, _: grpc.ServicerContext) -> bytes:
+        nonlocal most, open_now
+        with lock:
+            open_now += 1
+            most = max(most, open_now)
+        time.sleep(0.03)
+        with lock:
+            open_now -= 1
+        return request
+
+    with answering(answer, max_concurrent_streams=2) as target:
+        found = send(target, [b"request"], connections=1)
+    assert {row[3] for row in found.rows} == {0}
+    assert most == 2
+
+
+def test_a_server_that_lets_connections_go_loses_no_call() -> None:
+    peers = set()
+
+    def answer(request: bytes, context: grpc.ServicerContext) -> bytes:
+        peers.add(context.peer())
+        time.sleep(0.05)
+        return request
+
+    with answering(answer, max_connection_age_ms=100, max_connection_age_grace_ms=5000) as target:
+        found = send(target, [b"request"], connections=1)
+    assert {row[3] for row in found.rows} == {0}
+    assert len(peers) > 1
+    assert not found._leaving
+
+
+@pytest.mark.parametrize("length", [40, 126, 400])
+def test_calls_carry_the_token(monkeypatch: pytest.MonkeyPatch, length: int) -> None:
+    def answer(_: bytes, context: grpc.ServicerContext) -> bytes:
+        return str(dict(context.invocation_metadata()).get("authorization")).encode()
+
+    with answering(answer) as target:
+        monkeypatch.delenv("GR2_TOKEN", raising=False)
+        assert set(send(target, [b""]).replies) == {b"None"}
+        monkeypatch.setenv("GR2_TOKEN", length * "t")
+        assert set(send(target, [b""]).replies) == {b"Bearer " + length * b"t"}
+
+
+def test_callers_of_a_closed_loop_ask_again_once_there_is_a_server() -> None:
+    with answering(lambda request, _: request) as target:
+        pass
+    sender = LeanSender(Job(target, "", 0, 1, None, 4, 2, 0.0, 1.5, 5.0, [], 1, 0), [b"request"])
+    sender.begin(time.monotonic_ns())
+    while not sender.rows:
+        time.sleep(0.01)
+    server = grpc.server(ThreadPoolExecutor(4))
+    service, name = METHOD.lstrip("/").split("/")
+    handlers = {name: grpc.unary_unary_rpc_method_handler(lambda request, _: request)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+    server.add_insecure_port(target)
+    server.start()
+    sender.threads[0].join(30)
+    server.stop(None).wait()
+    codes = [row[3] for row in sender.rows]
+    assert codes[0] == grpc.StatusCode.UNAVAILABLE.value[0]
+    assert codes[-1] == 0
+    assert codes.count(0) > 20
 
 
 def test_a_response_can_be_read(make_bundle: MakeBundle) -> None:
