@@ -3,7 +3,7 @@ PYTHON ?= python
 DATA ?= ../shared/data
 FUZZ_SECONDS ?= 600
 
-.PHONY: help dev lint format sanitize fuzz test bench proto constraints results show-spine show-decoding decoding-fuzz decoding-processors show-tokenizer tokenizer-ablation tokenizer-scale beauty games18 sasrec reasoner reasoner-teachers rl-compressor show-reasoner kernels-gpu kernels-serving kernels-lent show-kernels rl show-rl student-clicks server-faults server-comparison show-server quality show-student student-titles student-checks server-overhead server-overload server-memory server-equality student-graphs student-int8 student-encoding student-path
+.PHONY: help dev lint format sanitize fuzz test bench proto constraints results show-spine show-decoding decoding-fuzz decoding-processors show-tokenizer tokenizer-ablation tokenizer-scale beauty games18 sasrec reasoner reasoner-teachers rl-compressor show-reasoner kernels-code kernels-gpu kernels-serving kernels-lent show-kernels rl show-rl student-clicks server-faults server-comparison show-server quality show-student student-titles student-checks server-overhead server-overload server-memory server-equality student-graphs student-int8 student-encoding student-path
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -121,6 +121,9 @@ tokenizer-scale: ## IDs for up to ten million synthetic items (long); stores its
 
 show-tokenizer: ## every figure of the tokenizer, one line each; exit code 1 if one is short
 	$(PYTHON) -m benchmarks.tokenizer.show
+
+kernels-code: ## registers, spills and warps of every search's kernels on three generations of GPU; some minutes, no GPU
+	$(PYTHON) -m benchmarks.kernels.machine_code
 
 kernels-gpu: ## the Triton kernels on this machine's GPU: checked and timed; stores their figures
 	$(PYTHON) -m benchmarks.kernels.gpu

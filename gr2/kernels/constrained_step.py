@@ -13,9 +13,9 @@ __all__ = ["constrained_step_kernel", "step_shape"]
 TILE, CHILD_TILE = 4096, 2048
 # Candidates that the last program of a search holds in registers while it chooses: all, or the best of more.
 POOL, BEST_POOL = 2048, 1024
-
-
-REGISTERS = 72
+# Registers of a thread, with at most 80 of which a multiprocessor holds three programs of 8 warps. With those of few beams
+# ptxas spills where there are many, on sm_100.
+FEW_BEAMS, FEW_REGISTERS, REGISTERS = 64, 72, 76
 
 
 def step_shape(level_size: int, beams: int, width: int, widest: int) -> dict[str, int]:
@@ -32,8 +32,10 @@ def step_shape(level_size: int, beams: int, width: int, widest: int) -> dict[str
     pool = max(room, slots) if slots <= POOL else max(BEST_POOL, 2 * room)
     # A level is as fast as rows are in flight, which registers limit: with 8 children a thread more programs fit.
     share = 256 if room > 16 and width > 1 else 512
-    # Left to itself, ptxas spills here to have three programs on a multiprocessor, or has two.
-    crowded = share == 256 and room <= 128 and rows * block == TILE and children > 16
+    # Left to itself, ptxas spills here to have three or four programs on a multiprocessor, or has two.
+    full = rows * block == TILE and room <= 128
+    crowded = share == 256 and children > 16 and (full or room <= FEW_BEAMS)
+    registers = FEW_REGISTERS if room <= FEW_BEAMS else REGISTERS
     warps = max(rows * block // 512, rows * children // share, room // 32, pool // 512)
     return {
         "VOCAB": level_size,
@@ -46,7 +48,7 @@ def step_shape(level_size: int, beams: int, width: int, widest: int) -> dict[str
         "KEPT": kept,
         "POOL": pool,
         "num_warps": min(8, max(1, warps)),
-        **({"maxnreg": REGISTERS} if crowded else {}),
+        **({"maxnreg": registers} if crowded else {}),
     }
 
 

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from benchmarks.kernels.machine_code import SHARED, compile_level, inspect
 from gr2.bundle import Bundle
 from gr2.decoding import CatalogTrie
 from gr2.errors import ConfigError
@@ -28,16 +30,17 @@ from gr2.serving.engine import Engine
 from gr2.serving.models.batcher import BatchLimits
 from gr2.serving.models.device_model import DeviceModel
 
-# Bytes of shared memory that a block may have.
-SHARED = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448}
-CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     """An empty cache."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+# Codes of a level, beams, and the most children of a node: ptxas, left to itself, spills in most of these.
+LEVELS = [(256, 20, 256), (256, 70, 256), (2048, 10, 2048), (2048, 50, 2048), (2048, 70, 2048), (2048, 70, 1024)]
+LEVELS += [(2048, 70, 128), (2048, 70, 64)]
 
 
 def search(decoder, level_size, beams, dtype, **options):
@@ -51,36 +54,15 @@ def search(decoder, level_size, beams, dtype, **options):
     retriever.finish()
 
 
-def step(decoder, level_size, beams, widest):
-    """A level below the first, whose nodes have up to `widest` children."""
-    catalog = decoder.catalog(CatalogTrie(np.zeros((1, 2), np.uint16), level_size))
-    catalog.widest[1] = widest
-    retriever = decoder.retriever(beams)
-    retriever.start(catalog, 2)
-    retriever.level = 1
-    retriever.step(torch.zeros(2, beams, level_size))
-
-
-def usage(compiled, folder):
-    """Registers and bytes of local memory, and the instructions that read or write it, by cuobjdump."""
-    path = folder / "kernel.cubin"
-    path.write_bytes(compiled.result.asm["cubin"])
-    command = [CUOBJDUMP, "--dump-resource-usage", "--dump-sass", path]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    numbers = {name: int(value) for name, value in re.findall(r"\b(REG|LOCAL):(\d+)", text)}
-    assert "EXIT" in text
-    return numbers["REG"], numbers["LOCAL"], re.findall(r"\b(?:STL|LDL)\b.*", text)
-
-
 @pytest.mark.parametrize("target", SHARED)
-def test_every_kernel_fits_its_target_without_a_spill(target, tmp_path, record_property):
+def test_every_kernel_fits_its_target_without_a_spill(target, record_property):
     with compile_only(target) as (launch, done):
         decoder = DeviceDecoder("cpu", launch=launch)
         search(decoder, 256, 10, torch.float32)
         search(decoder, 256, 1024, torch.float32)
         search(decoder, 2048, 70, torch.bfloat16, normalization="local")
-        for level_size, widest in ((256, 256), (2048, 2048), (2048, 1024), (2048, 64)):
-            step(decoder, level_size, 70, widest)
+        for level_size, beams, widest in LEVELS:
+            compile_level(decoder, level_size, beams, widest)
         for candidates, normalization in ((100, "raw"), (1024, "local")):
             codes = np.zeros((2, candidates, 4), np.uint16)
             batch = decoder.candidates(CandidateTables.build(codes, np.ones((2, candidates), np.bool_), 256))
@@ -93,22 +75,33 @@ def test_every_kernel_fits_its_target_without_a_spill(target, tmp_path, record_p
         "rank_step_kernel",
         "trie_score_kernel",
     }
-    usages = [usage(each, tmp_path) for each in done]
-    shared = [each.result.metadata.shared for each in done]
+    codes = [inspect(each, target) for each in done]
     for name, value in {
         "target": target,
-        "variants": len(done),
-        "registers": max(registers for registers, _, _ in usages),
-        "shared": max(shared),
+        "variants": len(codes),
+        "registers": max(code.registers for code in codes),
+        "warps": min(code.warps / code.designed for code in codes if code.designed),
+        "shared": max(code.shared for code in codes),
         "limit": SHARED[target],
-        "spills": sum(len(spills) for _, _, spills in usages),
+        "spills": sum(len(code.spills) for code in codes),
     }.items():
         record_property(name, value)
-    for each, (registers, local, spills) in zip(done, usages, strict=True):
-        assert registers <= 255, each
-        assert (local, spills) == (0, []), each
-        assert each.result.metadata.shared <= SHARED[target], each
-        assert each.result.metadata.target == GPUTarget("cuda", int(target[3:]), 32)
+    for code in codes:
+        assert (code.local, code.spills) == (0, ()), code
+        assert code.warps >= code.designed, code
+        assert code.shared <= SHARED[target], code
+        assert code.compiled.result.metadata.target == GPUTarget("cuda", int(target[3:]), 32)
+
+
+def test_warps_on_a_multiprocessor_follow_from_registers():
+    with compile_only("sm_90") as (launch, done):
+        compile_level(DeviceDecoder("cpu", launch=launch), 256, 70, 16)
+    code = inspect(done[0], "sm_90")
+    assert code.compiled.result.metadata.num_warps == 8
+    assert (code.designed, code.local, code.spills) == (24, 0, ())
+    # Of 65,536 registers a program takes 256 times as many as a thread has, in steps of 8.
+    held = {registers: replace(code, registers=registers).warps for registers in (32, 65, 80, 81, 128, 129, 255)}
+    assert held == {32: 64, 65: 24, 80: 24, 81: 16, 128: 16, 129: 8, 255: 8}
 
 
 def test_batches_of_any_size_have_the_same_kernels():
