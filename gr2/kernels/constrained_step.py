@@ -13,8 +13,8 @@ __all__ = ["constrained_step_kernel", "step_shape"]
 TILE, CHILD_TILE = 4096, 2048
 # Candidates that the last program of a search holds in registers while it chooses: all, or the best of more.
 POOL, BEST_POOL = 2048, 1024
-# Registers of a thread, with at most 80 of which a multiprocessor holds three programs of 8 warps. With those of few beams
-# ptxas spills where there are many, on sm_100.
+# Registers of a thread. With at most 80, three programs of 8 warps fit on a multiprocessor; with what few beams need,
+# ptxas spills on sm_100 where there are many.
 FEW_BEAMS, FEW_REGISTERS, REGISTERS = 64, 72, 76
 
 
