@@ -489,6 +489,10 @@ class ParsedRequest:
     def bundle(self) -> str | None:
         """The name of the bundle that the request is for, empty for the default; None if the bytes are no request."""
 
+    @property
+    def fallback(self) -> bool:
+        """Whether the request asks for the incoming order in place of a refusal."""
+
     def fields(self) -> dict[str, Any]:
         """The fields by name; item IDs as integers and strings. Raises ValueError if the bytes are no request."""
 
@@ -502,6 +506,12 @@ class Call:
         """Whether the caller has gone."""
 
 @final
+class ServiceTimes:
+    """How long the requests of one bundle took of late, by their size."""
+
+    def __init__(self) -> None: ...
+
+@final
 class Admission:
     """Which requests work now, which wait, and which are refused; and what became of them. Thread-safe.
 
@@ -511,11 +521,20 @@ class Admission:
     def __init__(self, workers: int, queue: int) -> None:
         """At most `workers` requests work at once, and at most `queue` wait. Raises ValueError without any worker."""
 
-    def enter(self, call: Call, *, seconds: float | None = None, low: bool = False, size: int = 1) -> int | None:
+    def enter(
+        self,
+        call: Call,
+        *,
+        seconds: float | None = None,
+        low: bool = False,
+        size: int = 1,
+        times: ServiceTimes | None = None,
+    ) -> int | None:
         """Wait for a worker. None once the call may work, and `leave` must follow; else the outcome.
 
         A call that has `seconds` left is refused at once if its time would not suffice, going by how long requests of
-        about its `size` took of late. Those of `low` priority come after all others.
+        about its `size` took of late, of those that had the same `times`. Those of `low` priority come after all
+        others.
         """
 
     def leave(self, call: Call, *, done: bool) -> None:
@@ -613,9 +632,15 @@ class RequestEngine:
         """
 
     def start(
-        self, request: ParsedRequest, admission: Admission, call: Call, *, seconds: float | None = None
+        self,
+        request: ParsedRequest,
+        admission: Admission,
+        call: Call,
+        *,
+        seconds: float | None = None,
+        times: ServiceTimes | None = None,
     ) -> StartedRequest | tuple[int, bytes]:
-        """Ask for a worker, without waiting, for a request that has `seconds` left.
+        """Ask for a worker, without waiting, for a request that has `seconds` left; see `Admission.enter`.
 
         Returns the request if it has a worker or waits for one; else the outcome, with the reply or with b"".
         """

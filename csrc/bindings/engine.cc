@@ -163,10 +163,10 @@ py::tuple score(const Engine& engine, const py::object& past, const py::object& 
 class StartedRequest {
  public:
   StartedRequest(std::shared_ptr<Engine> engine, const ParsedRequest& request, Admission& admission, Call& call,
-                 Clock::time_point deadline)
+                 Clock::time_point deadline, std::shared_ptr<ServiceTimes> times)
       : engine_(std::move(engine)),
         held_{held(request), held(admission), held(call)},
-        handler_(*engine_, request.message, request.arrival, admission, call, deadline) {}
+        handler_(*engine_, request.message, request.arrival, admission, call, deadline, std::move(times)) {}
   ~StartedRequest() {
     if (open_) handler_.abandon();
   }
@@ -204,9 +204,10 @@ class StartedRequest {
 
 // Either the started request, or the outcome and what was written.
 py::object start(std::shared_ptr<Engine> engine, const ParsedRequest& request, Admission& admission, Call& call,
-                 std::optional<double> seconds) {
+                 std::optional<double> seconds, std::shared_ptr<ServiceTimes> times) {
   if (!request.valid) return py::make_tuple(static_cast<int>(Outcome::kInvalid), py::bytes());
-  auto started = std::make_unique<StartedRequest>(std::move(engine), request, admission, call, deadline_after(seconds));
+  auto started = std::make_unique<StartedRequest>(std::move(engine), request, admission, call, deadline_after(seconds),
+                                                  std::move(times));
   std::string out;
   std::optional<Outcome> refusal;
   {
@@ -219,10 +220,11 @@ py::object start(std::shared_ptr<Engine> engine, const ParsedRequest& request, A
   return py::make_tuple(static_cast<int>(*refusal), py::bytes(out));
 }
 
-std::optional<int> enter(Admission& admission, Call& call, std::optional<double> seconds, bool low, std::size_t size) {
+std::optional<int> enter(Admission& admission, Call& call, std::optional<double> seconds, bool low, std::size_t size,
+                         std::shared_ptr<ServiceTimes> times) {
   const Clock::time_point deadline = deadline_after(seconds);
   const py::gil_scoped_release release;
-  const auto outcome = admission.enter(call, low ? Priority::kLow : Priority::kHigh, deadline, size);
+  const auto outcome = admission.enter(call, low ? Priority::kLow : Priority::kHigh, deadline, size, std::move(times));
   return outcome ? std::optional(static_cast<int>(*outcome)) : std::nullopt;
 }
 
@@ -274,16 +276,24 @@ void bind_engine(py::module_& module) {
                                     "A serialised gr2.v1.RerankRequest, parsed.");
   request.def(py::init<py::bytes>(), py::arg("data"))
       .def_property_readonly("bundle", &bundle, "The name of the bundle; None if the bytes are no request.")
+      .def_property_readonly(
+          "fallback", [](const ParsedRequest& self) { return self.message.fallback; },
+          "Whether it asks for the incoming order in place of a refusal.")
       .def("fields", &fields, "The fields by name; item IDs as integers and strings.");
   construct_in_new(request);
   py::class_<Call> call(module, "Call", py::is_final(), plain_metaclass(), "One call's place in the admission.");
   call.def(py::init<>()).def_property_readonly("cancelled", &Call::cancelled, "Whether the caller has gone.");
   construct_in_new(call);
+  py::class_<ServiceTimes, std::shared_ptr<ServiceTimes>> times(
+      module, "ServiceTimes", py::is_final(), plain_metaclass(), "How long a bundle's requests take, by their size.");
+  times.def(py::init<>());
+  construct_in_new(times);
   py::class_<Admission> admission(module, "Admission", py::is_final(), plain_metaclass(),
                                   "Which requests work now, which wait, and which are refused.");
   admission.def(py::init<std::size_t, std::size_t>(), py::arg("workers"), py::arg("queue"))
       .def("enter", &enter, py::arg("call"), py::kw_only(), py::arg("seconds") = py::none(), py::arg("low") = false,
-           py::arg("size") = 1, "Wait for a worker: None once the call may work, else the outcome.")
+           py::arg("size") = 1, py::arg("times") = py::none(),
+           "Wait for a worker: None once the call may work, else the outcome.")
       .def("leave", &Admission::leave, py::arg("call"), py::kw_only(), py::arg("done"), "End the work.")
       .def("cancel", &Admission::cancel, py::arg("call"), "The caller has gone.")
       .def("count", &count, py::arg("outcome"), py::arg("timings") = py::none(),
@@ -314,7 +324,7 @@ void bind_engine(py::module_& module) {
       .def("score", &score, py::arg("past"), py::arg("codes"), py::arg("known"), py::arg("features"),
            "Order (K,) int32, scores (K,) float32, and when the model began and ended, in ns.")
       .def("start", &start, py::arg("request"), py::arg("admission"), py::arg("call"), py::kw_only(),
-           py::arg("seconds") = py::none(),
+           py::arg("seconds") = py::none(), py::arg("times") = py::none(),
            "The request, once it has asked for a worker; or the outcome, and the reply or the reason.");
   construct_in_new(engine);
 }

@@ -1,7 +1,6 @@
 #include "core/admission.h"
 
 #include <algorithm>
-#include <bit>
 #include <stdexcept>
 #include <utility>
 
@@ -10,9 +9,6 @@ namespace {
 
 using std::chrono::nanoseconds;
 
-constexpr double kWeight = 0.125;  // of the latest duration in the moving average
-// A duration counts as at most so many times the average, which a pause of the machine would raise too far.
-constexpr double kMostTimes = 4.0;
 // Of the time that a call has, the share that it may wait. The rest is for its own work, for its way back, and for work
 // that takes longer than it did of late. A longer queue answers no more calls, only later.
 constexpr double kMostWait = 0.25;
@@ -23,26 +19,6 @@ void require(bool holds, const char* what) {
 
 }  // namespace
 
-std::size_t ServiceTimes::size_class(std::size_t size) {
-  return std::min(static_cast<std::size_t>(std::bit_width(size)), kClasses - 1);
-}
-
-nanoseconds ServiceTimes::estimate(std::size_t size_class) const {
-  for (std::size_t down = 0; down <= size_class; ++down) {
-    const double mean = means_[size_class - down];
-    if (mean != 0.0)
-      return nanoseconds(static_cast<std::int64_t>(mean * static_cast<double>(std::uint64_t{1} << down)));
-  }
-  const auto* const larger = std::find_if(means_.begin(), means_.end(), [](double mean) { return mean != 0.0; });
-  return nanoseconds(larger == means_.end() ? 0 : static_cast<std::int64_t>(*larger));
-}
-
-void ServiceTimes::record(std::size_t size_class, nanoseconds taken) {
-  const auto value = static_cast<double>(std::max<std::int64_t>(taken.count(), 1));
-  double& mean = means_[size_class];
-  mean = mean == 0.0 ? value : mean + kWeight * (std::min(value, kMostTimes * mean) - mean);
-}
-
 Admission::Admission(std::size_t workers, std::size_t queue) : workers_(workers), queue_(queue) {
   if (workers == 0) throw std::invalid_argument("workers must be at least 1, got 0");
   for (std::size_t i = 0; i < workers; ++i) spaces_.push_back(std::make_unique<Workspace>());
@@ -51,10 +27,10 @@ Admission::Admission(std::size_t workers, std::size_t queue) : workers_(workers)
 nanoseconds Admission::work_ahead(Priority priority, Clock::time_point now) const {
   nanoseconds work{};
   for (const Call* const call : working_) {
-    work += std::max(nanoseconds{}, times_.estimate(call->size_class_) - (now - call->begun_));
+    work += std::max(nanoseconds{}, estimate(*call) - (now - call->begun_));
   }
   for (std::size_t i = 0; i <= static_cast<std::size_t>(priority); ++i) {
-    for (const Call* const call : waiting_[i]) work += times_.estimate(call->size_class_);
+    for (const Call* const call : waiting_[i]) work += estimate(*call);
   }
   return work / static_cast<std::int64_t>(workers_);
 }
@@ -63,7 +39,7 @@ std::optional<Outcome> Admission::refusal(const Call& call, Clock::time_point no
   if (call.cancelled_) return Outcome::kCancelled;
   if (call.deadline_ == Clock::time_point::max()) return std::nullopt;
   if (call.deadline_ <= now) return Outcome::kExpired;
-  const nanoseconds left = call.deadline_ - now, own = times_.estimate(call.size_class_);
+  const nanoseconds left = call.deadline_ - now, own = estimate(call);
   const bool waits = call.state_ == Call::State::kOutside && working_.size() == workers_;
   const nanoseconds wait = waits ? work_ahead(call.priority_, now) : nanoseconds{};
   const bool late =
@@ -71,15 +47,18 @@ std::optional<Outcome> Admission::refusal(const Call& call, Clock::time_point no
   return late ? std::optional(Outcome::kLate) : std::nullopt;
 }
 
-std::optional<Outcome> Admission::ask(Call& call, Priority priority, Clock::time_point deadline, std::size_t size) {
+std::optional<Outcome> Admission::ask(Call& call, Priority priority, Clock::time_point deadline, std::size_t size,
+                                      std::shared_ptr<ServiceTimes> times) {
   const std::lock_guard lock(mutex_);
   require(call.state_ == Call::State::kOutside, "the call has asked already");
   const Clock::time_point now = Clock::now();
   call.priority_ = priority;
   call.deadline_ = deadline;
   call.size_class_ = ServiceTimes::size_class(size);
+  call.times_ = times != nullptr ? std::move(times) : times_;
   if (const auto outcome = refusal(call, now)) {
-    if (*outcome == Outcome::kLate) times_.doubt(call.size_class_);
+    // Not where its wait alone would be too long: the work before it tells its own time when it ends.
+    if (*outcome == Outcome::kLate && estimate(call) > deadline - now) call.times_->doubt(call.size_class_);
     return outcome;
   }
   if (working_.size() == workers_ && waiting_[0].size() + waiting_[1].size() >= queue_) {
@@ -138,7 +117,7 @@ void Admission::leave(Call& call, bool done) {
   const std::lock_guard lock(mutex_);
   require(call.state_ == Call::State::kWorking, "the call is not at work");
   const Clock::time_point now = Clock::now();
-  if (done) times_.record(call.size_class_, now - call.begun_);
+  if (done) call.times_->record(call.size_class_, now - call.begun_);
   end(call, now);
 }
 

@@ -11,10 +11,12 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "core/counters.h"
 #include "core/engine.h"
+#include "core/service_times.h"
 
 namespace gr2 {
 
@@ -37,29 +39,12 @@ class Call {
   Outcome refusal_ = Outcome::kFull;
   Priority priority_ = Priority::kHigh;
   std::size_t size_class_ = 0;
+  std::shared_ptr<ServiceTimes> times_;
   Clock::time_point deadline_ = Clock::time_point::max();
   Clock::time_point begun_;
   std::list<Call*>::iterator place_;
   std::unique_ptr<Workspace> space_;
   std::condition_variable changed_;
-};
-
-// How long requests of a size took of late: a moving average for each power of two.
-class ServiceTimes {
- public:
-  static constexpr std::size_t kClasses = 24;
-  static std::size_t size_class(std::size_t size);
-  // Of sizes not seen yet, as the next smaller one's would grow, or else as the next larger one's; 0 before the first.
-  std::chrono::nanoseconds estimate(std::size_t size_class) const;
-  void record(std::size_t size_class, std::chrono::nanoseconds taken);
-  // A request was refused for how long it would take: some day one is let in again, to see whether that still holds.
-  void doubt(std::size_t size_class) {
-    means_[size_class] = kDoubt * static_cast<double>(estimate(size_class).count());
-  }
-
- private:
-  static constexpr double kDoubt = 0.99;
-  std::array<double, kClasses> means_{};  // nanoseconds, 0 for none yet
 };
 
 // At most `workers` calls work at once, at most `queue` wait; those of high priority go first, each in the order of
@@ -74,13 +59,16 @@ class Admission {
   std::size_t queue() const { return queue_; }
 
   // Asks for a worker, without waiting. Returns nothing if the call has one or waits for one, and `wait` must follow;
-  // else why it may not. `size` is a measure of its work, as the number of its items.
-  std::optional<Outcome> ask(Call& call, Priority priority, Clock::time_point deadline, std::size_t size);
+  // else why it may not. `size` is a measure of its work, as the number of its items, and `times` are those of calls
+  // like it; of those that have none, the admission keeps them.
+  std::optional<Outcome> ask(Call& call, Priority priority, Clock::time_point deadline, std::size_t size,
+                             std::shared_ptr<ServiceTimes> times = nullptr);
   // Returns nothing once the call may work, and `leave` must follow; else why it may not.
   std::optional<Outcome> wait(Call& call);
   // Both.
-  std::optional<Outcome> enter(Call& call, Priority priority, Clock::time_point deadline, std::size_t size) {
-    if (const auto outcome = ask(call, priority, deadline, size)) return outcome;
+  std::optional<Outcome> enter(Call& call, Priority priority, Clock::time_point deadline, std::size_t size,
+                               std::shared_ptr<ServiceTimes> times = nullptr) {
+    if (const auto outcome = ask(call, priority, deadline, size, std::move(times))) return outcome;
     return wait(call);
   }
   // Ends the work. `done` says that it took the time that such work takes.
@@ -102,6 +90,7 @@ class Admission {
 
  private:
   using Queue = std::list<Call*>;
+  static std::chrono::nanoseconds estimate(const Call& call) { return call.times_->estimate(call.size_class_); }
   std::chrono::nanoseconds work_ahead(Priority priority, Clock::time_point now) const;
   std::optional<Outcome> refusal(const Call& call, Clock::time_point now) const;
   void dispatch(Clock::time_point now);
@@ -113,7 +102,7 @@ class Admission {
   mutable std::mutex mutex_;
   std::array<Queue, 2> waiting_;
   std::list<Call*> working_;
-  ServiceTimes times_;
+  const std::shared_ptr<ServiceTimes> times_ = std::make_shared<ServiceTimes>();
   std::vector<std::unique_ptr<Workspace>> spaces_;
   Counters counters_;
 };

@@ -38,7 +38,8 @@ std::optional<Outcome> RequestHandler::start(std::string& out) {
   asked_ = Clock::now();
   of(timings_, Phase::kParse) = (arrival_.parsed - arrival_.came) + (asked_ - handed);
   const Priority priority = request_.priority == RequestMessage::kPriorityLow ? Priority::kLow : Priority::kHigh;
-  if (const auto outcome = admission_.ask(call_, priority, deadline_, size_of(engine_, request_))) {
+  const std::size_t size = size_of(engine_, request_);
+  if (const auto outcome = admission_.ask(call_, priority, deadline_, size, std::move(times_))) {
     return refused(*outcome, out);
   }
   return std::nullopt;

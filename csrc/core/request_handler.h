@@ -1,8 +1,10 @@
 // A parsed request to the bytes of its reply, through the admission.
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "core/admission.h"
 #include "core/engine.h"
@@ -19,14 +21,16 @@ struct Arrival {
 // `admission` and `call` must outlive it.
 class RequestHandler {
  public:
+  // `times` are those of the engine's requests, or null for the admission's.
   RequestHandler(const Engine& engine, const RequestMessage& request, const Arrival& arrival, Admission& admission,
-                 Call& call, Clock::time_point deadline)
+                 Call& call, Clock::time_point deadline, std::shared_ptr<ServiceTimes> times = nullptr)
       : engine_(engine),
         request_(request),
         arrival_(arrival),
         admission_(admission),
         call_(call),
-        deadline_(deadline) {}
+        deadline_(deadline),
+        times_(std::move(times)) {}
 
   // Checks the request and asks for a worker, without waiting. Returns nothing if `finish` must follow; else the
   // outcome, with the reply in `out` if that is kFallback.
@@ -47,6 +51,7 @@ class RequestHandler {
   Admission& admission_;
   Call& call_;
   const Clock::time_point deadline_;
+  std::shared_ptr<ServiceTimes> times_;
   Clock::time_point asked_;
   Timings timings_{};
 };

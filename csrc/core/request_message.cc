@@ -6,6 +6,7 @@
 
 #include "core/hash.h"
 #include "core/logsumexp.h"
+#include "core/process_seed.h"
 #include "core/wire.h"
 
 namespace gr2 {
@@ -151,13 +152,15 @@ bool RequestMessage::parse(std::string_view bytes) {
 
 bool keeps_rules(const RequestMessage& request, const RequestLimits& limits) {
   const std::size_t count = request.candidates.size();
+  const std::uint64_t seed = process_seed();
   return request.request_id.size() <= RequestLimits::kMaxRequestId &&
          fits(request.history, limits.string_ids, limits.max_history) &&
          fits(request.candidates, limits.string_ids, limits.max_candidates) && count > 0 &&
          finite(request.scores, count) && finite(request.features, count * limits.feature_width) &&
          (limits.string_ids
-              ? distinct(request.candidates.strings, [](auto id) { return hash_bytes(id.data(), id.size()); })
-              : distinct(request.candidates.ints, [](auto id) { return mix64(static_cast<std::uint64_t>(id)); }));
+              ? distinct(request.candidates.strings, [seed](auto id) { return hash_bytes(id.data(), id.size(), seed); })
+              : distinct(request.candidates.ints,
+                         [seed](auto id) { return mix64(static_cast<std::uint64_t>(id) ^ seed); }));
 }
 
 }  // namespace gr2

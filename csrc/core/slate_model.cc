@@ -2,8 +2,9 @@
 
 #include <algorithm>
 #include <array>
-#include <random>
 #include <utility>
+
+#include "core/process_seed.h"
 
 namespace gr2 {
 namespace {
@@ -23,11 +24,6 @@ void* memory_of(std::vector<T>& values) {
   return values.data();
 }
 
-std::uint64_t random_seed() {
-  std::random_device random;
-  return std::uint64_t{random()} << 32 | random();
-}
-
 void widen(std::span<const std::uint16_t> codes, std::vector<std::int64_t>& into) {
   into.assign(codes.begin(), codes.end());
 }
@@ -42,7 +38,7 @@ void ModelBuffers::trim() {
 
 SlateModel::SlateModel(std::shared_ptr<const OnnxRuntime> runtime, const Graphs& graphs, const ModelSpec& spec,
                        int threads, std::size_t cache_bytes)
-    : spec_(spec), memory_(graphs.memory), student_(graphs.student), cache_(cache_bytes, random_seed()) {
+    : spec_(spec), memory_(graphs.memory), student_(graphs.student), cache_(cache_bytes, process_seed()) {
   if (student_ != nullptr) return;
   scorer_ = std::make_unique<const OnnxSession>(runtime, graphs.scorer, threads);
   if (!graphs.encoder.empty()) {

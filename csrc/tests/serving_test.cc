@@ -16,6 +16,7 @@
 
 #include "core/admission.h"
 #include "core/codebook_builder.h"
+#include "core/hash.h"
 #include "core/request_handler.h"
 #include "core/wire.h"
 #include "tests/check.h"
@@ -166,6 +167,39 @@ void test_a_size_that_was_never_seen_is_let_in_some_day() {
   CHECK(tries > 10);
 }
 
+// While others are at work, small ones whose wait is too long say nothing of the time that they take themselves.
+void test_a_wait_that_is_too_long_leaves_the_estimate() {
+  const auto times = std::make_shared<gr2::ServiceTimes>();
+  const std::size_t size_class = gr2::ServiceTimes::size_class(50);
+  times->record(size_class, milliseconds(20));
+  Admission admission(1, 64);
+  Call working, waits, works;
+  CHECK(!admission.enter(working, Priority::kHigh, kNoDeadline, 50, times));
+  CHECK(admission.ask(waits, Priority::kHigh, Clock::now() + milliseconds(38), 50, times) == Outcome::kLate);
+  CHECK(times->estimate(size_class) == milliseconds(20));
+  CHECK(admission.ask(works, Priority::kHigh, Clock::now() + milliseconds(15), 50, times) == Outcome::kLate);
+  CHECK(times->estimate(size_class) < milliseconds(20));
+  admission.leave(working, false);
+}
+
+void test_bundles_are_estimated_apart() {
+  const auto fast = std::make_shared<gr2::ServiceTimes>(), slow = std::make_shared<gr2::ServiceTimes>();
+  Admission admission(1, 4);
+  Call first, second, third, fourth;
+  CHECK(!admission.enter(first, Priority::kHigh, kNoDeadline, 50, slow));
+  std::this_thread::sleep_for(milliseconds(100));
+  admission.leave(first, true);
+  const auto soon = [] { return Clock::now() + milliseconds(50); };
+  CHECK(admission.ask(second, Priority::kHigh, soon(), 50, slow) == Outcome::kLate);
+  CHECK(!admission.enter(third, Priority::kHigh, soon(), 50, fast));
+  admission.leave(third, true);
+  // What works says how long the others wait, whichever they are.
+  CHECK(!admission.enter(first, Priority::kHigh, kNoDeadline, 50, slow));
+  CHECK(admission.load().expected_wait > milliseconds(50));
+  CHECK(admission.ask(fourth, Priority::kHigh, soon(), 50, fast) == Outcome::kLate);
+  admission.leave(first, false);
+}
+
 void test_estimates_follow_sizes() {
   gr2::ServiceTimes times;
   const auto size_class = [](std::size_t size) { return gr2::ServiceTimes::size_class(size); };
@@ -247,6 +281,32 @@ void test_requests_are_read_and_their_rules_kept() {
     gr2::RequestMessage part;
     part.parse(std::string(bytes, 0, size));
   }
+}
+
+// IDs that fall on one slot of a table that is not seeded cost as any others.
+void test_item_ids_cannot_be_chosen_to_be_slow() {
+  constexpr std::size_t kCount = 1 << 15;
+  // mix64 is undone: each multiplication by the inverse of its factor, each shift by itself.
+  std::uint64_t inverse = 1;
+  for (int step = 0; step < 6; ++step) inverse *= 2 - 0xd6e8feb86659fd93u * inverse;
+  const auto unmixed = [inverse](std::uint64_t x) {
+    for (int step = 0; step < 2; ++step) {
+      x ^= x >> 32;
+      x *= inverse;
+    }
+    return x ^ x >> 32;
+  };
+  const auto took = [](auto id_of) {
+    gr2::RequestMessage request;
+    for (std::size_t i = 0; i < kCount; ++i) request.candidates.ints.push_back(static_cast<std::int64_t>(id_of(i)));
+    const Clock::time_point start = Clock::now();
+    CHECK(keeps_rules(request, {false, 0, kCount, 0}));
+    return Clock::now() - start;
+  };
+  CHECK(gr2::mix64(unmixed(std::uint64_t{7} << 40)) == std::uint64_t{7} << 40);
+  const auto any = took([](std::uint64_t i) { return 1000003 * i; });
+  const auto chosen = took([&](std::uint64_t i) { return unmixed(i << 32); });
+  CHECK(chosen < 20 * any + milliseconds(5));
 }
 
 std::string field_text(std::uint32_t field, const std::string& value) {
@@ -383,8 +443,11 @@ int main() {
   test_a_call_that_is_withdrawn_gives_its_place_up();
   test_a_call_without_enough_time_is_refused_at_once_until_it_might_have();
   test_a_size_that_was_never_seen_is_let_in_some_day();
+  test_a_wait_that_is_too_long_leaves_the_estimate();
+  test_bundles_are_estimated_apart();
   test_estimates_follow_sizes();
   test_no_more_work_at_once_than_there_are_workers();
   test_requests_are_read_and_their_rules_kept();
+  test_item_ids_cannot_be_chosen_to_be_slow();
   if (const char* const library = std::getenv("GR2_ONNXRUNTIME"); library != nullptr) test_engine(library);
 }

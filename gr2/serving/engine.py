@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from gr2._core import ServiceTimes
 from gr2.bundle import Bundle
 from gr2.catalog import ItemId
 from gr2.decoding import CandidateTrie, PrefixCache
@@ -58,6 +59,7 @@ class Engine:
     On a GPU, requests of several threads are answered in batches within `batches`; on a CPU each is run by its caller,
     since batches never help there. With `native` the C++ core runs the model on the CPU, and answers whole requests
     (see `NativeModel.start`); where it cannot, one line in the log says why, and the package onnxruntime runs it.
+    `times` is what an admission learns of how long its requests take.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Engine:
         self._features = self.bundle.manifest.features
         self._codebook = self.bundle.codebook()
         self.most_bytes = MOST_OF_REQUEST
+        self.times = ServiceTimes()
         self.device = choose_device(device, self.bundle)
         self._cache_bytes = cache_bytes
         self._model: NativeModel | HostModel | SplitModel | CoreModel | DeviceModel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -70,9 +71,9 @@ def await_waiting(server: Server, count: int) -> None:
 
 
 def slow_down(server: Server, seconds: float, size: int) -> None:
-    """Make the admission believe that requests of this size take so long."""
+    """Make the admission believe that requests of this size to the default bundle take so long."""
     call = Call()
-    assert server._admission.core.enter(call, size=size) is None
+    assert server._admission.core.enter(call, size=size, times=server.engine.times) is None
     time.sleep(seconds)
     server._admission.core.leave(call, done=True)
 
@@ -105,6 +106,21 @@ def test_a_request_without_enough_time_is_refused_at_once(server: Server, client
     assert time.monotonic() - begin < 0.3
     assert len(client.rerank([], KNOWN[:5], timeout=LIMIT).items) == 5
     assert outcomes(server) == {"ANSWERED": 1, "FALLBACK": 1, "LATE": 1}
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["core", "python"])
+def test_a_slow_bundle_says_nothing_of_another(make_bundle: MakeBundle, tmp_path: Path, *, native: bool) -> None:
+    for name in ("fast", "slow"):
+        shutil.copytree(make_bundle(), tmp_path / name / "1")
+    server = Server(tmp_path, port=0, threads=1, queue=1, default="slow", native=native)
+    server.start()
+    with Client(server.address) as client:
+        client.wait_ready()
+        slow_down(server, 0.5, size=5)
+        with pytest.raises(OverloadError, match="within its deadline"):
+            client.rerank([], KNOWN[:5], timeout=0.4)
+        assert len(client.rerank([], KNOWN[:5], timeout=0.4, bundle="fast").items) == 5
+    server.stop(5)
 
 
 def test_an_urgent_request_takes_the_place_of_another(

@@ -190,6 +190,9 @@ class Repository:
                 self._say(name, shelf, str(error))
                 reason = reason or str(error)
                 continue
+            if shelf.handle is not None:
+                # Until it has shown otherwise, a version takes as long as the one before.
+                engine.times = shelf.handle.engine.times
             self._swap(name, shelf, Handle(engine, version))
             break
         labels = {version.label for version in versions}

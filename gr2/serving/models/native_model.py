@@ -15,7 +15,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gr2._core import Admission, Call, OnnxError, OnnxRuntime, ParsedRequest, RequestEngine, StartedRequest
+from gr2._core import (
+    Admission,
+    Call,
+    OnnxError,
+    OnnxRuntime,
+    ParsedRequest,
+    RequestEngine,
+    ServiceTimes,
+    StartedRequest,
+)
 from gr2.bundle import Bundle
 from gr2.decoding import Codebook
 from gr2.errors import BundleError, Gr2Error
@@ -139,13 +148,19 @@ class NativeModel:
         return Scored(order, scores, (stamps[0], stamps[1]))
 
     def start(
-        self, request: ParsedRequest, admission: Admission, call: Call, seconds: float | None = None
+        self,
+        request: ParsedRequest,
+        admission: Admission,
+        call: Call,
+        seconds: float | None = None,
+        times: ServiceTimes | None = None,
     ) -> StartedRequest | tuple[int, bytes]:
         """A request that has `seconds` left and now a place in `admission`, where its turn will come.
 
-        Or, at once, its outcome, and the serialised reply or the reason why there is none.
+        Or, at once, its outcome, and the serialised reply or the reason why there is none. `times` say how long such
+        requests take.
         """
-        return self._engine.start(request, admission, call, seconds=seconds)
+        return self._engine.start(request, admission, call, seconds=seconds, times=times)
 
     def close(self) -> None:
         """Forget the histories."""

@@ -64,7 +64,7 @@ class InCore:
         seconds: float | None,
     ) -> None:
         self._engine, self._data, self._bound = engine, data, admission.bound
-        self._found = native.start(request, admission.core, call, seconds)
+        self._found = native.start(request, admission.core, call, seconds, engine.times)
 
     @property
     def outcome(self) -> int | None:
@@ -94,7 +94,7 @@ def reply_in_python(engine: Engine, data: bytes, admission: Admission, call: Cal
     size = len(slate.candidates) + min(len(slate.history), engine.bundle.manifest.model.max_history)
     checked = perf_counter_ns()
     low = request.priority == reranker_pb2.PRIORITY_LOW
-    refusal = core.enter(call, seconds=seconds, low=low, size=size)
+    refusal = core.enter(call, seconds=seconds, low=low, size=size, times=engine.times)
     begun = perf_counter_ns()
     if refusal is not None:
         if request.fallback and refusal in (Outcome.FULL, Outcome.LATE):

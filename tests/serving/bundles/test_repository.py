@@ -50,6 +50,18 @@ def version(bundle: Path) -> str:
     return Bundle.load(bundle).version
 
 
+def test_new_version_takes_as_long_as_the_old_one_until_it_is_known(root: Path, bundles: list[Path]) -> None:
+    put(bundles[1], root / "games" / "1")
+    repository = Repository(root, default="shop")
+    with repository.lease("shop") as old, repository.lease("games") as other:
+        times = old.times
+        assert other.times is not times
+    put(bundles[2], root / "shop" / "2")
+    repository.refresh()
+    with repository.lease("shop") as new:
+        assert (new.version, new.times) == (version(bundles[2]), times)
+
+
 def test_newest_version_serves_at_the_start(root: Path, bundles: list[Path]) -> None:
     put(bundles[1], root / "shop" / "2")
     repository = Repository(root)
