@@ -23,6 +23,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from gr2.client import Client
 from gr2.errors import BundleError, ConfigError, Gr2Error, OverloadError
+from gr2.serving.access import direct
 from gr2.serving.engine import Answer, Engine
 from gr2.serving.request import Slate
 from gr2.serving.server import Server
@@ -37,8 +38,8 @@ SERVE = "import sys; from gr2.serving.server import serve; serve(sys.argv[1], po
 class Process:
     """A server in a process of its own."""
 
-    def __init__(self, bundle: Path) -> None:
-        command = [sys.executable, "-c", SERVE, str(bundle)]
+    def __init__(self, bundle: Path, code: str = SERVE) -> None:
+        command = [sys.executable, "-c", code, str(bundle)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -50,6 +51,29 @@ class Process:
         self.process.send_signal(number)
         output, errors = self.process.communicate(timeout=30)
         return self.process.returncode, output, errors
+
+
+@pytest.fixture(scope="module", params=["direct", "handlers"])
+def start(request: pytest.FixtureRequest) -> Iterator[Callable[..., Server]]:
+    """Starts servers whose calls come as they do with this version of grpc, or as where it does not hand them over."""
+    servers: list[Server] = []
+
+    def start(bundle: Path, **changes: Any) -> Server:
+        with pytest.MonkeyPatch.context() as grpc_is:
+            grpc_is.setattr(direct, "PRIVATE", request.param == "direct")
+            servers.append(Server(bundle, port=0, **changes))
+        assert (servers[-1]._direct is not None) == (request.param == "direct")
+        servers[-1].start()
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop(5)
+
+
+@pytest.fixture(scope="module")
+def server(make_bundle: MakeBundle, start: Callable[..., Server]) -> Server:
+    return start(make_bundle())
 
 
 @pytest.fixture
@@ -124,32 +148,31 @@ def test_request_beyond_the_message_limit_is_refused(server: Server, channel: gr
 
 
 def test_unexpected_failure_is_internal_without_details(
-    make_bundle: MakeBundle, caplog: pytest.LogCaptureFixture
+    make_bundle: MakeBundle, start: Callable[..., Server], caplog: pytest.LogCaptureFixture
 ) -> None:
-    server = Server(make_bundle(), port=0, native=False)
-    server.start()
+    server = start(make_bundle(), native=False)
     del server.engine.rules
     with Client(server.address) as client, pytest.raises(Gr2Error, match="INTERNAL: internal error") as caught:
         client.rerank([], KNOWN[:3], timeout=10)
     assert "rules" not in str(caught.value)
     assert "AttributeError" in caplog.text
-    server.stop(5)
 
 
 def test_failure_of_the_model_is_internal_and_logged(
-    make_bundle: MakeBundle, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    make_bundle: MakeBundle,
+    start: Callable[..., Server],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(*_: object) -> bytes:
         raise Gr2Error("the model's output cannot be ranked")
 
     monkeypatch.setattr(InCore, "reply", fail)
-    server = Server(make_bundle(), port=0)
-    server.start()
+    server = start(make_bundle())
     with Client(server.address) as client, pytest.raises(Gr2Error, match="INTERNAL: internal error") as caught:
         client.rerank([], KNOWN[:3], timeout=10)
     assert "ranked" not in str(caught.value)
     assert "cannot be ranked" in caplog.text
-    server.stop(5)
 
 
 def test_compressed_request_is_refused(server: Server) -> None:
@@ -160,9 +183,10 @@ def test_compressed_request_is_refused(server: Server) -> None:
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-def test_compressed_request_is_answered_where_it_is_accepted(make_bundle: MakeBundle) -> None:
-    server = Server(make_bundle(), port=0, gzip=True)
-    server.start()
+def test_compressed_request_is_answered_where_it_is_accepted(
+    make_bundle: MakeBundle, start: Callable[..., Server]
+) -> None:
+    server = start(make_bundle(), gzip=True)
     with grpc.insecure_channel(server.address, compression=grpc.Compression.Gzip) as channel:
         stub = reranker_pb2_grpc.RerankerStub(channel)
         request = reranker_pb2.RerankRequest(candidates=reranker_pb2.ItemIds(ints=KNOWN))
@@ -171,7 +195,6 @@ def test_compressed_request_is_answered_where_it_is_accepted(make_bundle: MakeBu
         with pytest.raises(grpc.RpcError) as caught:
             stub.Rerank(request, timeout=10)
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    server.stop(5)
 
 
 def test_serving_without_standard_output(make_bundle: MakeBundle) -> None:
@@ -206,9 +229,8 @@ def test_full_disk_under_standard_output_and_error_stops_nothing(make_bundle: Ma
     assert process.wait(30) == 0
 
 
-def test_work_beyond_the_queue_is_refused(make_bundle: MakeBundle) -> None:
-    server = Server(make_bundle(items=3000, level_size=256), port=0, threads=1, queue=1)
-    server.start()
+def test_work_beyond_the_queue_is_refused(make_bundle: MakeBundle, start: Callable[..., Server]) -> None:
+    server = start(make_bundle(items=3000, level_size=256), threads=1, queue=1)
     slate = [1000 + 7 * item for item in range(1024)]
     with Client(server.address) as client:
         client.wait_ready()
@@ -222,12 +244,11 @@ def test_work_beyond_the_queue_is_refused(make_bundle: MakeBundle) -> None:
 
         with ThreadPoolExecutor(16) as pool:
             results = list(pool.map(call, range(16)))
-    server.stop(5)
     assert set(results) == {"answered", f"{server.address}: overloaded: 2 requests are at work or wait already"}
 
 
 def test_request_whose_deadline_passed_in_the_queue_costs_no_work(
-    make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
+    make_bundle: MakeBundle, start: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worked: list[int] = []
     free, rank = threading.Event(), Engine.rank
@@ -238,8 +259,7 @@ def test_request_whose_deadline_passed_in_the_queue_costs_no_work(
         return rank(engine, slate, start, wanted)
 
     monkeypatch.setattr(Engine, "rank", slow_rank)
-    server = Server(make_bundle(), port=0, threads=1, native=False)
-    server.start()
+    server = start(make_bundle(), threads=1, native=False)
     with Client(server.address) as client, ThreadPoolExecutor(1) as pool:
         first = pool.submit(client.rerank, [], KNOWN[:2], timeout=30)
         while not worked:
@@ -249,7 +269,6 @@ def test_request_whose_deadline_passed_in_the_queue_costs_no_work(
         free.set()
         assert len(first.result().items) == 2
         assert len(client.rerank([], KNOWN[:4], timeout=30).items) == 4
-    server.stop(5)
     assert worked == [2, 4]
 
 
@@ -335,3 +354,18 @@ def test_open_health_watch_sees_not_serving_and_does_not_delay_the_stop(process:
         assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
         assert process.process.wait(20) == 0
         assert time.monotonic() - start < 5
+
+
+def test_threads_take_whole_turns_and_the_callers_only_meanwhile(make_bundle: MakeBundle) -> None:
+    load, serve = SERVE.rsplit("; ", 1)
+    earlier = "import os; print(*os.listdir('/proc/self/task'), file=sys.stderr)"
+    process = Process(make_bundle(), f"{load}; {earlier}; {serve}; print(os.sched_getscheduler(0))")
+    with Client(process.address) as client:
+        assert len(client.rerank([], KNOWN[:3], timeout=10).items) == 3
+    threads = [int(each.name) for each in Path(f"/proc/{process.process.pid}/task").iterdir()]
+    policies = {thread: os.sched_getscheduler(thread) for thread in threads}
+    code, output, errors = process.stop()
+    others = policies.keys() - set(map(int, errors.split()))
+    assert len(others) > 3
+    assert {policies[thread] for thread in (process.process.pid, *others)} == {os.SCHED_BATCH}
+    assert (code, output) == (0, f"{os.SCHED_OTHER}\n")
