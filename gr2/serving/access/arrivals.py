@@ -22,11 +22,19 @@ try:
 except ImportError:  # another version of grpc
     _unary_response_in_pool = None
 
-__all__ = ["Message", "Reader"]
+__all__ = ["Message", "NoRoomError", "Reader"]
 
 # What grpc submits: the function, the call's event and state, the behavior, its argument, and two (de)serialisers.
 SUBMITTED = 7
 NO_FLAGS = 0
+
+
+class NoRoomError(OverloadError):
+    """There is no thread for a call, whose message is `data`."""
+
+    def __init__(self, reason: str, data: bytes) -> None:
+        super().__init__(reason)
+        self.data = data
 
 
 class Message:
@@ -37,7 +45,7 @@ class Message:
 
     __slots__ = ("_data", "_refusal", "came")
 
-    def __init__(self, came: int, data: bytes | None, refusal: OverloadError | None = None) -> None:
+    def __init__(self, came: int, data: bytes | None, refusal: NoRoomError | None = None) -> None:
         self.came, self._data, self._refusal = came, data, refusal
 
     def __iter__(self) -> Iterator[bytes]:
@@ -96,5 +104,5 @@ class Reader(ThreadPoolExecutor):
         if data is None:
             return Message(came, None), self._admission.in_place
         if self._admission.full:
-            return Message(came, data, OverloadError(self._admission.overload)), self._admission.in_place
+            return Message(came, None, NoRoomError(self._admission.overload, data)), self._admission.in_place
         return Message(came, data), self._admission.pool

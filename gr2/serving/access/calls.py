@@ -13,8 +13,9 @@ from typing import Any, Protocol, TypeVar
 import grpc
 
 from gr2._core import Admission as CoreAdmission
+from gr2.serving.observing.endings import lost_code
 
-__all__ = ["DONE", "Admission", "CallPool", "InPlace", "Patience", "in_pool", "messages_of", "only_message"]
+__all__ = ["DONE", "EMPTY", "Admission", "CallPool", "InPlace", "Patience", "in_pool", "messages_of", "only_message"]
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +25,7 @@ MOST_UNREAD = 1024
 SWEEP = 0.25  # seconds between two looks at silent calls
 DONE: Future[Any] = Future()
 DONE.set_result(None)
+EMPTY = grpc.StatusCode.UNIMPLEMENTED, "exactly one request message is needed, uncompressed"
 
 T = TypeVar("T")
 Behavior = TypeVar("Behavior", bound=Callable[..., Any])
@@ -249,5 +251,8 @@ def only_message(messages: Iterator[T], context: grpc.ServicerContext, patience:
     with patience.waiting(context, limit):
         for message in messages:
             return message
-    context.abort(grpc.StatusCode.UNIMPLEMENTED, "exactly one request message is needed, uncompressed")
+    lost = lost_code(context.time_remaining())
+    if context.is_active() and lost is not grpc.StatusCode.DEADLINE_EXCEEDED:
+        context.abort(*EMPTY)
+    context.abort(lost, "the call has ended")
     raise AssertionError("abort raises")

@@ -17,8 +17,9 @@ from typing import Any, Protocol
 
 import grpc
 
-from gr2.serving.access.calls import Admission, Patience
+from gr2.serving.access.calls import EMPTY, Admission, Patience
 from gr2.serving.access.load import Trailers
+from gr2.serving.observing.endings import lost_code
 
 try:
     from grpc import _common
@@ -36,6 +37,9 @@ __all__ = ["Answerer", "Begun", "DirectCall", "DirectCalls", "direct_calls"]
 logger = logging.getLogger(__name__)
 
 NO_FLAGS = 0
+
+# Of the state of grpc's server.
+FIELDS = ("completion_queue", "due", "lock", "rpc_states", "server", "stage")
 
 # What the serving thread is told by a tag: the call if it is over, and what to run then.
 Told = tuple[Any, Sequence[Callable[[], None]]]
@@ -58,7 +62,7 @@ class Begun(Protocol):
 
 
 class Answerer(Protocol):
-    """What becomes of calls. Only `end` may wait, unless what was begun is known."""
+    """What becomes of calls. Only `end` may wait, unless what was begun is known; the rest runs in grpc's thread."""
 
     def turn_away(self, metadata: Any) -> tuple[grpc.StatusCode, str] | None:
         """The status of a call whose message need not be read; None for others."""
@@ -66,8 +70,8 @@ class Answerer(Protocol):
     def look(self, data: bytes, seconds: float) -> Begun | None:
         """What is made of a message whose call has `seconds` left; None where that would take time."""
 
-    def refuse_unseen(self, call: DirectCall) -> None:
-        """Refuse a call of which nothing was made, and for which there is no room."""
+    def end_without_room(self, begun: Any, call: DirectCall) -> None:
+        """Answer or refuse a call of which that was made, and for which there is no room."""
 
     def end(self, begun: Any, call: DirectCall) -> None:
         """Answer or refuse a call of which that was made."""
@@ -86,6 +90,7 @@ class DirectCall:
         "_call",
         "_callbacks",
         "_cancelled",
+        "_empty",
         "_ended",
         "_event",
         "_lock",
@@ -101,13 +106,18 @@ class DirectCall:
         self._event, self._call, self._ended = event, event.call, ended
         self._callbacks: list[Callable[[], None]] | None = []
         self._lock = threading.Lock()
-        self._cancelled = self._sending = self._told = self._watched = False
+        self._cancelled = self._empty = self._sending = self._told = self._watched = False
         self.came, self.data, self.seconds = time.perf_counter_ns(), b"", 0.0
 
     @property
     def late(self) -> bool:
         """Whether its time is over."""
-        return time.perf_counter_ns() - self.came > 1e9 * self.seconds
+        return self.left < 0
+
+    @property
+    def left(self) -> float:
+        """Seconds that it has, negative once its time is over."""
+        return self.seconds - (time.perf_counter_ns() - self.came) / 1e9
 
     def on_end(self, tell: Callable[[], None]) -> bool:
         """Have it told that the call is over, whatever ended it; False if it is over already."""
@@ -119,13 +129,20 @@ class DirectCall:
 
     def answer(self, reply: bytes, trailers: Trailers) -> None:
         """Send the message and the status OK."""
-        self._send(cygrpc.StatusCode.ok, b"", trailers, (cygrpc.SendMessageOperation(reply, NO_FLAGS),))
-        self._tell("OK", reply)
+        message = (cygrpc.SendMessageOperation(reply, NO_FLAGS),)
+        if (sent := self._send(cygrpc.StatusCode.ok, b"", trailers, message)) is not None:
+            self._tell("OK" if sent else self._lost, reply if sent else None)
 
     def refuse(self, code: grpc.StatusCode, details: str, trailers: Trailers = ()) -> None:
         """Send a status other than OK."""
-        self._send(_common.STATUS_CODE_TO_CYGRPC_STATUS_CODE[code], details.encode(), trailers, ())
-        self._tell(code.name, None)
+        grpc_code = _common.STATUS_CODE_TO_CYGRPC_STATUS_CODE[code]
+        if (sent := self._send(grpc_code, details.encode(), trailers, ())) is not None:
+            self._tell(code.name if sent else self._lost, None)
+
+    def refuse_empty(self) -> None:
+        """Refuse a call whose message has not come, since there is none, or since the call is over."""
+        self._empty = True
+        self._send(_common.STATUS_CODE_TO_CYGRPC_STATUS_CODE[EMPTY[0]], EMPTY[1].encode(), (), ())
 
     def cancel(self) -> None:
         """End the call without a status of ours."""
@@ -135,6 +152,10 @@ class DirectCall:
         """Hear of it from now on if the caller goes; else that is known with the status."""
         self._watched = True
         self._call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(NO_FLAGS),), self._closed)
+
+    @property
+    def _lost(self) -> str:
+        return str(lost_code(self.left).name)
 
     def _tell(self, code: str, reply: bytes | None) -> None:
         try:
@@ -146,22 +167,29 @@ class DirectCall:
     def _metadata(self) -> Any:
         return self._event.invocation_metadata
 
-    def _send(self, code: Any, details: bytes, trailers: Trailers, message: tuple[Any, ...]) -> None:
+    def _send(self, code: Any, details: bytes, trailers: Trailers, message: tuple[Any, ...]) -> bool | None:
+        """Whether it could be sent; None for what comes after an answer or a refusal."""
         with self._lock:
-            if self._cancelled or self._told:
-                return
-            self._sending = self._told = True
+            if self._told:
+                return None
+            self._told = True
+            if self._cancelled:
+                return False
+            self._sending = True
             status = cygrpc.SendStatusFromServerOperation(trailers, code, details, NO_FLAGS)
             close = () if self._watched else (cygrpc.ReceiveCloseOnServerOperation(NO_FLAGS),)
             operations = (cygrpc.SendInitialMetadataOperation(None, NO_FLAGS), *message, status, *close)
             self._call.start_server_batch(operations, self._sent)
+            return True
 
     def _closed(self, _: Any) -> Told:
         with self._lock:
             self._watched, self._cancelled = False, True
             return GOES_ON if self._sending else self._over()
 
-    def _sent(self, _: Any) -> Told:
+    def _sent(self, event: Any) -> Told:
+        if self._empty:
+            self._tell(self._lost if event.batch_operations[-1].cancelled() else EMPTY[0].name, None)
         with self._lock:
             self._sending = False
             return GOES_ON if self._watched else self._over()
@@ -228,12 +256,12 @@ class DirectCalls:
         waiting.__exit__()
         call.came = time.perf_counter_ns()
         try:
-            data = event.batch_operations[0].message()
+            data, call.seconds = event.batch_operations[0].message(), max(0.0, deadline - time.time())
             if data is None:
                 self._admission.in_place.taken += 1
-                call.refuse(grpc.StatusCode.UNIMPLEMENTED, "exactly one request message is needed, uncompressed")
+                call.refuse_empty()
             else:
-                call.data, call.seconds = data, max(0.0, deadline - time.time())
+                call.data = data
                 self._place(call)
         except Exception:
             self._give_up(call)
@@ -248,9 +276,7 @@ class DirectCalls:
         if begun is not None and begun.known:
             admission.in_place.submit(self._end, begun, call)
         elif admission.full and not (begun is not None and begun.admitted):
-            if begun is not None:
-                begun.abandon()
-            admission.in_place.submit(self._answerer.refuse_unseen, call)
+            admission.in_place.submit(self._answerer.end_without_room, begun, call)
         else:
             call.watch()
             try:
@@ -284,7 +310,7 @@ def direct_calls(
 ) -> DirectCalls | None:
     """The calls of `method` of a server that has not started; None if this version of grpc does not hand them over."""
     state, core = getattr(server, "_state", None), getattr(server, "_cy_server", None)
-    if not PRIVATE or state is None or core is None:
+    if not PRIVATE or core is None or not all(hasattr(state, name) for name in FIELDS):
         return None
     core.register_method(method)
     return DirectCalls(state, method, admission, patience, wait, answerer)

@@ -1,7 +1,7 @@
 """A candidate bundle beside the one that answers: a share of the traffic is scored by both, and the orders compared.
 
-The answer has left before the candidate sees the request. Comparisons run one by one in a thread of low
-priority; beyond a bound they are left out, and counted.
+The answer is there before the candidate sees the request, and does not wait for it. Comparisons run one by one in a
+thread of low priority; beyond a bound they are left out, and counted.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from gr2.serving.observing.endings import lost_code
 from gr2.serving.observing.histogram import Recorder
 
 if TYPE_CHECKING:
@@ -67,8 +68,7 @@ class Observer(grpc.ServerInterceptor):  # type: ignore[misc]
             try:
                 reply = inner(messages, context)
             finally:
-                code = "OK" if reply is not None else getattr(context.code(), "name", "UNKNOWN")
-                self.ended(method, context.invocation_metadata, start, code, reply)
+                self.ended(method, context.invocation_metadata, start, _code(context, reply), reply)
             return reply
 
         if (pool := getattr(inner, "experimental_thread_pool", None)) is not None:
@@ -86,3 +86,12 @@ class Observer(grpc.ServerInterceptor):  # type: ignore[misc]
         if self._tracing is not None:
             phases = reply if method == self.methods[0] else None
             self._tracing.record(method, metadata(), code, duration, phases)
+
+
+def _code(context: grpc.ServicerContext, reply: Any) -> str:
+    if reply is not None:
+        return "OK"
+    code = context.code()
+    if code is None:
+        return "UNKNOWN" if context.is_active() else lost_code(context.time_remaining()).name
+    return str(code.name)

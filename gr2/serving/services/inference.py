@@ -12,6 +12,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from gr2.errors import RequestError
+from gr2.serving.access.arrivals import NoRoomError
 from gr2.serving.access.calls import CallPool, Patience, in_pool, only_message
 from gr2.serving.bundles.repository import BundleStatus, Repository
 from gr2.serving.services.servicer import METHOD, Servicer
@@ -83,16 +84,22 @@ class InferenceService(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def _requests(self, messages: Iterator[bytes], taken: list[inference.ModelInferRequest]) -> Iterator[bytes]:
         """The messages as those of `Rerank`; what came is kept in `taken`."""
-        for message in messages:
-            try:
-                request = inference.ModelInferRequest.FromString(message)
-            except DecodeError as error:
-                raise RequestError("request", "the bytes are not an inference.ModelInferRequest") from error
-            version = request.model_version
-            if version and self._served(request.model_name, version) is None:
-                raise RequestError("model_version", f"{version!r} is not the one served; leave it out to take that")
-            taken.append(request)
-            yield request_of(request).SerializeToString()
+        try:
+            for message in messages:
+                yield self._request(message, taken)
+        except NoRoomError as error:
+            raise NoRoomError(str(error), self._request(error.data, taken)) from error
+
+    def _request(self, message: bytes, taken: list[inference.ModelInferRequest]) -> bytes:
+        try:
+            request = inference.ModelInferRequest.FromString(message)
+        except DecodeError as error:
+            raise RequestError("request", "the bytes are not an inference.ModelInferRequest") from error
+        version = request.model_version
+        if version and self._served(request.model_name, version) is None:
+            raise RequestError("model_version", f"{version!r} is not the one served; leave it out to take that")
+        taken.append(request)
+        return request_of(request).SerializeToString()
 
     def _method(self, kind: Any, answer: Callable[[Any, grpc.ServicerContext], Any]) -> grpc.RpcMethodHandler:
         def behavior(messages: Iterator[Any], context: grpc.ServicerContext) -> Any:

@@ -22,7 +22,7 @@ from gr2.serving.ranking import Timings
 from gr2.serving.request import Ids, Slate
 from gr2.v1 import reranker_pb2
 
-__all__ = ["InCore", "malformed", "reply", "reply_in_python"]
+__all__ = ["InCore", "malformed", "reply", "reply_in_python", "reply_unranked"]
 
 # Of requests that were let in.
 FAILURES: dict[type[BaseException], Outcome] = {
@@ -113,6 +113,24 @@ def reply_in_python(engine: Engine, data: bytes, admission: Admission, call: Cal
     _set_timings(response.timings, timings)
     core.count(Outcome.ANSWERED, [getattr(timings, name) for name in Timings.__slots__])
     return response.SerializeToString()
+
+
+def reply_unranked(engine: Engine, data: bytes, request: ParsedRequest, admission: Admission) -> bytes:
+    """What `reply` gives where there is no room for the request, for which the admission need not be asked.
+
+    Raises OverloadError, unless the incoming order is asked for; then RequestError.
+    """
+    if not request.fallback:
+        admission.core.count(Outcome.FULL)
+        raise error_of(Outcome.FULL, "", version=engine.version, bound=admission.bound)
+    start = perf_counter_ns()
+    try:
+        message, slate = _check(engine, data)
+    except RequestError:
+        admission.core.count(Outcome.INVALID)
+        raise
+    admission.core.count(Outcome.FALLBACK)
+    return _fallback(message, slate, engine.version, start, 0)
 
 
 def _rank(engine: Engine, slate: Slate, begun: int, admission: Admission, call: Call) -> Answer:

@@ -14,15 +14,16 @@ import grpc
 
 from gr2._core import Call, ParsedRequest
 from gr2.errors import Gr2Error, OverloadError, RequestError, UnservedError
-from gr2.serving.access.arrivals import Reader
+from gr2.serving.access.arrivals import NoRoomError, Reader
 from gr2.serving.access.calls import Admission, Patience, in_pool, only_message
 from gr2.serving.access.direct import DirectCall
 from gr2.serving.access.load import LoadReport, Trailers
 from gr2.serving.bundles.handle import Handle
 from gr2.serving.bundles.repository import Repository
 from gr2.serving.bundles.shadow import Shadow
+from gr2.serving.engine import Engine
 from gr2.serving.models.outcomes import Outcome, error_of
-from gr2.serving.services.replies import InCore, malformed, reply
+from gr2.serving.services.replies import InCore, malformed, reply, reply_unranked
 from gr2.v1 import reranker_pb2
 
 __all__ = ["MESSAGE_WAIT", "METHOD", "SERVICE", "STATUS", "UNKNOWN_CLIENT", "Servicer"]
@@ -34,7 +35,7 @@ METHOD = f"/{SERVICE}/Rerank"
 
 MESSAGE_WAIT = 10.0  # seconds from a call's arrival to the end of its message
 REFUSALS = (Outcome.FULL, Outcome.LATE, Outcome.EXPIRED, Outcome.CANCELLED)
-SHORT = 16384  # bytes of a request that is looked at by the thread that serves all calls
+SHORT = 16384  # bytes of a request that is always looked at by the thread that serves all calls
 
 # The first class that matches decides; anything else is a bug: INTERNAL, with the details in the server's log only.
 STATUS: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
@@ -117,6 +118,7 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
         self.ended: Callable[[Callable[[], Any], int, str, bytes | None], None] = lambda *_: None
         self.admits: Callable[[Any], bool] = lambda _: True
         self._late = Refused(grpc.StatusCode.DEADLINE_EXCEEDED, "the time of the request is over")
+        self._gone = (grpc.StatusCode.CANCELLED, "the caller has gone")
         self._stopping = (grpc.StatusCode.UNAVAILABLE, "the server is stopping")
         self._crowded = (grpc.StatusCode.RESOURCE_EXHAUSTED, admission.overload)
         self._refuse, self._overloaded = self.refusal(*self._stopping), self.refusal(*self._crowded)
@@ -138,8 +140,11 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
         return self._crowded if self.admission.crowded else None
 
     def look(self, data: bytes, seconds: float) -> Looked | Refused | None:
-        """What the core says at once to a message whose call has `seconds` left; None if that is not for it to say."""
-        request = ParsedRequest(data) if len(data) <= SHORT else None
+        """What the core says at once to a message whose call has `seconds` left; None if that is not for it to say.
+
+        A long one is looked at only where no thread could do it.
+        """
+        request = ParsedRequest(data) if len(data) <= SHORT or self.admission.full else None
         if request is None or (name := request.bundle) is None:
             return None
         try:
@@ -166,20 +171,32 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
         """One call: the serialised response, or a status from the table."""
         call = self._begin(context.add_callback)
         if call is None:
-            context.abort(grpc.StatusCode.CANCELLED, "the caller has gone")
+            context.abort(*self._gone)
             raise AssertionError("abort raises")
-        data = self._message(messages, context)
-        seconds = context.time_remaining()
-        answer, trailers = self._answered(data, lambda: self.answer(data, seconds, call))
+        try:
+            data = only_message(messages, context, self.patience, MESSAGE_WAIT)
+            make = functools.partial(self.answer, data, context.time_remaining(), call)
+        except NoRoomError as error:
+            data = error.data
+            make = functools.partial(self.answer_unranked, data)
+        answer, trailers = self._answered(data, make)
+        if not isinstance(answer, Refused) and context.time_remaining() == 0.0:
+            answer = self._late
         context.set_trailing_metadata(trailers)
         if not isinstance(answer, Refused):
             return answer
         context.abort(answer.code, answer.details)
         raise AssertionError("abort raises")
 
-    def refuse_unseen(self, call: DirectCall) -> None:
-        """Refuse a direct call for want of a thread."""
-        self._refuse_call(call, *self._crowded)
+    def end_without_room(self, begun: Looked | Refused | None, call: DirectCall) -> None:
+        """End a direct call of which `look` has made that, and for which there is no thread."""
+        if begun is not None:
+            begun.abandon()
+            return self._refuse_call(call, *self._crowded)
+        answer, trailers = self._answered(call.data, functools.partial(self.answer_unranked, call.data))
+        if isinstance(answer, Refused):
+            return call.refuse(answer.code, answer.details)
+        return call.answer(answer, trailers)
 
     def end(self, begun: Looked | Refused | None, call: DirectCall) -> None:
         """End a direct call of which `look` has made that."""
@@ -187,8 +204,10 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
             return self._refuse_call(call, begun.code, begun.details)
         place = self._begin(call.on_end, begun.call if begun is not None else None)
         if place is None:
-            return begun.abandon() if begun is not None else None
-        seconds = call.seconds - (perf_counter_ns() - call.came) / 1e9
+            if begun is not None:
+                begun.abandon()
+            return call.refuse(*self._gone)
+        seconds = call.left
         reply = begun.reply if begun is not None else lambda: self.answer(call.data, seconds, place)
         answer, trailers = self._answered(call.data, reply)
         if not isinstance(answer, Refused) and call.late:
@@ -233,6 +252,16 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
 
         Raises what `Repository.lease` and `gr2.serving.services.replies.reply` do.
         """
+        return self._by_engine(
+            data, lambda engine, request: reply(engine, data, request, self.admission, call or Call(), seconds)
+        )
+
+    def answer_unranked(self, data: bytes) -> bytes:
+        """As `answer`, to a request for which there is no room: the incoming order, if it asks for that."""
+        return self._by_engine(data, lambda engine, request: reply_unranked(engine, data, request, self.admission))
+
+    def _by_engine(self, data: bytes, answer: Callable[[Engine, ParsedRequest], bytes]) -> bytes:
+        """The answer by the bundle that the request is for."""
         request = ParsedRequest(data)
         name = request.bundle
         if name is None:
@@ -243,7 +272,7 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
             if len(data) > most:
                 self.admission.core.count(Outcome.INVALID)
                 raise RequestError("request", f"at most {most} bytes for this bundle, got {len(data)}")
-            return reply(engine, data, request, self.admission, call or Call(), seconds)
+            return answer(engine, request)
 
     def refusal(self, code: grpc.StatusCode, details: str) -> grpc.RpcMethodHandler:
         """The handler that ends a call with a status, whatever it sends."""
@@ -253,13 +282,6 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
             raise AssertionError("abort raises")
 
         return grpc.stream_unary_rpc_method_handler(in_pool(self.admission.in_place, refuse))
-
-    def _message(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-        try:
-            return only_message(messages, context, self.patience, MESSAGE_WAIT)
-        except OverloadError as error:
-            context.abort(*_ending(error))
-            raise AssertionError("abort raises") from error
 
     def _finished(self, call: Call) -> None:
         self.admission.core.cancel(call)

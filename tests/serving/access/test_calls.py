@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from gr2.client import Client
 from gr2.errors import Gr2Error, OverloadError
+from gr2.serving import server as server_module
 from gr2.serving.access import calls as calls_module
 from gr2.serving.engine import Answer, Engine
 from gr2.serving.request import Slate
@@ -173,6 +174,7 @@ def test_calls_without_a_message_are_ended_and_give_their_place_back(
     start: Callable[..., Server], silence: Silence, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(servicer_module, "MESSAGE_WAIT", 0.1)
+    monkeypatch.setattr(server_module, "MESSAGE_WAIT", 0.1)
     server = start(threads=1, queue=1)
     with grpc.insecure_channel(server.address) as channel:
         calls = silent_calls(channel, "/gr2.v1.Reranker/Rerank", silence, 2)

@@ -15,14 +15,21 @@ import pytest
 from gr2._core import Call
 from gr2.client import Client
 from gr2.errors import Gr2Error
+from gr2.serving.access import direct
 from gr2.serving.access.calls import SPARE
+from gr2.serving.models.outcomes import Outcome
 from gr2.serving.server import Server
-from gr2.serving.services.servicer import METHOD
+from gr2.serving.services.inference import INFER
+from gr2.serving.services.servicer import METHOD, Looked
+from gr2.v1 import open_inference_pb2 as inference
 from gr2.v1 import reranker_pb2 as pb
 
 MakeBundle = Callable[..., Path]
 KNOWN = [1000 + 7 * item for item in range(300)]
 REQUEST = pb.RerankRequest(candidates=pb.ItemIds(ints=KNOWN[:3])).SerializeToString()
+# A field that nobody knows, of more bytes than are always looked at.
+LONG = b"\xc2\x3e\xa0\x9c\x01" + bytes(20_000)
+FALLBACK = pb.RerankRequest(fallback=True).SerializeToString()
 
 
 @pytest.fixture
@@ -89,7 +96,21 @@ def test_a_caller_that_goes_while_its_request_is_at_work_is_forgotten(server: Se
     await_idle(server)
 
 
-def test_an_answer_that_is_late_is_not_sent(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def codes_after(server: Server, count: int) -> dict[str, int]:
+    """The statuses that the server has counted, once they are so many."""
+    deadline = time.monotonic() + 30
+    while sum(server._observer.codes.values()) < count and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return server._observer.codes
+
+
+@pytest.mark.parametrize("private", [True, False], ids=["direct", "handlers"])
+def test_an_answer_that_is_late_is_not_sent(
+    make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch, *, private: bool
+) -> None:
+    monkeypatch.setattr(direct, "PRIVATE", private)
+    server = Server(make_bundle(), port=0)
+    server.start()
     answer = server._servicer.answer
 
     def slow(data: bytes, seconds: float | None = None, call: Call | None = None) -> bytes:
@@ -99,20 +120,152 @@ def test_an_answer_that_is_late_is_not_sent(server: Server, monkeypatch: pytest.
 
     # The core does not look at what is as long as this, by a field that nobody knows.
     monkeypatch.setattr(server._servicer, "answer", slow)
-    long = REQUEST + b"\xc2\x3e\xa0\x9c\x01" + bytes(20_000)
-    told: list[str] = []
-    ended = server._servicer.ended
-
-    def watched(metadata: Callable[[], Any], start: int, code: str, reply: bytes | None) -> None:
-        told.append(code)
-        ended(metadata, start, code, reply)
-
-    server._servicer.ended = watched
     with grpc.insecure_channel(server.address) as channel, pytest.raises(grpc.RpcError) as late:
-        channel.unary_unary(METHOD)(long, timeout=0.2)
+        channel.unary_unary(METHOD)(REQUEST + LONG, timeout=0.2)
     assert status(late.value)[0] is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert codes_after(server, 1) == {"OK": 0, "DEADLINE_EXCEEDED": 1}
+    server.stop(5)
+
+
+@pytest.mark.parametrize("private", [True, False], ids=["direct", "handlers"])
+def test_a_call_that_ends_before_its_message_is_counted_by_how_it_ended(
+    make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch, *, private: bool
+) -> None:
+    monkeypatch.setattr(direct, "PRIVATE", private)
+    server = Server(make_bundle(), port=0, threads=1, queue=4)
+    server.start()
+    over = threading.Event()
+
+    def silence() -> Iterator[bytes]:
+        over.wait(30)
+        yield from ()
+
+    with grpc.insecure_channel(server.address) as channel:
+        stream = channel.stream_unary(METHOD)
+        with pytest.raises(grpc.RpcError):
+            stream(silence(), timeout=0.2)
+        assert codes_after(server, 1) == {"OK": 0, "DEADLINE_EXCEEDED": 1}
+        gone = stream.future(silence(), timeout=30)
+        deadline = time.monotonic() + 30
+        while not server._admission.unread and time.monotonic() < deadline:
+            time.sleep(0.005)
+        with pytest.raises(grpc.RpcError):
+            stream(iter(()), timeout=30)
+        assert codes_after(server, 2) == {"OK": 0, "DEADLINE_EXCEEDED": 1, "UNIMPLEMENTED": 1}
+        gone.cancel()
+        # A handler cannot always tell.
+        cancelled = codes_after(server, 3).keys() - {"OK", "DEADLINE_EXCEEDED", "UNIMPLEMENTED"}
+        assert cancelled == {"CANCELLED"} or (not private and not cancelled)
+        over.set()
+    server.stop(5)
+
+
+def test_a_caller_that_goes_before_its_request_is_begun_is_counted_once(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free, end = threading.Event(), server._servicer.end
+    began = threading.Event()
+
+    def slow(begun: Any, call: Any) -> None:
+        began.set()
+        assert free.wait(30)
+        end(begun, call)
+
+    monkeypatch.setattr(server._servicer, "end", slow)
+    with grpc.insecure_channel(server.address) as channel:
+        call = channel.unary_unary(METHOD).future(REQUEST, timeout=30)
+        assert began.wait(30)
+        call.cancel()
+        deadline = time.monotonic() + 30
+        while server._server._state.rpc_states and time.monotonic() < deadline:
+            time.sleep(0.005)
+        free.set()
+        assert codes_after(server, 1) == {"OK": 0, "CANCELLED": 1}
     await_idle(server)
-    assert told == ["DEADLINE_EXCEEDED"]
+    assert server._admission.core.stats()["outcomes"][Outcome.CANCELLED] == 1
+
+
+def test_an_answer_that_nobody_waits_for_is_not_counted_as_one(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    answered, free, answer = threading.Event(), threading.Event(), Looked.reply
+
+    def slow(looked: Looked) -> bytes:
+        reply = answer(looked)
+        answered.set()
+        assert free.wait(30)
+        return reply
+
+    monkeypatch.setattr(Looked, "reply", slow)
+    with grpc.insecure_channel(server.address) as channel:
+        call = channel.unary_unary(METHOD).future(REQUEST, timeout=30)
+        assert answered.wait(30)
+        call.cancel()
+        deadline = time.monotonic() + 30
+        while server._server._state.rpc_states and time.monotonic() < deadline:
+            time.sleep(0.005)
+        free.set()
+        assert codes_after(server, 1) == {"OK": 0, "CANCELLED": 1}
+
+
+@pytest.mark.parametrize("way", ["direct", "handlers", "python", "inference"])
+def test_a_server_without_a_thread_returns_the_incoming_order_to_those_who_ask(
+    make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setattr(direct, "PRIVATE", way != "handlers")
+    server = Server(make_bundle(), port=0, threads=1, queue=1, native=way != "python")
+    server.start()
+    core, held, waits = server._admission.core, Call(), Call()
+    free = threading.Event()
+    while not server._admission.full:
+        server._admission.pool.run(free.wait, 30)
+    assert core.enter(held) is None
+    # The core's own queue is full as well.
+    waiting = threading.Thread(target=core.enter, args=(waits,))
+    waiting.start()
+    deadline = time.monotonic() + 30
+    while core.stats()["waiting"] != (1, 0) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    with grpc.insecure_channel(server.address) as channel:
+        call = channel.unary_unary(INFER if way == "inference" else METHOD)
+        if way == "inference":
+            wants = infer_request(fallback=True), infer_request(fallback=False)
+        else:
+            wants = REQUEST + FALLBACK + LONG, REQUEST + LONG
+        reply = call(wants[0], timeout=30)
+        with pytest.raises(grpc.RpcError) as refused:
+            call(wants[1], timeout=30)
+    assert status(refused.value) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "2 requests are at work or wait already")
+    if way == "inference":
+        assert inference.ModelInferResponse.FromString(reply).parameters["fallback"].bool_param
+    else:
+        answer = pb.RerankResponse.FromString(reply)
+        assert (answer.fallback, [item.int_id for item in answer.ranking]) == (True, KNOWN[:3])
+    outcomes = core.stats()["outcomes"]
+    assert (outcomes[Outcome.FALLBACK], outcomes[Outcome.FULL]) == (1, 1)
+    assert sum(outcomes) == 2
+    core.cancel(waits)
+    core.leave(held, done=False)
+    waiting.join(30)
+    free.set()
+    server.stop(5)
+
+
+def infer_request(*, fallback: bool) -> bytes:
+    request = inference.ModelInferRequest()
+    tensor = request.inputs.add(name="candidates", datatype="INT64", shape=[3])
+    tensor.contents.int64_contents.extend(KNOWN[:3])
+    request.parameters["fallback"].bool_param = fallback
+    return request.SerializeToString()
+
+
+def test_a_server_whose_parts_are_others_has_no_direct_calls(server: Server) -> None:
+    class Another:
+        _cy_server = server._server._cy_server
+        _state = object()
+
+    assert (
+        direct.direct_calls(Another(), METHOD, server._admission, server._patience, wait=1.0, answerer=server._servicer)  # type: ignore[arg-type]
+        is None
+    )
 
 
 def test_ends_that_cannot_be_noted_leave_calls_and_threads_alone(server: Server) -> None:
