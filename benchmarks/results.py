@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FOLDER", "ROOT", "Figure", "Record", "details", "load", "machine", "main", "store"]
+__all__ = ["FOLDER", "ROOT", "Figure", "Record", "changed_since", "details", "load", "machine", "main", "store"]
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "results"
@@ -80,6 +80,12 @@ def commit() -> str:
     command = ["git", "diff", "--quiet", "HEAD", "--", ".", ":!docs"]
     dirty = subprocess.run(command, cwd=ROOT, check=False).returncode
     return head.stdout.strip() + ("+" if dirty else "")
+
+
+def changed_since(commit: str, path: str) -> bool:
+    """Whether anything below `path` differs from what it was at a record's commit; True if git does not know that."""
+    command = ["git", "diff", "--quiet", commit.removesuffix("+"), "--", path]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode != 0
 
 
 def store(record: Record) -> Path:

@@ -5,18 +5,24 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Mapping
 
-from benchmarks.results import Figure, Record, details, load, store
+from benchmarks.results import Figure, Record, changed_since, details, load, store
 
 __all__ = ["show"]
 
 
 def show(
-    name: str, title: str, *, stored: Mapping[str, str], measures: Iterable[tuple[str, Callable[[], Record]]]
+    name: str,
+    title: str,
+    *,
+    stored: Mapping[str, str],
+    measures: Iterable[tuple[str, Callable[[], Record]]],
+    source: str = "",
 ) -> None:
     """Print the figures and tables of the `stored` records (record to make target) and of the `measures`, and exit.
 
     A measure is what it makes and how; its record is stored under its own name. One whose libraries are missing is
-    not measured. The exit code is 1 if a figure is short.
+    not measured. Stored figures are said to be of an older `source`, a path, if that has changed since their commit.
+    The exit code is 1 if a figure is short.
     """
     number, short = 0, False
 
@@ -32,8 +38,9 @@ def show(
         if record is None:
             line(Figure(f"{title}: {record_name}", f"run {target}", "measured", "not-measured"), "")
             continue
+        older = f" of an older {source}" if source and changed_since(record.commit, source) else ""
         for figure in record.figures:
-            line(figure, f" stored commit={record.commit} date={record.date}")
+            line(figure, f" stored commit={record.commit} date={record.date}{older}")
         print("\n".join(details(record)), flush=True)
     for what, measure in measures:
         try:

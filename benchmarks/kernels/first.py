@@ -1,4 +1,7 @@
-"""What a process's first request costs on a GPU, with kernels compiled ahead of time and without."""
+"""What a process's first score and decision cost on a GPU, with kernels compiled ahead of time and without.
+
+A server makes them before it serves; a program of one's own, when it first calls the decoder.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from benchmarks.results import ROOT, Figure
 __all__ = ["compile_searches", "first_launches", "last_line", "main"]
 
 LEVELS, LEVEL_SIZE, CANDIDATES = 4, 256, 100
-# What a process does before its first request could come, what that waits for, and the same again.
+# What a process does before it can score, what the first score and decision wait for, and the same again.
 PHASES = ("imports", "CUDA's context", "Triton's launcher", "score", "decision", "score and decision again")
 WAITED = PHASES[2:5]
 MODULE = "benchmarks.kernels.first"
@@ -34,7 +37,7 @@ def first_launches(folder: str) -> tuple[list[Figure], dict[str, Any]]:
     caches = {"no cache": empty, "compiled ahead": full, "cache of an earlier process": empty}
     times = {name: json.loads(last_line(MODULE, "launch", cache)) for name, cache in caches.items()}
     ahead = sum(times["compiled ahead"][phase] for phase in WAITED)
-    what = "first request: seconds, kernels compiled ahead"
+    what = "first score and decision of a process, which a server makes before it serves: seconds, compiled ahead"
     rows = [[name, *(f"{each[phase]:.3f}" for phase in PHASES)] for name, each in times.items()]
     title = f"the first score and decision of a process: seconds; {compiling:.0f} s to compile ahead, with imports"
     return [Figure.judge(what, ahead, 1.0, at_most=True, unit=" s")], {

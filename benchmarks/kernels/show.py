@@ -22,7 +22,8 @@ def main() -> None:
     """Print one line a figure, store the fresh ones, and exit with 1 if a figure is short."""
     stored = {"kernels.code": "make kernels-code"}
     stored |= {"kernels.gpu": "make kernels-gpu", "kernels.serving": "make kernels-serving"}
-    show("kernels", "the kernels on a GPU", stored=stored, measures=[("kernels without a GPU", checks)])
+    measures = [("kernels without a GPU", checks)]
+    show("kernels", "the kernels on a GPU", stored=stored, measures=measures, source="gr2/kernels")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from gr2.kernels.device_decoder import DeviceDecoder
 from gr2.kernels.leaf_items import leaf_items_kernel
 from gr2.kernels.trie_score import trie_score_kernel
 from gr2.serving.engine import Engine
+from gr2.serving.models.batch_ranking import BatchRanking
 from gr2.serving.models.batcher import BatchLimits
 from gr2.serving.models.device_model import DeviceModel
 
@@ -222,6 +223,28 @@ def test_a_server_ranks_with_what_was_compiled_ahead(tmp_path, monkeypatch):
     assert hits
     assert all(hits)
     assert files == {*tmp_path.joinpath("served").rglob("*")}
+
+
+def test_no_request_needs_a_kernel_that_warm_up_has_not_loaded(tmp_path, monkeypatch):
+    """An engine that is started for a GPU, but that its kernels are only compiled."""
+    path = write_random_bundle(tmp_path / "bundle", items=300, levels=3, level_size=10, dim=8)
+    monkeypatch.setattr("gr2.serving.engine.choose_device", lambda wanted, _: wanted)
+    with compile_only("sm_90") as (launch, done):
+
+        class Compiling(DeviceModel):
+            def __init__(self, bundle, _, **rest):
+                super().__init__(bundle, "cpu", **rest)
+                self._ranking = BatchRanking(self._spec, DeviceDecoder("cpu", launch=launch))
+
+        monkeypatch.setattr("gr2.serving.engine.DeviceModel", Compiling)
+        engine = Engine(path, device="cuda", batches=BatchLimits(8, 500.0, 64))
+        loaded = {each.result.hash for each in done}
+        done.clear()
+        for candidates in ((1,), (7,), (9, 16), (33, 2, 50), (100,) * 8, (65,), (129,), (1000, 3)):
+            engine._model.run([engine._example(5, count) for count in candidates])
+        engine.close()
+    assert {each.result.hash for each in done} <= loaded
+    assert done
 
 
 @pytest.mark.parametrize("level_size", [10, 16])

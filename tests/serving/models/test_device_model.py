@@ -233,6 +233,39 @@ def test_first_request_meets_no_size_that_was_not_run(bundle: Bundle) -> None:
 
 
 @pytest.mark.usefixtures("as_gpu")
+def test_no_client_is_answered_before_every_size_was_run(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    warming, may_end = threading.Event(), threading.Event()
+
+    def run(model: OnCpu, queries: list[Query]) -> Run:
+        if len(queries) == 16:
+            warming.set()
+            assert may_end.wait(30)
+        return original(model, queries)
+
+    original = OnCpu.run
+    monkeypatch.setattr(OnCpu, "run", run)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    with ThreadPoolExecutor(1) as pool, Client(f"127.0.0.1:{port}") as client:
+        starting = pool.submit(Server, bundle, port=port, device="cuda", batch=16)
+        assert warming.wait(30)
+        with pytest.raises(Gr2Error):
+            client.wait_ready(timeout=0.3)
+        may_end.set()
+        server = starting.result()
+        server.start()
+        client.wait_ready(timeout=30)
+        model = server.engine._model
+        assert isinstance(model, OnCpu)
+        warmed = len(model.ran)
+        client.rerank([1], [2, 3], scores=[1.0, 0.0])
+        # The first request is one run, of a size that was run before.
+        assert [len(queries) for queries in model.ran[warmed:]] == [1]
+        server.stop(5)
+
+
+@pytest.mark.usefixtures("as_gpu")
 def test_batch_that_the_gpu_cannot_run_is_found_out_before_it_serves(bundle: Bundle) -> None:
     before = batch_threads()
     with pytest.raises(ConfigError, match="device cuda: a batch of 13 requests failed: 13 are too many"):
