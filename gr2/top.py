@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-import urllib.error
 import urllib.request
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from http.client import HTTPException
 
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 
 from gr2.errors import ConfigError, Gr2Error
@@ -19,6 +20,7 @@ from gr2.serving.observing.exposition import Sample, parse
 __all__ = ["Reading", "Screen", "quantile", "read_metrics", "watch"]
 
 TIMEOUT = 5.0
+HINT = "was the server started with --metrics-port?"
 LONGEST = 4_000_000  # bytes of a page of metrics
 BARS = "▁▂▃▄▅▆▇█"
 KEPT = 60
@@ -51,17 +53,20 @@ class Reading:
 
 
 def read_metrics(url: str) -> Reading:
-    """The metrics at a URL of http. Raises ConfigError for another URL, and Gr2Error if none can be had."""
+    """The metrics of a server at a URL of http. Raises ConfigError for another URL, and Gr2Error if none can be had."""
     if not url.startswith(("http://", "https://")):
         raise ConfigError(f"the metrics are at a URL like http://127.0.0.1:9090/metrics, got {url}")
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT) as reply:  # noqa: S310
             text = reply.read(LONGEST).decode()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", None) or error
-        hint = "was the server started with --metrics-port?"
-        raise Gr2Error(f"{url}: no metrics ({reason}); {hint}") from error
-    return Reading(time.monotonic(), parse(text))
+        reading = Reading(time.monotonic(), parse(text))
+    except (OSError, ValueError, HTTPException, Gr2Error) as error:
+        # What answers may be anything: the port of gRPC, another program.
+        reason = "no HTTP" if isinstance(error, HTTPException) else getattr(error, "reason", None) or error
+        raise Gr2Error(f"{url}: no metrics ({reason}); {HINT}") from error
+    if math.isnan(reading.value("gr2_requests_total")):
+        raise Gr2Error(f"{url}: metrics, but none of gr2; {HINT}")
+    return reading
 
 
 def quantile(buckets: dict[float, float], share: float) -> float:
@@ -110,7 +115,7 @@ class Screen:
         up = time.time() - new.value("process_start_time_seconds")
         cores = _grown(old, new, "process_cpu_seconds_total") / seconds
         memory = new.value("process_resident_memory_bytes") / 1e6
-        table.add_row(f"[bold]gr2 {version}[/] {self.url}", served, f"up {up:,.0f} s")
+        table.add_row(f"[bold]gr2 {version}[/] {escape(self.url)}", served, f"up {up:,.0f} s")
         table.add_row(_bars(self.rates), f"{cores:.2f} cores", f"{memory:,.0f} MB")
         return table
 
@@ -160,7 +165,7 @@ def watch(url: str, interval: float, rounds: int | None = None) -> Iterator[Rend
         try:
             new = read_metrics(url)
         except Gr2Error as error:
-            yield f"[bold]{error}[/]"
+            yield f"[bold]{escape(str(error))}[/]"
         else:
             yield screen.show(old, new)
             old = new

@@ -123,3 +123,21 @@ def test_no_server_or_no_url_is_an_error_that_says_so() -> None:
         read_metrics("http://127.0.0.1:1/metrics")
     with pytest.raises(ConfigError, match="got 127"):
         read_metrics("127.0.0.1:9090")
+
+
+def test_what_is_no_gr2_server_is_an_error_that_says_where(server: Server, face: HttpFace) -> None:
+    with pytest.raises(Gr2Error, match=rf"http://{server.address}/metrics: no metrics \(no HTTP\)"):
+        read_metrics(f"http://{server.address}/metrics")
+    with pytest.raises(Gr2Error, match=rf"http://{face.address}/healthz: no metrics .*'SERVING'"):
+        read_metrics(f"http://{face.address}/healthz")
+    other = HttpFace("127.0.0.1", 0, metrics=lambda: "go_threads 7\n", healthy=lambda: True)
+    other.start()
+    with pytest.raises(Gr2Error, match="metrics, but none of gr2"):
+        read_metrics(f"http://{other.address}/metrics")
+    other.close()
+
+
+def test_brackets_of_an_address_are_shown(face: HttpFace) -> None:
+    reading = read_metrics(f"http://{face.address}/metrics")
+    url = "http://[fe80::1]:9090/metrics"
+    assert url in drawn(Screen(url).show(reading, reading))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gr2.cli.connection import CaFile, CertFile, KeyFile
 from gr2.errors import ConfigError, DataError, Gr2Error
 from gr2.interrupts import interrupts_wait
+
+if TYPE_CHECKING:
+    from gr2.load.summary import Summary
 
 __all__ = ["app"]
 
@@ -61,14 +65,11 @@ def serve(
 
         gr2 bench serve --bundle runs/shop/export
         gr2 bench serve --bundle runs/shop/export --rate 200 --rate 400 --deadline-ms 50 --pin 1
-        gr2 bench serve --requests logged.jsonl --concurrency 16 --users 1000
+        gr2 bench serve --requests logged.jsonl --concurrency 16
     """
     with interrupts_wait():
-        from rich.console import Console
-
-        from gr2.load.plan import Plan, run_plan, write_results
+        from gr2.load.plan import Plan, run_plan
         from gr2.load.step import Generator
-        from gr2.load.table import load_table, phase_table
 
     plan = Plan(rate or (), concurrency or (), seconds, warmup, deadline_ms / 1e3)
     generator = Generator(processes, connections, _cpus(pin), tls=(ca, cert, key))
@@ -76,20 +77,36 @@ def serve(
         raise ConfigError("give --bundle DIR to draw requests from, or --requests FILE to send, one of the two")
     shape: dict[str, Any] = {"history": history, "candidates": candidates, "users": users, "seed": seed}
     if requests is not None:
-        frames = _read(requests)
+        frames, shape = _read(requests), {"file": str(requests), "seed": seed}
     else:
         assert bundle is not None
         frames = _draw(bundle, min(MOST_DRAWN, max(LEAST_DRAWN, plan.longest())), shape)
-    summaries = list(run_plan(address, frames, plan, generator=generator, seed=seed))
-    console = Console()
-    console.print(load_table(summaries, address))
-    if (phases := phase_table(summaries)) is not None:
-        console.print(phases)
     settings = {**shape, "processes": processes, "connections": connections, "pin": pin, "requests": len(frames)}
-    for path in write_results(out, address, summaries, settings):
-        print(path, file=sys.stderr)
+    summaries: list[Summary] = []
+    try:
+        summaries.extend(run_plan(address, frames, plan, generator=generator, seed=seed))
+    finally:
+        # An interrupt, or a server that is gone, leaves what was measured before.
+        if summaries:
+            _show(summaries, address, settings, out)
     if any(summary.refused for summary in summaries):
         raise Gr2Error("the load generator was the bottleneck of a step: its latencies are not reported")
+
+
+def _show(summaries: list[Summary], address: str, settings: dict[str, Any], out: Path) -> None:
+    # All of it takes a second, most of that to import what draws.
+    with interrupts_wait():
+        from rich.console import Console
+
+        from gr2.load.plan import write_results
+        from gr2.load.table import load_table, phase_table
+
+        console = Console()
+        console.print(load_table(summaries, address))
+        if (phases := phase_table(summaries)) is not None:
+            console.print(phases)
+        for path in write_results(out, address, summaries, settings):
+            print(path, file=sys.stderr)
 
 
 def _draw(bundle: Path, count: int, shape: dict[str, Any]) -> list[bytes]:
@@ -126,6 +143,10 @@ def _read(path: Path) -> list[bytes]:
 
 def _cpus(text: str) -> list[int]:
     try:
-        return [int(part) for part in text.split(",") if part.strip()]
+        wanted = [int(part) for part in text.split(",") if part.strip()]
     except ValueError as error:
         raise ConfigError(f"--pin must be CPU numbers with commas between, got {text!r}") from error
+    allowed = os.sched_getaffinity(0)
+    if not allowed.issuperset(wanted):
+        raise ConfigError(f"--pin: this process may run on the CPUs {','.join(map(str, sorted(allowed)))}, got {text}")
+    return wanted

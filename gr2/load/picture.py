@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["load_picture"]
 
+NOTHING = "no step has latencies to show"
 INCHES, DOTS_PER_INCH = (12.0, 4.8), 90
 
 
@@ -56,6 +57,8 @@ def _spread(axes: Axes, summaries: list[Summary]) -> None:
     if summaries:
         axes.set(xscale="log")
         axes.legend(fontsize=8, frameon=False)
+    else:
+        axes.text(0.5, 0.5, NOTHING, transform=axes.transAxes, ha="center", va="center")
     axes.set(yscale="log", ylim=(1e-4, 1.0))
     _label(axes, "Share of requests that took longer", "milliseconds", "share")
 

@@ -14,17 +14,15 @@ import grpc
 
 from gr2.artifact import write_atomic
 from gr2.errors import ConfigError, Gr2Error, MissingExtraError, RequestError
-from gr2.load.job import OK
 from gr2.load.run import run_step
 from gr2.load.step import Generator, Step
 from gr2.load.summary import Summary
-from gr2.load.worker import grpc_calls
+from gr2.load.worker import Stub, grpc_stubs
 from gr2.version import __version__
 
 __all__ = ["Plan", "check_target", "run_plan", "write_results"]
 
 PROBE_TIMEOUT, PAUSE = 10.0, 0.1
-UNAVAILABLE = grpc.StatusCode.UNAVAILABLE.value[0]
 FIRST_CONCURRENCY = (1, 8)
 SHARES = (0.3, 0.5, 0.7, 0.8, 0.9)
 
@@ -33,7 +31,8 @@ SHARES = (0.3, 0.5, 0.7, 0.8, 0.9)
 class Plan:
     """Steps of equal length: closed loops of each `concurrency`, then open loops at each of `rates`, a second.
 
-    Without any, one and eight callers show the capacity, and open loops follow at SHARES of it.
+    Without any, one and eight callers show the capacity, and open loops follow at SHARES of it. Raises ConfigError for
+    a step that cannot be.
     """
 
     rates: Sequence[float] = ()
@@ -41,6 +40,15 @@ class Plan:
     seconds: float = 10.0
     warmup: float = 2.0
     deadline: float = 1.0
+
+    def __post_init__(self) -> None:
+        # Before the first is run, and a minute later the last is refused.
+        self.steps()
+
+    def steps(self) -> list[Step]:
+        """The steps, those of FIRST_CONCURRENCY if none are given."""
+        closed = self.concurrency or (() if self.rates else FIRST_CONCURRENCY)
+        return [self.step(concurrency=count) for count in closed] + [self.step(rate=rate) for rate in self.rates]
 
     def step(self, *, rate: float | None = None, concurrency: int | None = None) -> Step:
         """One step of this plan."""
@@ -53,44 +61,63 @@ class Plan:
 
 def check_target(target: str, request: bytes, tls: Sequence[str] = ("", "", "")) -> None:
     """Return if the server at `target` answers `request`. Raises RequestError or Gr2Error that says why not."""
-    call, end = next(grpc_calls(target, 1, tls)), time.monotonic() + PROBE_TIMEOUT
-    code, _ = call(request, PROBE_TIMEOUT)
-    while code == UNAVAILABLE and time.monotonic() < end:
+    if not target:
+        raise ConfigError("the address of the server must be HOST:PORT, or any gRPC target; it is empty")
+    rerank, end = next(grpc_stubs(target, 1, tls)), time.monotonic() + PROBE_TIMEOUT
+    while (error := _failure(rerank, request)) is not None and error.code() is grpc.StatusCode.UNAVAILABLE:
+        if time.monotonic() > end:
+            raise Gr2Error(f"{target}: no server within {PROBE_TIMEOUT:g} s: {_details(error)}")
         time.sleep(PAUSE)
-        code, _ = call(request, PROBE_TIMEOUT)
-    if code == UNAVAILABLE:
-        raise Gr2Error(f"{target}: no server within {PROBE_TIMEOUT:g} s")
-    if code == grpc.StatusCode.INVALID_ARGUMENT.value[0]:
-        raise RequestError("request", f"{target} refuses the first one: does it serve the bundle of these requests?")
-    if code != OK:
-        name = next(each.name for each in grpc.StatusCode if each.value[0] == code)
-        raise Gr2Error(f"{target}: the first request failed: {name}")
+    if error is None:
+        return
+    if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
+        why = f"{target} refuses the first one ({_details(error)})"
+        raise RequestError("request", f"{why}: does it serve the bundle of these requests?")
+    raise Gr2Error(f"{target}: the first request failed: {error.code().name}: {_details(error)}")
+
+
+def _failure(rerank: Stub, request: bytes) -> Any:
+    try:
+        rerank(request, timeout=PROBE_TIMEOUT)
+    except grpc.RpcError as error:
+        return error
+    return None
+
+
+def _details(error: Any) -> str:
+    return (error.details() or "no details").partition("\n")[0]
 
 
 def run_plan(
     target: str, requests: Sequence[bytes], plan: Plan, *, generator: Generator | None = None, seed: int = 0
 ) -> Iterator[Summary]:
-    """The steps' summaries, one after the other. Raises what `check_target` and `run_step` raise."""
+    """The steps' summaries, one after the other. Raises what `check_target` and `run_step` raise.
+
+    A step that found no server is the last, and Gr2Error follows it.
+    """
     if not requests:
         raise ConfigError("there are no requests to send")
     check_target(target, requests[0], generator.tls if generator else ("", "", ""))
 
-    def run(step: Step) -> Summary:
-        return run_step(target, requests, step, generator=generator, seed=seed)
-
-    if plan.rates or plan.concurrency:
-        steps = [plan.step(concurrency=count) for count in plan.concurrency]
-        yield from map(run, [*steps, *(plan.step(rate=rate) for rate in plan.rates)])
-        return
     capacity = 0.0
-    for count in FIRST_CONCURRENCY:
-        summary = run(plan.step(concurrency=count))
+    for step in plan.steps():
+        summary = run_step(target, requests, step, generator=generator, seed=seed)
         capacity = max(capacity, summary.throughput)
         yield summary
+        _check_there(target, summary)
+    if plan.rates or plan.concurrency:
+        return
     if not capacity:
         raise Gr2Error(f"{target}: no request of the closed loops was answered")
     for share in SHARES:
-        yield run(plan.step(rate=share * capacity))
+        summary = run_step(target, requests, plan.step(rate=share * capacity), generator=generator, seed=seed)
+        yield summary
+        _check_there(target, summary)
+
+
+def _check_there(target: str, summary: Summary) -> None:
+    if set(summary.codes) == {"UNAVAILABLE"}:
+        raise Gr2Error(f"{target}: the server is gone: no call of {summary.step.name} found it")
 
 
 def write_results(folder: Path, target: str, summaries: Sequence[Summary], settings: dict[str, Any]) -> list[Path]:

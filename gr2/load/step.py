@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 
 from gr2.errors import ConfigError
 
@@ -33,13 +34,15 @@ class Step:
             raise ConfigError(f"a rate must be above 0 and at most 1,000,000 requests a second, got {self.rate:g}")
         if self.concurrency is not None and not 1 <= self.concurrency <= MOST_SLOTS:
             raise ConfigError(f"a concurrency must be in 1..{MOST_SLOTS}, got {self.concurrency}")
-        if not self.seconds > 0 or not self.warmup >= 0 or not self.deadline > 0:
-            raise ConfigError("seconds and deadline must be above 0, warmup must not be negative")
+        if not 0 < self.seconds < inf or not 0 <= self.warmup < inf or not 0 < self.deadline < inf:
+            raise ConfigError("seconds and deadline must be above 0, warmup must not be negative, all of them finite")
 
     @property
     def name(self) -> str:
         """How a table and a bar call it."""
-        return f"closed {self.concurrency}" if self.rate is None else f"open {self.rate:.4g}/s"
+        if self.rate is None:
+            return f"closed {self.concurrency}"
+        return f"open {self.rate:.0f}/s" if self.rate >= 1000 else f"open {self.rate:.4g}/s"
 
 
 @dataclass(frozen=True)

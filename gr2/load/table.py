@@ -26,7 +26,7 @@ def load_table(summaries: Sequence[Summary], target: str) -> Table:
         figures = [f"{each.throughput:.0f}", f"{each.goodput:.0f}", *(_ms(each.latency[name]) for name in names)]
         figures += [f"{failed}", _us(each.server_cpu)]
         table.add_row(each.step.name, *(["-"] * len(figures) if each.refused else figures))
-    remarks = [f"{each.step.name}: {remark}" for each in summaries if (remark := each.refused or _remark(each))]
+    remarks = [f"{each.step.name}: {remark}" for each in summaries if (remark := _remark(each))]
     if remarks:
         table.caption = "\n".join(remarks)
         table.caption_justify = "left"
@@ -48,10 +48,11 @@ def phase_table(summaries: Sequence[Summary]) -> Table | None:
 
 
 def _remark(summary: Summary) -> str:
-    codes = ", ".join(f"{count} {code}" for code, count in summary.codes.items() if code != "OK")
-    if summary.step.rate is not None and summary.crowded > CROWDED:
-        return f"saturated: {100 * summary.crowded:.0f} % waited for a free slot" + (f"; {codes}" if codes else "")
-    return codes
+    parts = [summary.refused]
+    if not summary.refused and summary.step.rate is not None and summary.crowded > CROWDED:
+        parts.append(f"saturated: {100 * summary.crowded:.0f} % waited for a free slot")
+    parts.append(", ".join(f"{count} {code}" for code, count in summary.codes.items() if code != "OK"))
+    return "; ".join(filter(None, parts))
 
 
 def _ms(value: float) -> str:

@@ -7,6 +7,7 @@ in grpc's synchronous calls with raw bytes: nothing is cheaper in Python.
 from __future__ import annotations
 
 import ctypes
+import functools
 import itertools
 import os
 import sys
@@ -23,17 +24,27 @@ from gr2.load.frames import read_frames
 from gr2.load.job import EXPIRED, OK, Calls, Job
 from gr2.v1 import reranker_pb2
 
-__all__ = ["Call", "Sending", "grpc_calls", "run_job", "work"]
+__all__ = ["Call", "Sending", "Stub", "grpc_calls", "grpc_stubs", "run_job", "work"]
 
 Call = Callable[[bytes, float], tuple[int, bytes]]
 """Sends a request with a timeout in seconds; the gRPC status code and the reply, empty unless the code is OK."""
 
+Stub = Callable[..., bytes]
+"""Sends a request with a `timeout` in seconds, and returns the reply or raises grpc.RpcError."""
+
 METHOD = f"/{reranker_pb2.DESCRIPTOR.services_by_name['Reranker'].full_name}/Rerank"
 SET_TIMER_SLACK = 29  # of prctl(2)
 MOST_REPLIES = 4096
+PAUSE = 0.05  # seconds until a caller that found no server asks again
+UNAVAILABLE = grpc.StatusCode.UNAVAILABLE.value[0]
 
 
 def grpc_calls(target: str, connections: int, tls: Sequence[str] = ("", "", "")) -> Iterator[Call]:
+    """As `grpc_stubs`, with statuses in place of errors."""
+    return map(_grpc_call, grpc_stubs(target, connections, tls))
+
+
+def grpc_stubs(target: str, connections: int, tls: Sequence[str] = ("", "", "")) -> Iterator[Stub]:
     """Calls of `Rerank` at a gRPC target, over `connections` connections in turn; `tls` is as in `Job`.
 
     They carry the token of the environment variable GR2_TOKEN, if there is one. Raises OSError for a file.
@@ -50,13 +61,13 @@ def grpc_calls(target: str, connections: int, tls: Sequence[str] = ("", "", ""))
         for _ in range(connections)
     ]
     for channel in itertools.cycle(channels):
-        yield _grpc_call(channel.unary_unary(METHOD), metadata)
+        yield functools.partial(channel.unary_unary(METHOD), metadata=metadata)
 
 
-def _grpc_call(rerank: grpc.UnaryUnaryMultiCallable, metadata: tuple[tuple[str, str], ...] | None) -> Call:
+def _grpc_call(rerank: Stub) -> Call:
     def call(request: bytes, timeout: float) -> tuple[int, bytes]:
         try:
-            return OK, rerank(request, timeout=timeout, metadata=metadata)
+            return OK, rerank(request, timeout=timeout)
         except grpc.RpcError as error:
             return error.code().value[0], b""
 
@@ -107,9 +118,11 @@ class Sender:
         end = round(1e9 * (self.job.warmup + self.job.seconds))
         time.sleep(max(0, self.start - time.monotonic_ns()) / 1e9)
         while (now := time.monotonic_ns() - self.start) < end:
-            self._send(call, next(self._turn), now, crowded=False)
+            if self._send(call, next(self._turn), now, crowded=False) == UNAVAILABLE:
+                time.sleep(PAUSE)
 
-    def _send(self, call: Call, at: int, due: int, *, crowded: bool) -> None:
+    def _send(self, call: Call, at: int, due: int, *, crowded: bool) -> int:
+        """Send a request, and return what became of it."""
         job, start = self.job, self.start
         sent = time.monotonic_ns() - start
         # Callers count their deadline from when they wanted the answer.
@@ -120,6 +133,7 @@ class Sender:
         self.rows.append((due, sent, time.monotonic_ns() - start, code, crowded))
         if code == OK and at % job.stride == 0 and len(self.replies) < MOST_REPLIES:
             self.replies.append(reply)
+        return code
 
 
 def work(job: Job, sender: Sending) -> Calls:

@@ -129,4 +129,6 @@ def test_the_command_writes_figures_and_picture(bundle: Bundle, server: Server, 
     assert "closed 1" in result.output
     record = json.loads((tmp_path / "out" / "bench.json").read_text())
     assert record["steps"][0]["codes"] == {"OK": record["steps"][0]["calls"]}
+    assert record["settings"]["file"] == str(logged)
+    assert "history" not in record["settings"]
     assert (tmp_path / "out" / "bench.png").read_bytes().startswith(b"\x89PNG")

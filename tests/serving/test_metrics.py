@@ -24,6 +24,7 @@ from gr2.errors import Gr2Error, RequestError
 from gr2.serving.observation import http_face
 from gr2.serving.observing.exposition import Family, Sample, parse, render
 from gr2.serving.observing.histogram import BUCKETS, Histogram, Recorder, bucket, upper
+from gr2.serving.observing.http_face import HttpFace
 from gr2.serving.server import Server
 
 MakeBundle = Callable[..., Path]
@@ -186,6 +187,19 @@ def test_silent_clients_do_not_take_the_threads_for_long(face: str, monkeypatch:
     assert get(face, "/healthz")[0] == 200
     for each in silent:
         each.close()
+
+
+def test_the_host_may_be_an_address_of_ipv6() -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    for host in ("::1", "[::1]"):
+        face = HttpFace(host, 0, metrics=lambda: "a 1\n", healthy=lambda: True)
+        face.start()
+        with urllib.request.urlopen(f"http://{face.address}/metrics", timeout=10) as reply:
+            assert reply.read() == b"a 1\n"
+        face.close()
 
 
 def test_a_port_in_use_is_named(server: Server, face: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -48,11 +49,12 @@ class HttpFace:
             def log_message(self, *args: Any) -> None:
                 """A scrape every few seconds is not worth a line."""
 
+        host = host.strip("[]")
         try:
             self._server = _PooledServer((host, port), Handler)
         except OSError as error:
             raise Gr2Error(f"cannot listen on {host}:{port} for HTTP: {error.strerror or error}") from error
-        self.address = f"{host}:{self._server.server_address[1]}"
+        self.address = f"{f'[{host}]' if ':' in host else host}:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, name="gr2-http", daemon=True)
 
     def start(self) -> None:
@@ -71,10 +73,11 @@ class _PooledServer(HTTPServer):
 
     allow_reuse_address = True
 
-    def __init__(self, *arguments: Any) -> None:
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         # `server_close`, which a port in use leads to, ends it.
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="gr2-http")
-        super().__init__(*arguments)
+        super().__init__(address, handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Handle a connection on a thread of the pool."""
