@@ -69,6 +69,7 @@ struct Graphs {
 };
 
 // The model. Of one with an encoder, or of a student, encoded histories are kept, by the codes that the encoder sees.
+// Slates are not: what depends on their codes alone, the first block's queries, keys and values, is a table.
 // Thread-safe.
 class SlateModel {
  public:

@@ -47,7 +47,7 @@ class ServerMetrics:
         for code, count in self._observer.codes.items():
             codes.add(count, status=code)
         yield codes
-        about = "Seconds from a call's arrival to its answer, of calls answered."
+        about = "Seconds from when a call's message was there to its answer, of calls answered."
         yield Family("gr2_request_duration_seconds", "histogram", about).histogram(self._observer.durations.read())
         phases = Family("gr2_phase_duration_seconds", "histogram", "Seconds of each phase of a request.")
         for name, histogram in self._phases().items():
