@@ -67,7 +67,7 @@ class ItemMemory::Slate {
   }
 
   // Which of the rows may be candidates': nearly all that are asked for are none's.
-  std::uint32_t marked(std::span<const std::int32_t> rows) const { return marks_.find(rows); }
+  std::uint64_t marked(std::span<const std::int32_t> rows) const { return marks_.find(rows); }
   // The first candidate with the row, -1 if there is none; `next` gives the others.
   std::int32_t first(std::int32_t row) const {
     const std::size_t place = find_place(row);
@@ -189,7 +189,7 @@ void ItemMemory::add_neighbours(std::span<const std::int64_t> past, const Slate&
       const std::size_t end = (item + 1) * near.width;
       for (std::size_t start = item * near.width; start < end; start += RowMarks::kTogether) {
         const std::size_t count = std::min(RowMarks::kTogether, end - start);
-        for (std::uint32_t left = slate.marked(near.items.subspan(start, count)); left != 0; left &= left - 1) {
+        for (std::uint64_t left = slate.marked(near.items.subspan(start, count)); left != 0; left &= left - 1) {
           const std::size_t j = start + static_cast<std::size_t>(std::countr_zero(left));
           for (std::int32_t c = slate.first(near.items[j]); c >= 0; c = slate.next(c)) {
             add(columns.data() + static_cast<std::size_t>(c) * kColumns, near.weights[j]);

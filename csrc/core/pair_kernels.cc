@@ -2,7 +2,6 @@
 
 #include <cassert>
 #include <cstring>
-#include <string_view>
 
 #include "core/simd.h"
 
@@ -88,7 +87,7 @@ GR2_V4 void sum_wide(const float* own, const float* past, std::span<const float>
 #endif
 
 bool wide() {
-  return std::string_view(simd().name).starts_with("x86-64-v4");
+  return simd().lanes == 16;
 }
 
 }  // namespace
@@ -114,28 +113,41 @@ ProductSums sum_products(const float* own, std::span<const float> past, std::spa
 }
 
 #if defined(__x86_64__)
-__attribute__((target("avx512f"))) std::uint32_t RowMarks::find_wide(const std::int32_t* rows) const {
+// All words are held in four registers, of which each row picks its own: a gather takes several times as long.
+GR2_V4 std::uint64_t RowMarks::find_wide(std::span<const std::int32_t> rows) const {
+  static_assert(sizeof words_ == 4 * sizeof(__m512i));
   using Words [[gnu::vector_size(64)]] = std::uint32_t;
-  Words own;
-  load(rows, own);
-  const Words places = own * 0x9e3779b1u >> (32 - kBits), bits = (Words{} + 1) << (places % 32);
-  // The plain intrinsics of GCC 12 read what they call undefined.
-  const __m512i words = _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), 0xffff,
-                                                    reinterpret_cast<__m512i>(places / 32), words_.data(), 4);
-  const __mmask16 real = _mm512_cmpge_epi32_mask(reinterpret_cast<__m512i>(own), _mm512_setzero_si512());
-  return _mm512_mask_test_epi32_mask(real, words, reinterpret_cast<__m512i>(bits));
+  constexpr std::size_t kLanes = 16;
+  const std::uint32_t* const words = words_.data();
+  const __m512i first = _mm512_loadu_si512(words), second = _mm512_loadu_si512(words + kLanes),
+                third = _mm512_loadu_si512(words + 2 * kLanes), fourth = _mm512_loadu_si512(words + 3 * kLanes);
+  std::uint64_t found = 0;
+  for (std::size_t i = 0; i < rows.size(); i += kLanes) {
+    const std::size_t left = rows.size() - i;
+    const auto some = static_cast<__mmask16>(left < kLanes ? (1u << left) - 1 : 0xffffu);
+    const __m512i own = _mm512_maskz_loadu_epi32(some, rows.data() + i);
+    const Words places = reinterpret_cast<Words>(own) * 0x9e3779b1u >> (32 - kBits);
+    const Words bits = (Words{} + 1) << (places % 32);
+    const auto word = reinterpret_cast<__m512i>(places / 32);
+    const __mmask16 upper = _mm512_cmpge_epu32_mask(word, _mm512_set1_epi32(2 * kLanes));
+    const __m512i picked = _mm512_mask_mov_epi32(_mm512_permutex2var_epi32(first, word, second), upper,
+                                                 _mm512_permutex2var_epi32(third, word, fourth));
+    const __mmask16 real = _mm512_mask_cmpge_epi32_mask(some, own, _mm512_setzero_si512());
+    found |= std::uint64_t{_mm512_mask_test_epi32_mask(real, picked, reinterpret_cast<__m512i>(bits))} << i;
+  }
+  return found;
 }
 #endif
 
-std::uint32_t RowMarks::find(std::span<const std::int32_t> rows) const {
+std::uint64_t RowMarks::find(std::span<const std::int32_t> rows) const {
   assert(rows.size() <= kTogether);
 #if defined(__x86_64__)
-  if (rows.size() == kTogether && wide()) return find_wide(rows.data());
+  if (wide()) return find_wide(rows);
 #endif
-  std::uint32_t found = 0;
+  std::uint64_t found = 0;
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const std::uint32_t at = place(rows[i]);
-    found |= (rows[i] >= 0 ? words_[at / 32] >> at % 32 & 1 : 0) << i;
+    found |= std::uint64_t{rows[i] >= 0 ? words_[at / 32] >> at % 32 & 1 : 0} << i;
   }
   return found;
 }

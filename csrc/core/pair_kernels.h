@@ -25,17 +25,17 @@ ProductSums sum_products(const float* own, std::span<const float> past, std::spa
 // A set of rows that may hold others too: one bit for the rows of equal hash.
 class RowMarks {
  public:
-  static constexpr std::size_t kTogether = 16;
+  static constexpr std::size_t kTogether = 64;
 
   void add(std::int32_t row) { words_[place(row) / 32] |= std::uint32_t{1} << place(row) % 32; }
   // A bit for each of at most kTogether rows: whether it may be in the set. A row below 0 is not.
-  std::uint32_t find(std::span<const std::int32_t> rows) const;
+  std::uint64_t find(std::span<const std::int32_t> rows) const;
 
  private:
-  static constexpr std::size_t kBits = 12;
+  static constexpr std::size_t kBits = 11;
 
   static std::uint32_t place(std::int32_t row) { return static_cast<std::uint32_t>(row) * 0x9e3779b1u >> (32 - kBits); }
-  std::uint32_t find_wide(const std::int32_t* rows) const;
+  std::uint64_t find_wide(std::span<const std::int32_t> rows) const;
 
   std::array<std::uint32_t, (std::size_t{1} << kBits) / 32> words_{};
 };

@@ -110,8 +110,8 @@ inline Ints add_products(Ints sum, const std::uint8_t* a, const std::int8_t* b) 
 }  // namespace base
 
 // clang-format off
-#define GR2_KERNELS(label, ns)                                                                                \
-  {label, ns::any_nonfinite, ns::summarize, ns::reached_by, ns::find_above, ns::dot, ns::shared_codes,        \
+#define GR2_KERNELS(label, ns)                                                                                     \
+  {label, ns::kLanes, ns::any_nonfinite, ns::summarize, ns::reached_by, ns::find_above, ns::dot, ns::shared_codes, \
    {ns::multiply, ns::multiply_rounded, ns::round_rows, ns::normalize, ns::gelu, ns::exponentiate}}
 // clang-format on
 constexpr SimdKernels kBase = GR2_KERNELS("base", base);

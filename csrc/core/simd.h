@@ -74,6 +74,7 @@ struct LayerKernels {
 
 struct SimdKernels {
   const char* name;
+  std::size_t lanes;  // floats of a register
   bool (*any_nonfinite)(const float* values, std::size_t count);
   RowSummary (*summarize)(const float* values, std::size_t count);
   // A value that at least `wanted` of the values reach, which is 1 to kGroups, as `count` is at least. Not many more
