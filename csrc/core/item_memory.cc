@@ -150,10 +150,11 @@ void ItemMemory::columns(std::span<const std::int64_t> past, std::span<const std
   assert(past_codes.size() == past.size() * levels_ && own_codes.size() == own.size() * levels_);
   assert(columns.size() == own.size() * kColumns);
   std::fill(columns.begin(), columns.end(), 0.0f);
-  add_neighbours(past, Slate(own, items_), columns);
+  const std::vector<float> decay = decays(decay_, past.size());
+  add_neighbours(past, decay, Slate(own, items_), columns);
   add_prefixes(past_codes, own_codes, columns);
-  add_products(together_, past, own, columns, kTogether);
-  add_products(text_, past, own, columns, kText);
+  add_products(together_, past, decay, own, columns, kTogether);
+  add_products(text_, past, decay, own, columns, kText);
   const float size = static_cast<float>(std::max<std::size_t>(past.size(), 1));
   for (std::size_t i = 0; i < own.size(); ++i) {
     float* const row = columns.data() + i * kColumns;
@@ -178,9 +179,8 @@ void ItemMemory::columns(std::span<const std::int64_t> past, std::span<const std
 }
 
 // Sums over the history: of counts, of how many are above 0, and of what the newest item has.
-void ItemMemory::add_neighbours(std::span<const std::int64_t> past, const Slate& slate,
+void ItemMemory::add_neighbours(std::span<const std::int64_t> past, std::span<const float> decay, const Slate& slate,
                                 std::span<float> columns) const {
-  const std::vector<float> decay = decays(decay_, past.size());
   for (std::size_t t = 0; t < past.size(); ++t) {
     const auto item = static_cast<std::size_t>(past[t]);
     if (item >= items_) continue;
@@ -236,10 +236,9 @@ void ItemMemory::add_prefixes(std::span<const std::uint16_t> past_codes, std::sp
 }
 
 // The product with the newest item, the sum of all products, the largest of them, if above 0, and their decayed sum.
-void ItemMemory::add_products(const Vectors& vectors, std::span<const std::int64_t> past,
+void ItemMemory::add_products(const Vectors& vectors, std::span<const std::int64_t> past, std::span<const float> decay,
                               std::span<const std::int64_t> own, std::span<float> columns, std::size_t first) const {
   if (vectors.width == 0) return;
-  const std::vector<float> decay = decays(decay_, past.size());
   const std::size_t quads = (vectors.width + kQuad - 1) / kQuad, stride = quads * kQuad;
   const auto vector = [&](std::size_t item) { return vectors.values.data() + item * vectors.width; };
   std::vector<float> rows, weights;
@@ -259,9 +258,11 @@ void ItemMemory::add_products(const Vectors& vectors, std::span<const std::int64
     for (std::size_t i = 0; i < count; ++i) {
       const auto item = static_cast<std::size_t>(own[start + i]);
       if (item >= items_) continue;
-      for (std::size_t k = 0; k < vectors.width; k += kQuad) {
-        std::copy_n(vector(item) + k, std::min(kQuad, vectors.width - k), packed.data() + (k + i) * kQuad);
-      }
+      // Of a fixed size, which is one instruction; the rest of the last four is a call.
+      std::size_t k = 0;
+      for (; k + kQuad <= vectors.width; k += kQuad)
+        std::copy_n(vector(item) + k, kQuad, packed.data() + (k + i) * kQuad);
+      if (k < vectors.width) std::copy_n(vector(item) + k, vectors.width - k, packed.data() + (k + i) * kQuad);
     }
     const ProductSums sums = sum_products(packed.data(), rows, weights, quads);
     for (std::size_t i = 0; i < count; ++i) {

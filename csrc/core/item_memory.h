@@ -61,11 +61,12 @@ class ItemMemory {
   class Slate;
 
   void index_codes();
-  void add_neighbours(std::span<const std::int64_t> past, const Slate& slate, std::span<float> columns) const;
+  void add_neighbours(std::span<const std::int64_t> past, std::span<const float> decay, const Slate& slate,
+                      std::span<float> columns) const;
   void add_prefixes(std::span<const std::uint16_t> past_codes, std::span<const std::uint16_t> own_codes,
                     std::span<float> columns) const;
-  void add_products(const Vectors& vectors, std::span<const std::int64_t> past, std::span<const std::int64_t> own,
-                    std::span<float> columns, std::size_t first) const;
+  void add_products(const Vectors& vectors, std::span<const std::int64_t> past, std::span<const float> decay,
+                    std::span<const std::int64_t> own, std::span<float> columns, std::size_t first) const;
 
   MappedFile file_;
   std::size_t items_ = 0, levels_ = 0;

@@ -103,24 +103,39 @@ GR2_TARGET void multiply_rounded(const RoundedProduct& product) {
   multiply_all(product);
 }
 
+using Bytes [[gnu::vector_size(kLanes)]] = std::uint8_t;
+
+GR2_TARGET inline Bytes bytes_of(Floats values, float factor, float shift) {
+  const Floats shifted = larger_of(values * factor + shift, Floats{});
+  const Floats held = shifted > 255.0f ? Floats{} + 255.0f : shifted;
+  return __builtin_convertvector(__builtin_convertvector(held, Ints), Bytes);
+}
+
 // x = scale * (rounded - zero), of a range that holds 0, with as many steps as a byte has.
 GR2_TARGET void round_rows(const float* x, std::size_t stride, std::size_t rows, std::size_t depth, std::size_t padded,
                            std::uint8_t* rounded, float* scales, std::int32_t* zeros) {
+  const std::size_t whole = depth / kLanes * kLanes;
   for (std::size_t i = 0; i < rows; ++i) {
     const float* const row = x + i * stride;
-    float least = 0.0f, most = 0.0f;
-#pragma omp simd reduction(min : least) reduction(max : most)
-    for (std::size_t k = 0; k < depth; ++k) {
-      least = row[k] < least ? row[k] : least;
-      most = row[k] > most ? row[k] : most;
+    const Floats last = whole < depth ? load_some(row + whole, depth - whole, 0.0f) : Floats{};
+    Floats low = -last, high = last;
+    for (std::size_t k = 0; k < whole; k += kLanes) {
+      const Floats values = load(row + k);
+      low = larger_of(-values, low);
+      high = larger_of(values, high);
     }
+    // A value of `last` is 0 at least.
+    const float least = -largest_of(low), most = largest_of(high);
     const float scale = most > least ? (most - least) / 255.0f : 1.0f, inverse = 1.0f / scale;
     const float zero = static_cast<float>(static_cast<int>(0.5f - least * inverse));
     std::uint8_t* const out = rounded + i * padded;
-#pragma omp simd
-    for (std::size_t k = 0; k < depth; ++k) {
-      const float value = row[k] * inverse + (zero + 0.5f);
-      out[k] = static_cast<std::uint8_t>(static_cast<int>(value < 0.0f ? 0.0f : value > 255.0f ? 255.0f : value));
+    for (std::size_t k = 0; k < whole; k += kLanes) {
+      const Bytes some = bytes_of(load(row + k), inverse, zero + 0.5f);
+      std::memcpy(out + k, &some, sizeof some);
+    }
+    if (whole < depth) {
+      const Bytes some = bytes_of(last, inverse, zero + 0.5f);
+      std::memcpy(out + whole, &some, depth - whole);
     }
     for (std::size_t k = depth; k < padded; ++k) out[k] = 0;
     scales[i] = scale;

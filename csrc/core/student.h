@@ -97,6 +97,7 @@ class Student {
 
   // Rows of a block that are computed together: what they need stays in the nearer caches.
   static constexpr std::size_t kTogether = 48;
+  static constexpr std::size_t kMostParts = CandidateTrie::kMaxLevels + 1;
 
   void read(class ArrayReader& reader, Arithmetic arithmetic);
   void build_tables();
@@ -111,7 +112,8 @@ class Student {
   void project(const CandidateTrie& trie, StudentBuffers& buffers, std::span<float> logits) const;
   void fill_prior(const EncodedHistory& encoded, const StudentSlate& slate, StudentBuffers& buffers,
                   std::span<float> prior) const;
-  void add_item(const std::uint16_t* codes, std::int64_t row, const float* scale, float* sum) const;
+  // The vectors that add up to an item's, of its codes and of its row; returns their number.
+  std::size_t item_parts(const std::uint16_t* codes, std::int64_t row, const float** parts) const;
 
   std::size_t row() const { return padded(header_.dim); }
   std::size_t pair() const { return padded(2 * header_.dim); }

@@ -11,31 +11,29 @@ bool Student::made(const EncodedHistory& encoded) const {
          encoded.values.size() == count * columns * padded(head_width()) && encoded.root.size() == logits_[0].width();
 }
 
-void Student::add_item(const std::uint16_t* codes, std::int64_t item, const float* scale, float* sum) const {
-  const std::size_t d = header_.dim;
-  const float* parts[CandidateTrie::kMaxLevels + 1];
+std::size_t Student::item_parts(const std::uint16_t* codes, std::int64_t item, const float** parts) const {
   std::size_t count = 0;
   for (std::size_t level = 0; level < header_.levels; ++level) {
-    parts[count++] = head_codes_.data() + (level * header_.level_size + codes[level]) * d;
+    parts[count++] = head_codes_.data() + (level * header_.level_size + codes[level]) * header_.dim;
   }
   if (static_cast<std::uint64_t>(item) < header_.items) {
-    parts[count++] = head_memory_.data() + static_cast<std::size_t>(item) * d;
+    parts[count++] = head_memory_.data() + static_cast<std::size_t>(item) * header_.dim;
   }
-  for (std::size_t k = 0; k < d; ++k) {
-    float value = 0.0f;
-    for (std::size_t i = 0; i < count; ++i) value += parts[i][k];
-    sum[k] += value * scale[k];
-  }
+  return count;
 }
 
 void Student::encode_query(std::span<const std::uint16_t> codes, std::span<const std::int64_t> rows,
                            StudentBuffers& buffers, EncodedHistory& encoded) const {
   const std::size_t d = header_.dim, hidden = head_up_.width();
   std::vector<float> pooled(row()), normed(row());
+  const float* parts[kMostParts];
   std::copy(head_begin_.begin(), head_begin_.end(), pooled.begin());
   for (std::size_t t = 0; t < rows.size(); ++t) {
     const float* const recency = recency_.data() + (header_.max_history - rows.size() + t) * d;
-    add_item(codes.data() + t * header_.levels, rows[t], recency, pooled.data());
+    const std::size_t count = item_parts(codes.data() + t * header_.levels, rows[t], parts);
+    for (std::size_t i = 0; i < count; ++i) {
+      for (std::size_t k = 0; k < d; ++k) pooled[k] += parts[i][k] * recency[k];
+    }
   }
   norm_pool_.apply(pooled.data(), 1, normed.data());
   grow(buffers.hidden, hidden);

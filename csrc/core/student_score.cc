@@ -90,14 +90,13 @@ void Student::fill_prior(const EncodedHistory& encoded, const StudentSlate& slat
   }
   prior_up_.apply(buffers.features.data(), all, count, buffers.hidden.data(), hidden, buffers.rounded);
   simd().layers.gelu(buffers.hidden.data(), count * hidden);
-  std::vector<float> item(row());
+  const auto dot = simd().dot;
+  const float* parts[kMostParts];
   for (std::size_t i = 0; i < count; ++i) {
-    std::fill(item.begin(), item.end(), 0.0f);
-    add_item(slate.codes.data() + i * header_.levels, slate.rows[i], encoded.query.data(), item.data());
-    float head = 0.0f;
-    for (std::size_t k = 0; k < header_.dim; ++k) head += item[k];
-    prior[i] = simd().dot(buffers.features.data() + i * all, linear_.data(), all) +
-               simd().dot(buffers.hidden.data() + i * hidden, prior_down_.data(), header_.hidden) + head;
+    prior[i] = dot(buffers.features.data() + i * all, linear_.data(), all) +
+               dot(buffers.hidden.data() + i * hidden, prior_down_.data(), header_.hidden);
+    const std::size_t found = item_parts(slate.codes.data() + i * header_.levels, slate.rows[i], parts);
+    for (std::size_t j = 0; j < found; ++j) prior[i] += dot(parts[j], encoded.query.data(), header_.dim);
   }
 }
 
