@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from gr2.bundle import Bundle, write_bundle
+from gr2.export.gate import INT8_PAYS
 from gr2.export.random_bundle import write_random_bundle
 
-__all__ = ["alone", "write_bundles"]
+__all__ = ["Bundles", "alone", "write_bundles"]
+
+
+class Bundles(NamedTuple):
+    """`default` in the arithmetic that `gr2 export` chooses for the width, `exact` in fp32, its graph alone as `whole`.
+
+    The last layer of `exported`, which is otherwise as `whole`, computes every row.
+    """
+
+    default: Path
+    exact: Path
+    whole: Path
+    exported: Path
 
 
 def alone(bundle: Bundle, folder: Path) -> Path:
@@ -29,9 +43,13 @@ def alone(bundle: Bundle, folder: Path) -> Path:
     return folder
 
 
-def write_bundles(folder: Path, *, dim: int, layers: int) -> tuple[Path, Path, Path]:
-    """The default bundle, its whole graph alone, and the same graph whose last layer computes every row."""
+def write_bundles(folder: Path, *, dim: int, layers: int) -> Bundles:
+    """The bundles, with random weights."""
     options = {"dim": dim, "layers": layers, "batched": False}
-    default = write_random_bundle(folder / "default", **options)
+    arithmetic = "int8" if dim >= INT8_PAYS else "fp32"
+    default = write_random_bundle(folder / "default", arithmetic=arithmetic, **options)
+    exact = write_random_bundle(folder / "exact", **options)
     full = write_random_bundle(folder / "full", pruned=False, **options)
-    return default, alone(Bundle.load(default), folder / "whole"), alone(Bundle.load(full), folder / "exported")
+    return Bundles(
+        default, exact, alone(Bundle.load(exact), folder / "whole"), alone(Bundle.load(full), folder / "exported")
+    )
