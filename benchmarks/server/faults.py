@@ -32,7 +32,6 @@ from gr2.v1 import management_pb2
 __all__ = ["faults", "main"]
 
 CLOCK = Path(__file__).with_name("shifted_clock.c")
-BUSY_RATE = 120.0  # calls a second, so that some are at work when a replica ends
 HOUR = 3_600_000_000_000  # nanoseconds
 
 
@@ -48,7 +47,7 @@ def ended(number: signal.Signals, expected: int, bench: Bench) -> Outcome:
     codes: list[int] = []
     with bench.serve() as steady:
         replica = bench.serve()
-        with bench.load(steady, replica, rate=BUSY_RATE) as load:
+        with bench.load(steady, replica) as load:
             for _ in range(bench.sizes.kills):
                 time.sleep(SETTLE)
                 codes.append(replica.stop(number))

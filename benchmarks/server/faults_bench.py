@@ -13,7 +13,7 @@ from gr2.v1 import management_pb2, management_pb2_grpc
 
 __all__ = ["QUICK", "SETTLE", "Bench", "Outcome", "Sizes", "reload"]
 
-RATE = 50.0  # calls a second
+RATE = 200.0  # calls a second, so that some are at work whenever something happens
 SETTLE = 1.0  # seconds of load before and after a fault
 
 
@@ -66,9 +66,9 @@ class Bench:
         """A server of the repository that looks for versions when it is told to."""
         return Replica(self.folder / "models", "--poll", "0", *arguments, port=port, env=env, output=output)
 
-    def load(self, *replicas: Replica, rate: float = RATE) -> Load:
-        """The load on these servers, of so many calls a second."""
-        return Load([replica.address for replica in replicas], self.questions, rate=rate)
+    def load(self, *replicas: Replica) -> Load:
+        """The load on these servers."""
+        return Load([replica.address for replica in replicas], self.questions, rate=RATE)
 
 
 def reload(replica: Replica) -> management_pb2.BundleInfo:
