@@ -10,19 +10,16 @@ from __future__ import annotations
 
 import functools
 import logging
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import grpc
 
-from gr2.serving.access.calls import EMPTY, Admission, Patience
-from gr2.serving.access.load import Trailers
-from gr2.serving.observing.endings import lost_code
+from gr2.serving.access.calls import Admission, Patience
+from gr2.serving.access.direct_call import GOES_ON, NO_FLAGS, DirectCall, Told
 
 try:
-    from grpc import _common
     from grpc._cython import cygrpc
     from grpc._server import _ServerStage, _stop_serving
 
@@ -32,18 +29,12 @@ try:
 except ImportError:  # another version of grpc
     PRIVATE = False
 
-__all__ = ["Answerer", "Begun", "DirectCall", "DirectCalls", "direct_calls"]
+__all__ = ["Answerer", "Begun", "DirectCalls", "direct_calls"]
 
 logger = logging.getLogger(__name__)
 
-NO_FLAGS = 0
-
 # Of the state of grpc's server.
 FIELDS = ("completion_queue", "due", "lock", "rpc_states", "server", "stage")
-
-# What the serving thread is told by a tag: the call if it is over, and what to run then.
-Told = tuple[Any, Sequence[Callable[[], None]]]
-GOES_ON: Told = (None, ())
 
 
 class Begun(Protocol):
@@ -78,125 +69,6 @@ class Answerer(Protocol):
 
     def ended(self, metadata: Callable[[], Any], start: int, code: str, reply: bytes | None) -> None:
         """Hears of each call that was answered or refused; `start` is when its message was there."""
-
-
-class DirectCall:
-    """One call. It is answered or refused once; from any thread.
-
-    `came` is when its message `data` was there, by `perf_counter_ns`, and `seconds` what it had left then.
-    """
-
-    __slots__ = (
-        "_call",
-        "_callbacks",
-        "_cancelled",
-        "_empty",
-        "_ended",
-        "_event",
-        "_lock",
-        "_sending",
-        "_told",
-        "_watched",
-        "came",
-        "data",
-        "seconds",
-    )  # fmt: skip
-
-    def __init__(self, event: Any, ended: Callable[..., None]) -> None:
-        self._event, self._call, self._ended = event, event.call, ended
-        self._callbacks: list[Callable[[], None]] | None = []
-        self._lock = threading.Lock()
-        self._cancelled = self._empty = self._sending = self._told = self._watched = False
-        self.came, self.data, self.seconds = time.perf_counter_ns(), b"", 0.0
-
-    @property
-    def late(self) -> bool:
-        """Whether its time is over."""
-        return self.left < 0
-
-    @property
-    def left(self) -> float:
-        """Seconds that it has, negative once its time is over."""
-        return self.seconds - (time.perf_counter_ns() - self.came) / 1e9
-
-    def on_end(self, tell: Callable[[], None]) -> bool:
-        """Have it told that the call is over, whatever ended it; False if it is over already."""
-        with self._lock:
-            if self._callbacks is None:
-                return False
-            self._callbacks.append(tell)
-        return True
-
-    def answer(self, reply: bytes, trailers: Trailers) -> None:
-        """Send the message and the status OK."""
-        message = (cygrpc.SendMessageOperation(reply, NO_FLAGS),)
-        if (sent := self._send(cygrpc.StatusCode.ok, b"", trailers, message)) is not None:
-            self._tell("OK" if sent else self._lost, reply if sent else None)
-
-    def refuse(self, code: grpc.StatusCode, details: str, trailers: Trailers = ()) -> None:
-        """Send a status other than OK."""
-        grpc_code = _common.STATUS_CODE_TO_CYGRPC_STATUS_CODE[code]
-        if (sent := self._send(grpc_code, details.encode(), trailers, ())) is not None:
-            self._tell(code.name if sent else self._lost, None)
-
-    def refuse_empty(self) -> None:
-        """Refuse a call whose message has not come, since there is none, or since the call is over."""
-        self._empty = True
-        self._send(_common.STATUS_CODE_TO_CYGRPC_STATUS_CODE[EMPTY[0]], EMPTY[1].encode(), (), ())
-
-    def cancel(self) -> None:
-        """End the call without a status of ours."""
-        self._call.cancel()
-
-    def watch(self) -> None:
-        """Hear of it from now on if the caller goes; else that is known with the status."""
-        self._watched = True
-        self._call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(NO_FLAGS),), self._closed)
-
-    @property
-    def _lost(self) -> str:
-        return str(lost_code(self.left).name)
-
-    def _tell(self, code: str, reply: bytes | None) -> None:
-        try:
-            self._ended(self._metadata, self.came, code, reply)
-        except Exception:
-            # The call has ended all the same, and the thread may be the one that serves all of them.
-            logger.exception("the end of a call could not be noted")
-
-    def _metadata(self) -> Any:
-        return self._event.invocation_metadata
-
-    def _send(self, code: Any, details: bytes, trailers: Trailers, message: tuple[Any, ...]) -> bool | None:
-        """Whether it could be sent; None for what comes after an answer or a refusal."""
-        with self._lock:
-            if self._told:
-                return None
-            self._told = True
-            if self._cancelled:
-                return False
-            self._sending = True
-            status = cygrpc.SendStatusFromServerOperation(trailers, code, details, NO_FLAGS)
-            close = () if self._watched else (cygrpc.ReceiveCloseOnServerOperation(NO_FLAGS),)
-            operations = (cygrpc.SendInitialMetadataOperation(None, NO_FLAGS), *message, status, *close)
-            self._call.start_server_batch(operations, self._sent)
-            return True
-
-    def _closed(self, _: Any) -> Told:
-        with self._lock:
-            self._watched, self._cancelled = False, True
-            return GOES_ON if self._sending else self._over()
-
-    def _sent(self, event: Any) -> Told:
-        if self._empty:
-            self._tell(self._lost if event.batch_operations[-1].cancelled() else EMPTY[0].name, None)
-        with self._lock:
-            self._sending = False
-            return GOES_ON if self._watched else self._over()
-
-    def _over(self) -> Told:
-        callbacks, self._callbacks = self._callbacks, None
-        return self, callbacks or ()
 
 
 class DirectCalls:

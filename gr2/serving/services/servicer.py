@@ -16,7 +16,7 @@ from gr2._core import Call, ParsedRequest
 from gr2.errors import Gr2Error, OverloadError, RequestError, UnservedError
 from gr2.serving.access.arrivals import NoRoomError, Reader
 from gr2.serving.access.calls import Admission, Patience, in_pool, only_message
-from gr2.serving.access.direct import DirectCall
+from gr2.serving.access.direct_call import DirectCall
 from gr2.serving.access.load import LoadReport, Trailers
 from gr2.serving.bundles.handle import Handle
 from gr2.serving.bundles.repository import Repository
