@@ -131,8 +131,8 @@ kernels-gpu: ## the Triton kernels on this machine's GPU: checked and timed; sto
 kernels-serving: ## the engine on this machine's GPU: its order, its phases, its throughput; stores its figures
 	$(PYTHON) -m benchmarks.kernels.serving
 
-kernels-lent: ## build, then both of the above within ten minutes of a GPU; records and logs are copied to build/lent (WHEELS=folder)
-	$(PYTHON) -m benchmarks.kernels.lent $(if $(WHEELS),--wheels $(WHEELS))
+kernels-lent: ## build, then both of the above within eight minutes of a GPU; records and logs go to build/lent (WHEELS=folder, DRY=1 without a GPU)
+	$(PYTHON) -m benchmarks.kernels.lent $(if $(WHEELS),--wheels $(WHEELS)) $(if $(DRY),--dry --out build/dry)
 
 show-server: ## every figure of the server, one line each; exit code 1 if one is short
 	$(PYTHON) -m benchmarks.server.show

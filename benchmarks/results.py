@@ -88,16 +88,22 @@ def changed_since(commit: str, path: str) -> bool:
     return subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode != 0
 
 
-def store(record: Record) -> Path:
-    """Write the record to docs/results/NAME.json, stamped with date, machine and commit where it has none."""
+def store(record: Record, folder: Path | None = None) -> Path:
+    """Write the record to docs/results/NAME.json, or `folder`, stamped with date, machine and commit where it has none.
+
+    A reader, or what is left by a kill, has the old file or the new one.
+    """
     stamped = asdict(record) | {
         "date": record.date or datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": record.machine or machine(),
         "commit": record.commit or commit(),
     }
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    path = FOLDER / f"{record.name}.json"
-    path.write_text(json.dumps(stamped, indent=2) + "\n", encoding="utf-8")
+    folder = folder or FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{record.name}.json"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(stamped, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
     return path
 
 

@@ -24,6 +24,10 @@ SEARCHES = [
     (50_000, 2, 8192, 20, 1, "float32", "raw", False),
 ]
 SLATES = [(64, 100, 4, 256), (5, 17, 3, 33), (2, 1000, 4, 1024), (3, 1, 1, 5)]
+PERMUTATIONS = [(16, 100, 4, 256), (4, 300, 3, 20)]
+# One small case of each, for a dry run in the interpreter.
+SMALL_SEARCH = (60, 4, 7, 3, 3, "float32", "local", True)
+SMALL_SLATE = SMALL_PERMUTATION = (3, 9, 3, 7)
 NEAR = 2e-5
 
 
@@ -33,10 +37,10 @@ def poison(*tensors: torch.Tensor) -> None:
         tensor.fill_(torch.nan if tensor.is_floating_point() else 0x7B)
 
 
-def check_retrieve(decoder: Decoder) -> str:
+def check_retrieve(decoder: Decoder, *, small: bool = False) -> str:
     """Asserts whole searches; says how many beams were compared, and how many were too near others to compare."""
     compared = near = 0
-    for number, case in enumerate(SEARCHES):
+    for number, case in enumerate([SMALL_SEARCH] if small else SEARCHES):
         for ties in (False, True):
             beams, unsure = _search(decoder, np.random.default_rng(number), ties, *case)
             compared, near = compared + beams, near + unsure
@@ -108,10 +112,11 @@ def slate(
     return codes, np.arange(candidates) < rng.integers(0, candidates + 1, (requests, 1))
 
 
-def check_score(decoder: Decoder) -> str:
+def check_score(decoder: Decoder, *, small: bool = False) -> str:
     """Asserts scores and orders of batches of ragged requests; says how many were compared, and neighbours swapped."""
     rng, swapped, count = np.random.default_rng(0), 0, 0
-    for (requests, candidates, levels, size), dtype in zip(SLATES, (*DTYPES.values(), torch.float32), strict=True):
+    slates = [SMALL_SLATE] if small else SLATES
+    for (requests, candidates, levels, size), dtype in zip(slates, (*DTYPES.values(), torch.float32), strict=False):
         codes, known = slate(rng, requests, candidates, levels, size)
         tables = CandidateTables.build(codes, known, size)
         tries = [CandidateTrie(*each, size) for each in zip(codes, known, strict=True)]
@@ -136,10 +141,10 @@ def check_score(decoder: Decoder) -> str:
     return f"{count} candidates, {swapped} at another place than one of equal score to 1e-4"
 
 
-def check_generate(decoder: Decoder) -> str:
+def check_generate(decoder: Decoder, *, small: bool = False) -> str:
     """Asserts whole permutations, greedy and sampled, decision by decision; says how many there were."""
     rng, decisions = np.random.default_rng(0), 0
-    for requests, candidates, levels, size in ((16, 100, 4, 256), (4, 300, 3, 20)):
+    for requests, candidates, levels, size in [SMALL_PERMUTATION] if small else PERMUTATIONS:
         codes, known = slate(rng, requests, candidates, levels, size)
         tables = CandidateTables.build(codes, known, size)
         seeds = [2**63 + 7 * i for i in range(requests)]

@@ -21,21 +21,28 @@ from benchmarks.results import ROOT, Figure
 
 __all__ = ["compile_searches", "first_launches", "last_line", "main"]
 
-LEVELS, LEVEL_SIZE, CANDIDATES = 4, 256, 100
+LEVELS = 4
+# V and candidates, on a GPU and in a dry run.
+SIZES = {"cuda": (256, 100), "cpu": (16, 6)}
 # What a process does before it can score, what the first score and decision wait for, and the same again.
 PHASES = ("imports", "CUDA's context", "Triton's launcher", "score", "decision", "score and decision again")
 WAITED = PHASES[2:5]
+# The most children of nodes that have few.
+FEW = (64, 32, 16)
 MODULE = "benchmarks.kernels.first"
 
 
-def first_launches(folder: str) -> tuple[list[Figure], dict[str, Any]]:
-    """The figure and the table, from processes of their own that begin with empty caches below `folder`."""
+def first_launches(folder: str, device: str) -> tuple[list[Figure], dict[str, Any]]:
+    """The figure and the table, from processes of their own that begin with empty caches below `folder`.
+
+    On "cpu", a dry run, what is compiled ahead is for sm_90, and what is launched is interpreted.
+    """
     empty, full = Path(folder) / "empty", Path(folder) / "full"
     began = time.monotonic()
-    last_line(MODULE, "compile", full)
+    last_line(MODULE, "compile", full, device, TRITON_INTERPRET="0")
     compiling = time.monotonic() - began
     caches = {"no cache": empty, "compiled ahead": full, "cache of an earlier process": empty}
-    times = {name: json.loads(last_line(MODULE, "launch", cache)) for name, cache in caches.items()}
+    times = {name: json.loads(last_line(MODULE, "launch", cache, device)) for name, cache in caches.items()}
     ahead = sum(times["compiled ahead"][phase] for phase in WAITED)
     what = "first score and decision of a process, which a server makes before it serves: seconds, compiled ahead"
     rows = [[name, *(f"{each[phase]:.3f}" for phase in PHASES)] for name, each in times.items()]
@@ -47,10 +54,14 @@ def first_launches(folder: str) -> tuple[list[Figure], dict[str, Any]]:
     }
 
 
-def compile_searches(level_sizes: Iterable[int], beams: Iterable[int]) -> None:
+def compile_searches(level_sizes: Iterable[int], beams: Iterable[int], device: str) -> None:
     """The kernels of searches into Triton's cache, by other processes, so that measuring does not wait for them."""
-    shapes = [(str(size), str(each)) for size, each in product(level_sizes, beams)]
-    for process in [subprocess.Popen([sys.executable, "-m", MODULE, "search", *shape], cwd=ROOT) for shape in shapes]:
+    commands = [
+        [sys.executable, "-m", MODULE, "search", str(size), str(each), device]
+        for size, each in product(level_sizes, beams)
+    ]
+    variables = {**os.environ, "TRITON_INTERPRET": "0"}
+    for process in [subprocess.Popen(command, cwd=ROOT, env=variables) for command in commands]:
         if process.wait():
             raise RuntimeError(f"{process.args} failed")
 
@@ -76,7 +87,7 @@ def _compile_search(level_size: int, beams: int, target: str) -> None:
     with compile_only(target) as (launch, _):
         decoder = DeviceDecoder("cpu", launch=launch)
         catalog = decoder.catalog(CatalogTrie(np.zeros((1, 2), np.uint16), level_size))
-        for widest in (level_size, level_size // 2, level_size // 4, 64, 32, 16):
+        for widest in {level_size, level_size // 2, level_size // 4, *(each for each in FEW if each < level_size)}:
             catalog.widest[:] = [level_size, widest, 1]
             retriever = decoder.retriever(beams)
             retriever.start(catalog, 2)
@@ -84,29 +95,32 @@ def _compile_search(level_size: int, beams: int, target: str) -> None:
             retriever.step(torch.zeros((2, beams, level_size)))
 
 
-def _launch(folder: str) -> dict[str, float]:
+def _launch(folder: str, device: str) -> dict[str, float]:
     """Seconds of each of PHASES, with the kernels of the folder."""
-    marks = [time.monotonic()]
+    marks, (level_size, candidates) = [time.monotonic()], SIZES[device]
 
     def mark() -> None:
-        torch.cuda.synchronize()
+        if device == "cuda":
+            torch.cuda.synchronize()
         marks.append(time.monotonic())
 
     import torch
     import triton
 
-    from gr2.kernels import CandidateTables, device_decoder, make_decoder
+    from benchmarks.kernels.plan import DRY, FULL
+    from gr2.kernels import CandidateTables, device_decoder
 
     assert device_decoder
     marks.append(time.monotonic())
     triton.knobs.cache.dir = folder
-    codes = np.random.default_rng(0).integers(0, LEVEL_SIZE, (1, CANDIDATES, LEVELS)).astype(np.uint16)
-    tables = CandidateTables.build(codes, np.ones((1, CANDIDATES), np.bool_), LEVEL_SIZE)
-    logits = torch.randn((1, tables.nodes, LEVEL_SIZE), device="cuda")
-    prior = torch.zeros((1, CANDIDATES), device="cuda")
+    codes = np.random.default_rng(0).integers(0, level_size, (1, candidates, LEVELS)).astype(np.uint16)
+    tables = CandidateTables.build(codes, np.ones((1, candidates), np.bool_), level_size)
+    logits = torch.randn((1, tables.nodes, level_size), device=device)
+    prior = torch.zeros((1, candidates), device=device)
     mark()
-    decoder = make_decoder("cuda")
-    triton.runtime.driver.active.get_current_target()
+    decoder = (FULL if device == "cuda" else DRY).decoder()
+    if device == "cuda":
+        triton.runtime.driver.active.get_current_target()
     mark()
     batch = decoder.candidates(tables)
     batch.score(logits, prior)
@@ -120,20 +134,25 @@ def _launch(folder: str) -> dict[str, float]:
 
 
 def main(what: str, *arguments: str) -> None:
-    """`compile FOLDER` for the device's target, `search V M` into Triton's cache, or `launch FOLDER`, the cache."""
+    """`compile FOLDER DEVICE`, `search V M DEVICE` into Triton's cache, or `launch FOLDER DEVICE`."""
     if what == "launch":
-        print(json.dumps(_launch(arguments[0])))
-        return
+        print(json.dumps(_launch(*arguments)))
+    elif what == "search":
+        size, beams, device = arguments
+        _compile_search(int(size), int(beams), _target(device))
+    else:
+        from gr2.kernels.ahead import compile_kernels
+
+        folder, device = arguments
+        level_size, candidates = SIZES[device]
+        sizes = {"levels": LEVELS, "level_size": level_size, "candidates": candidates}
+        print(len(compile_kernels(_target(device), folder=Path(folder), **sizes)))
+
+
+def _target(device: str) -> str:
     import torch
 
-    from gr2.kernels.ahead import compile_kernels
-
-    target = "sm_{}{}".format(*torch.cuda.get_device_capability())
-    if what == "search":
-        _compile_search(int(arguments[0]), int(arguments[1]), target)
-        return
-    sizes = {"levels": LEVELS, "level_size": LEVEL_SIZE, "candidates": CANDIDATES}
-    print(len(compile_kernels(target, folder=Path(arguments[0]), **sizes)))
+    return "sm_{}{}".format(*torch.cuda.get_device_capability()) if device == "cuda" else "sm_90"
 
 
 if __name__ == "__main__":
