@@ -23,6 +23,7 @@ from gr2.serving.bundles.repository import Repository
 from gr2.serving.bundles.shadow import Shadow
 from gr2.serving.engine import Engine
 from gr2.serving.models.outcomes import Outcome, error_of
+from gr2.serving.observing.endings import lost_code
 from gr2.serving.services.replies import InCore, malformed, reply, reply_unranked
 from gr2.v1 import reranker_pb2
 
@@ -118,7 +119,6 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
         self.ended: Callable[[Callable[[], Any], int, str, bytes | None], None] = lambda *_: None
         self.admits: Callable[[Any], bool] = lambda _: True
         self._late = Refused(grpc.StatusCode.DEADLINE_EXCEEDED, "the time of the request is over")
-        self._gone = (grpc.StatusCode.CANCELLED, "the caller has gone")
         self._stopping = (grpc.StatusCode.UNAVAILABLE, "the server is stopping")
         self._crowded = (grpc.StatusCode.RESOURCE_EXHAUSTED, admission.overload)
         self._refuse, self._overloaded = self.refusal(*self._stopping), self.refusal(*self._crowded)
@@ -171,7 +171,7 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
         """One call: the serialised response, or a status from the table."""
         call = self._begin(context.add_callback)
         if call is None:
-            context.abort(*self._gone)
+            context.abort(lost_code(context.time_remaining()), "the call has ended")
             raise AssertionError("abort raises")
         try:
             data = only_message(messages, context, self.patience, MESSAGE_WAIT)
@@ -206,7 +206,7 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
         if place is None:
             if begun is not None:
                 begun.abandon()
-            return call.refuse(*self._gone)
+            return call.refuse(grpc.StatusCode.CANCELLED, "the caller has gone")
         seconds = call.left
         reply = begun.reply if begun is not None else lambda: self.answer(call.data, seconds, place)
         answer, trailers = self._answered(call.data, reply)

@@ -160,6 +160,26 @@ def test_a_call_that_ends_before_its_message_is_counted_by_how_it_ended(
     server.stop(5)
 
 
+@pytest.mark.parametrize("private", [True, False], ids=["direct", "handlers"])
+def test_a_call_whose_time_is_over_before_it_is_begun_is_counted_as_late(
+    make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch, *, private: bool
+) -> None:
+    monkeypatch.setattr(direct, "PRIVATE", private)
+    server = Server(make_bundle(), port=0)
+    server.start()
+    begin = server._servicer._begin
+
+    def slow(*arguments: Any) -> Call | None:
+        time.sleep(0.3)
+        return begin(*arguments)
+
+    monkeypatch.setattr(server._servicer, "_begin", slow)
+    with grpc.insecure_channel(server.address) as channel, pytest.raises(grpc.RpcError):
+        channel.unary_unary(METHOD)(REQUEST, timeout=0.1)
+    assert codes_after(server, 1) == {"OK": 0, "DEADLINE_EXCEEDED": 1}
+    server.stop(5)
+
+
 def test_a_caller_that_goes_before_its_request_is_begun_is_counted_once(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
