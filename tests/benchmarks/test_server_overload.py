@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 import threading
@@ -92,5 +93,8 @@ def test_answers_that_callers_did_not_wait_for_are_short(module: Any) -> None:
         step = counting(module, target, face).step([b"request"], 0.3, rate=40)
     assert step.found.in_time == 0
     assert step.late == step.sent > 0
-    assert module.lateness("student", [step]).status == "short"
-    assert module.lateness("student", [module.Counted(step.found, 0)]).status == "ok"
+    # The machine may have been too busy to send in time, of which there is nothing to say.
+    told, silent = (dataclasses.replace(step.found, refused=why) for why in ("", "sent late"))
+    assert module.lateness("student", [module.Counted(told, step.sent)]).status == "short"
+    assert module.lateness("student", [module.Counted(told, 0), module.Counted(silent, step.sent)]).status == "ok"
+    assert module.lateness("student", [module.Counted(silent, 0)]).status == "short"
