@@ -42,7 +42,7 @@ class ServerMetrics:
         return render(family for source in self.sources for family in source())
 
     def _calls(self) -> Iterable[Family]:
-        codes = Family("gr2_requests_total", "counter", "Calls of Rerank and ModelInfer that have ended, by gRPC status.")
+        codes = Family("gr2_requests_total", "counter", "Rerank and ModelInfer calls that have ended, by status.")
         # A rate needs a series from the first scrape on.
         for code, count in self._observer.codes.items():
             codes.add(count, status=code)

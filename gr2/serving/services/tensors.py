@@ -22,7 +22,7 @@ NUMBERS = {"INT64": "<i8", "FP32": "<f4", "INT32": "<i4"}
 IDS = ("INT64", "BYTES")
 INPUTS = {"history": IDS, "candidates": IDS, "scores": ("FP32",), "features": ("FP32",)}
 OUTPUTS = ("index", "item_id", "score", "status")
-PARAMETERS = {"top_n": "int64_param", "fallback": "bool_param"}
+PARAMETERS = {"top_n": "int64_param", "fallback": "bool_param", "priority": "int64_param"}
 
 
 def metadata_of(bundle: Bundle, name: str, label: str) -> inference.ModelMetadataResponse:

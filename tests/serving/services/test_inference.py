@@ -89,6 +89,13 @@ def raw_form(request: inference.ModelInferRequest) -> inference.ModelInferReques
     return packed
 
 
+def test_how_a_request_is_to_be_treated_is_in_its_parameters(id_type: str) -> None:
+    ours, theirs = example(id_type)
+    ours.fallback, ours.priority = True, reranker_pb2.PRIORITY_LOW
+    theirs.parameters["fallback"].bool_param, theirs.parameters["priority"].int64_param = True, 2
+    assert request_of(theirs) == ours
+
+
 def test_the_answer_is_that_of_rerank_in_both_forms(channel: grpc.Channel, server: Server, id_type: str) -> None:
     ours, theirs = example(id_type)
     expected = reranker_pb2_grpc.RerankerStub(channel).Rerank(ours, timeout=10)
