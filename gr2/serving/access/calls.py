@@ -192,7 +192,7 @@ class _Waiting:
         self._all[self._context] = time.monotonic(), self._seconds
 
     def __exit__(self, *_: object) -> None:
-        del self._all[self._context]
+        self._all.pop(self._context, None)
 
 
 class Patience:
@@ -228,11 +228,23 @@ class Patience:
 
     def _sweep(self) -> None:
         while not self._closed.wait(SWEEP):
-            now = time.monotonic()
-            cap = min(self._cap, PRESSED) if self.pressed() else self._cap
-            for context, (since, seconds) in list(self._waiting.items()):
-                if now - since > min(seconds, cap):
-                    context.cancel()
+            try:
+                self._look()
+            except Exception:
+                # Without this thread, silent calls would take all the room that there is.
+                logger.exception("looking for silent calls failed; it goes on")
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        cap = min(self._cap, PRESSED) if self.pressed() else self._cap
+        for context, (since, seconds) in list(self._waiting.items()):
+            if now - since <= min(seconds, cap):
+                continue
+            try:
+                context.cancel()
+            except Exception:
+                logger.exception("a silent call could not be cancelled")
+                self._waiting.pop(context, None)
 
 
 def messages_of(messages: Iterator[T], context: grpc.ServicerContext, patience: Patience, limit: float) -> Iterator[T]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import Counter
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from gr2.serving.observing.tracing import Tracing
 
 __all__ = ["Observer"]
+
+logger = logging.getLogger(__name__)
 
 
 class Observer(grpc.ServerInterceptor):  # type: ignore[misc]
@@ -83,9 +86,13 @@ class Observer(grpc.ServerInterceptor):  # type: ignore[misc]
         else:
             with self._lock:
                 self._failures[code] += 1
-        if self._tracing is not None:
-            phases = reply if method == self.methods[0] else None
-            self._tracing.record(method, metadata(), code, duration, phases)
+        if self._tracing is None:
+            return
+        try:
+            self._tracing.record(method, metadata(), code, duration, reply if method == self.methods[0] else None)
+        except Exception:
+            # The call has its answer all the same.
+            logger.exception("a call could not be traced")
 
 
 def _code(context: grpc.ServicerContext, reply: Any) -> str:

@@ -314,3 +314,33 @@ def test_a_pool_goes_on_after_a_call_that_raises() -> None:
     assert done.wait(30)
     pool.shutdown()
     assert pool.pending == 0
+
+
+class Silent:
+    """A call that can be cancelled, or not."""
+
+    def __init__(self, failure: Exception | None = None) -> None:
+        self.cancelled, self._failure = threading.Event(), failure
+
+    def cancel(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        self.cancelled.set()
+
+
+def test_silent_calls_are_ended_though_one_cannot_be_and_a_look_has_failed() -> None:
+    looks: list[int] = []
+
+    def pressed() -> bool:
+        looks.append(0)
+        if len(looks) == 1:
+            raise RuntimeError("dictionary changed size during iteration")
+        return False
+
+    patience = calls_module.Patience(pressed)
+    stuck, other = Silent(ValueError("over already")), Silent()
+    with patience.waiting(stuck, 0.0), patience.waiting(other, 0.0):
+        patience.start()
+        assert other.cancelled.wait(30)
+    patience.close()
+    assert len(looks) > 1

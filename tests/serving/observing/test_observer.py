@@ -8,6 +8,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from gr2.serving.access import direct
 from gr2.serving.observing.tracing import Tracing, exporting_provider, parent_of
 from gr2.serving.server import Server
 from gr2.v1 import reranker_pb2
@@ -63,6 +64,27 @@ def test_spans_join_the_callers_trace(traced: Server, spans: list) -> None:
     for span in phases.values():
         assert span.parent.span_id == root.context.span_id
         assert root.start_time <= span.start_time <= span.end_time <= root.end_time
+
+
+@pytest.mark.parametrize("private", [True, False], ids=["direct", "handlers"])
+def test_a_trace_that_fails_leaves_the_call_its_answer(
+    make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch, *, private: bool
+) -> None:
+    sdk = pytest.importorskip("opentelemetry.sdk.trace")
+
+    class Failing(sdk.SpanProcessor):
+        def on_end(self, span: object) -> None:
+            raise ValueError(span)
+
+    provider = sdk.TracerProvider()
+    provider.add_span_processor(Failing())
+    monkeypatch.setattr(direct, "PRIVATE", private)
+    server = Server(make_bundle(), port=0, tracing=Tracing(provider))
+    server.start()
+    reply = call(server, REQUEST, metadata=(("traceparent", f"00-{TRACE}-{SPAN}-01"),))
+    assert len(reply.ranking) == 8
+    server.stop(5)
+    assert server._observer.codes == {"OK": 1}
 
 
 def test_a_refused_request_has_a_span_without_its_content(traced: Server, spans: list) -> None:
