@@ -15,7 +15,18 @@ import grpc
 from gr2._core import Admission as CoreAdmission
 from gr2.serving.observing.endings import lost_code
 
-__all__ = ["DONE", "EMPTY", "Admission", "CallPool", "InPlace", "Patience", "in_pool", "messages_of", "only_message"]
+__all__ = [
+    "DONE",
+    "EMPTY",
+    "Admission",
+    "CallPool",
+    "InPlace",
+    "Patience",
+    "PoolClosedError",
+    "in_pool",
+    "messages_of",
+    "only_message",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +40,10 @@ EMPTY = grpc.StatusCode.UNIMPLEMENTED, "exactly one request message is needed, u
 
 T = TypeVar("T")
 Behavior = TypeVar("Behavior", bound=Callable[..., Any])
+
+
+class PoolClosedError(RuntimeError):
+    """A pool takes no more calls."""
 
 
 class CallPool(ThreadPoolExecutor):
@@ -54,11 +69,11 @@ class CallPool(ThreadPoolExecutor):
     def run(self, fn: Callable[..., object], *args: Any) -> None:
         """Run a call that raises nothing, counted until it is done; nobody can wait for it, which takes half the time.
 
-        Raises RuntimeError once the pool is shut down.
+        Raises PoolClosedError once the pool is shut down, and RuntimeError if the system gives not even one thread.
         """
         with self._lock:
             if self._closed:
-                raise RuntimeError("the pool is shut down")
+                raise PoolClosedError("the pool is shut down")
             if len(self._runners) < min(self._running + 1, self._most):
                 self._add_runner()
             self.taken += 1

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import grpc
 
-from gr2.serving.access.calls import Admission, Patience
+from gr2.serving.access.calls import Admission, Patience, PoolClosedError
 from gr2.serving.access.direct_call import GOES_ON, NO_FLAGS, DirectCall, Told
 
 try:
@@ -121,7 +121,12 @@ class DirectCalls:
         waiting = self._patience.waiting(event.call, self._wait)
         waiting.__enter__()
         told = functools.partial(self._message, call, waiting, event.call_details.deadline)
-        event.call.start_server_batch((cygrpc.ReceiveMessageOperation(NO_FLAGS),), told)
+        try:
+            event.call.start_server_batch((cygrpc.ReceiveMessageOperation(NO_FLAGS),), told)
+        except Exception:
+            waiting.__exit__()
+            self._admission.unread -= 1
+            raise
 
     def _message(self, call: DirectCall, waiting: Any, deadline: float, event: Any) -> Told:
         """The message is there, or there is none."""
@@ -135,6 +140,8 @@ class DirectCalls:
             else:
                 call.data = data
                 self._place(call)
+        except PoolClosedError:  # the server stops
+            call.cancel()
         except Exception:
             self._give_up(call)
         # Last: between the two a call would look as if it were not there.
@@ -150,13 +157,13 @@ class DirectCalls:
         elif admission.full and not (begun is not None and begun.admitted):
             admission.in_place.submit(self._answerer.end_without_room, begun, call)
         else:
-            call.watch()
             try:
+                call.watch()
                 admission.pool.run(self._end, begun, call)
-            except RuntimeError:  # the pool takes no more: the server stops
-                call.cancel()
+            except Exception:
                 if begun is not None:
                     begun.abandon()
+                raise
 
     def _look(self, call: DirectCall) -> Begun | None:
         try:
@@ -174,7 +181,11 @@ class DirectCalls:
 
     def _give_up(self, call: DirectCall) -> None:
         logger.exception("a call could not be ended")
-        call.refuse(grpc.StatusCode.INTERNAL, "internal error; the server's log has the details")
+        try:
+            call.refuse(grpc.StatusCode.INTERNAL, "internal error; the server's log has the details")
+        except Exception:
+            # The thread may be the one that serves all calls.
+            logger.exception("nor be refused")
 
 
 def direct_calls(

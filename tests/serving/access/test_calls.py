@@ -271,7 +271,7 @@ def test_a_pool_runs_what_nobody_waits_for_and_ends_once_that_is_done() -> None:
     pool.shutdown()
     assert sorted(done) == list(range(30))
     assert (pool.taken, pool.pending) == (30, 0)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(calls_module.PoolClosedError):
         pool.run(work, 0)
 
 

@@ -17,6 +17,7 @@ from gr2.client import Client
 from gr2.errors import Gr2Error
 from gr2.serving.access import direct
 from gr2.serving.access.calls import SPARE
+from gr2.serving.access.direct_call import DirectCall
 from gr2.serving.models.outcomes import Outcome
 from gr2.serving.server import Server
 from gr2.serving.services.inference import INFER
@@ -352,3 +353,37 @@ def test_calls_that_are_at_work_when_the_server_stops_are_answered(make_bundle: 
     assert not stopping.is_alive()
     with Client(server.address) as client, pytest.raises(Gr2Error):
         client.rerank([], KNOWN[:3], timeout=1)
+
+
+class Broken:
+    """As grpc's event of a call on which nothing can be started."""
+
+    def __init__(self, data: bytes) -> None:
+        self.call, self.invocation_metadata, self.call_details = self, (), self
+        self.batch_operations, self.deadline = [self], time.time() + 30
+        self._data = data
+
+    def message(self) -> bytes:
+        return self._data
+
+    def start_server_batch(self, *_: object) -> None:
+        raise ValueError("too many operations")
+
+
+@pytest.mark.parametrize("data", [REQUEST, b"\xff", REQUEST + FALLBACK], ids=["good", "malformed", "fallback"])
+def test_a_call_on_which_nothing_can_be_started_takes_no_room(server: Server, data: bytes) -> None:
+    direct_calls, event = server._direct, Broken(data)
+    assert direct_calls is not None
+    call = DirectCall(event, server._servicer.ended)
+    with pytest.raises(ValueError, match="too many"):
+        direct_calls._read(call, event)
+    server._admission.unread += 1
+    waiting = server._patience.waiting(event, 30)
+    waiting.__enter__()
+    direct_calls._message(call, waiting, event.deadline, event)
+    assert (server._admission.unread, server._patience._waiting) == (0, {})
+    await_idle(server)
+    stats = server._admission.core.stats()
+    assert (stats["working"], stats["waiting"]) == (0, (0, 0))
+    with grpc.insecure_channel(server.address) as channel:
+        assert len(pb.RerankResponse.FromString(channel.unary_unary(METHOD)(REQUEST, timeout=30)).ranking) == 3
