@@ -38,7 +38,8 @@ REGISTERS, WARPS, PROGRAMS = 65_536, 64, 32
 # where it has children of more than 16 beams to choose among, and else 16 warps, as the others have for 100 candidates.
 MANY_BEAMS, OTHERS = 24, 16
 
-LEVEL_SIZES, BEAMS = (256, 2048), (10, 20, 30, 40, 50, 60, 70)
+# Beams from 10 to 70: the tens, and the fewest that a power of two more has room for.
+LEVEL_SIZES, BEAMS = (256, 2048), (10, 17, 20, 30, 33, 40, 50, 60, 65, 70)
 # Fewer of what compiles to other code: half precision, filters and probabilities among the children.
 OTHER_BEAMS = (10, 20, 40, 70)
 
@@ -117,28 +118,45 @@ def searches(target: str) -> Iterator[Code]:
 def machine_code() -> Record:
     """Of all targets."""
     found = [code for target in SHARED for code in searches(target)]
-    spilling = [code for code in found if code.spills or code.local]
-    short = [code for code in found if code.warps < code.designed]
+    spilling, few = sum(map(_spills, found)), sum(code.warps < code.designed for code in found)
+    share = max(code.shared / SHARED[code.target] for code in found)
     figures = [
-        Figure.judge("levels of searches that spill registers, by cuobjdump", len(spilling), 0, at_most=True),
-        Figure.judge(
-            "levels of searches with fewer warps on a multiprocessor than designed", len(short), 0, at_most=True
-        ),
-        Figure.judge("the most shared memory of a program, of the target's limit", _share(found), 1, at_most=True),
+        Figure.judge("levels of searches that spill registers, by cuobjdump", spilling, 0, at_most=True),
+        Figure.judge("levels of searches with fewer warps on a multiprocessor than designed", few, 0, at_most=True),
+        Figure.judge("the most shared memory of a program, of the target's limit", share, 1, at_most=True),
     ]
-    rows = [
-        [*key, len(group), *(f"{low}..{high}" for low, high in map(_range, _columns(group))), group[0].designed]
-        for key, codes in groupby(found, _key)
-        for group in [list(codes)]
-    ]
-    columns = ["target", "V", "beams", "level", "logits", "kernels", "registers", "warps", "designed"]
     notes = [
         f"{len(found)} kernels: V of {' and '.join(map(str, LEVEL_SIZES))}, and 16, 32 ... V children; float32 without "
         f"filters, and bfloat16 with filters and local normalisation. Triton {triton.__version__}",
         "warps that a multiprocessor holds at once follow from registers, warps and shared memory of a program",
     ]
-    table = {"title": "each level's kernels, over all numbers of children", "columns": columns, "rows": rows}
-    return Record("kernels.code", "Machine code of searches", "make kernels-code", figures, [table], notes)
+    return Record("kernels.code", "Machine code of searches", "make kernels-code", figures, _tables(found), notes)
+
+
+def _tables(found: list[Code]) -> list[dict[str, Any]]:
+    """What each level's kernels use, and those that should not."""
+    rows = [
+        [*key, len(group), _range([code.registers for code in group]), _range([code.warps for code in group]), least]
+        for key, codes in groupby(found, _key)
+        for group in [list(codes)]
+        for least in [group[0].designed]
+    ]
+    names = ["target", "V", "beams", "level", "logits"]
+    columns = [*names, "kernels", "registers", "warps", "designed"]
+    tables = [{"title": "each level's kernels, over all numbers of children", "columns": columns, "rows": rows}]
+    bad = [
+        [*_key(code), code.compiled.sizes["CHILDREN"], code.registers, code.warps, code.local, len(code.spills)]
+        for code in found
+        if _spills(code) or code.warps < code.designed
+    ]
+    if bad:
+        columns = [*names, "children", "registers", "warps", "local bytes", "spills"]
+        tables.append({"title": "those that spill, or are too few", "columns": columns, "rows": bad})
+    return tables
+
+
+def _spills(code: Code) -> bool:
+    return bool(code.spills or code.local)
 
 
 def _key(code: Code) -> tuple[Any, ...]:
@@ -147,16 +165,8 @@ def _key(code: Code) -> tuple[Any, ...]:
     return code.target, sizes["VOCAB"], sizes["BEAMS"], level, "bfloat16" if sizes["LOCAL"] else "float32"
 
 
-def _columns(codes: list[Code]) -> list[list[int]]:
-    return [[code.registers for code in codes], [code.warps for code in codes]]
-
-
-def _range(values: list[int]) -> tuple[int, int]:
-    return min(values), max(values)
-
-
-def _share(codes: list[Code]) -> float:
-    return max(code.shared / SHARED[code.target] for code in codes)
+def _range(values: list[int]) -> str:
+    return f"{min(values)}..{max(values)}"
 
 
 def main() -> None:

@@ -64,6 +64,7 @@ def test_every_kernel_fits_its_target_without_a_spill(target, record_property):
         search(decoder, 2048, 70, torch.bfloat16, normalization="local")
         for level_size, beams, widest in LEVELS:
             compile_level(decoder, level_size, beams, widest)
+        compile_level(decoder, 2048, 70, 256, other=True)
         for candidates, normalization in ((100, "raw"), (1024, "local")):
             codes = np.zeros((2, candidates, 4), np.uint16)
             batch = decoder.candidates(CandidateTables.build(codes, np.ones((2, candidates), np.bool_), 256))
