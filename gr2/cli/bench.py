@@ -58,10 +58,13 @@ def serve(
 ) -> None:
     """Measure a server's latency and capacity.
 
-    In an open loop latency counts from when a request was due, whether or not it could be sent then: waiting behind a
-    slow answer is not left out. Without --rate and --concurrency, one and eight callers show the capacity, and open
-    loops follow at 30 to 90 % of it. A step in which the load generator was the bottleneck is refused. Needs the extra
-    `plot` for the picture. A token for the server is taken from the environment variable GR2_TOKEN.
+    In an open loop latency counts from when a request was due: waiting behind a slow answer is not left out.
+
+    Without --rate and --concurrency, one and eight callers show the capacity; open loops follow at 30 to 90 % of it.
+
+    A step in which the load generator was the bottleneck is refused. The picture needs the extra `plot`.
+
+    A token for the server is taken from the environment variable GR2_TOKEN.
 
         gr2 bench serve --bundle runs/shop/export
         gr2 bench serve --bundle runs/shop/export --rate 200 --rate 400 --deadline-ms 50 --pin 1
