@@ -41,6 +41,18 @@ class CandidateTables:
         """The most candidates of a request, K."""
         return int(self.positions.shape[1])
 
+    @property
+    def shape(self) -> dict[str, int]:
+        """What requests that take the place of these must have, too."""
+        requests, levels, candidates = self.path_codes.shape
+        sizes = {"requests": requests, "candidates": candidates, "levels": levels}
+        return {**sizes, "nodes": self.nodes, "level_size": self.level_size}
+
+    def check_shape(self, expected: dict[str, int]) -> None:
+        """Raises ValueError if `shape` is another."""
+        if self.shape != expected:
+            raise ValueError(f"tables must be of {expected}, got {self.shape}")
+
     @classmethod
     def build(
         cls, codes: NDArray[np.uint16], known: NDArray[np.bool_], level_size: int, *, nodes: int | None = None

@@ -38,6 +38,7 @@ class DeviceCandidates:
         self.device, self._launch = torch.device(device), launch
         self.level_size, self.levels = tables.level_size, tables.path_codes.shape[1]
         self.requests, self.candidates, self.nodes = len(tables.counts), tables.candidates, tables.nodes
+        self._shape = tables.shape
         arrays = _arrays(tables)
         # Each table begins at 16 bytes.
         self._starts = np.cumsum([0, *((array.size + 7) // 8 * 8 for array in arrays.values())]).tolist()
@@ -59,11 +60,8 @@ class DeviceCandidates:
 
     def load(self, tables: CandidateTables) -> None:
         """Take other requests of the same shape. Raises ValueError on another one."""
+        tables.check_shape(self._shape)
         arrays = _arrays(tables)
-        shapes = {name: array.shape for name, array in arrays.items()}
-        expected = {"counts": (self.requests, 4), **{name: tuple(each.shape) for name, each in self._tables.items()}}
-        if shapes != expected or tables.level_size != self.level_size:
-            raise ValueError(f"tables must have the shapes {expected}, got {shapes}")
         # From pinned memory, a copy waits for nothing that the device has to do before.
         host = torch.zeros(self._starts[-1], dtype=torch.int16, pin_memory=self.device.type == "cuda")
         for array, start in zip(arrays.values(), self._starts, strict=False):

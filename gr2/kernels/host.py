@@ -19,16 +19,20 @@ class HostCandidates:
     """The tries of B requests, as DeviceCandidates has them; `order` (B, K) and `scores` (B, K) are the last ones."""
 
     def __init__(self, tables: CandidateTables) -> None:
-        self.load(tables)
-
-    def load(self, tables: CandidateTables) -> None:
-        """Take other requests."""
-        self.tables = tables
-        self.tries = [_trie(tables, request) for request in range(len(tables.counts))]
+        """The tables of the first requests; later ones are of their shape."""
+        self._take(tables)
         shape = (len(self.tries), tables.candidates)
         self.order, self.scores = np.empty(shape, np.int32), np.empty(shape, np.float32)
-        self._faulty = np.zeros((2, len(self.tries)), np.bool_)
-        self._reason = ""
+        self._faulty, self._reason = np.zeros((2, len(self.tries)), np.bool_), ""
+
+    def load(self, tables: CandidateTables) -> None:
+        """Take other requests of the same shape. Raises ValueError on another one."""
+        tables.check_shape(self.tables.shape)
+        self._take(tables)
+
+    def _take(self, tables: CandidateTables) -> None:
+        self.tables = tables
+        self.tries = [_trie(tables, request) for request in range(len(tables.counts))]
 
     def score(
         self, logits: Any, prior: Any = None, *, normalization: Literal["raw", "local"] = "raw"

@@ -185,6 +185,16 @@ class TestBothDecoders:
             batch.check()
             assert not np.asarray(batch.faulty()).any()
 
+    def test_requests_of_another_shape_are_not_loaded(self, decoder):
+        batch = decoder.candidates(TABLES)
+        known = np.ones((2, 3), np.bool_)
+        batch.load(CandidateTables.build(CODES, known, 4))
+        for codes, marks, size in ((CODES[:1], known[:1], 4), (CODES[:, :2], known[:, :2], 4), (CODES, known, 5)):
+            with pytest.raises(ValueError, match=r"^tables must be of \{'requests': 2, .*'level_size': 4\}, got \{"):
+                batch.load(CandidateTables.build(np.ascontiguousarray(codes), marks.copy(), size))
+        rows = np.asarray(batch.score(torch.from_numpy(LOGITS))[0])
+        assert rows.tolist() == np.asarray(decoder.score(torch.from_numpy(LOGITS), None, TABLES)[0]).tolist()
+
     def test_what_is_no_array_is_refused(self, decoder):
         with pytest.raises(TypeError, match=r"^logits must be an array or a tensor, or have __dlpack__, got list"):
             decoder.candidates(TABLES).score([[1.0]])
