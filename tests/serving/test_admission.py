@@ -116,10 +116,10 @@ def test_a_slow_bundle_says_nothing_of_another(make_bundle: MakeBundle, tmp_path
     server.start()
     with Client(server.address) as client:
         client.wait_ready()
-        slow_down(server, 0.5, size=5)
+        slow_down(server, 1.0, size=5)
         with pytest.raises(OverloadError, match="within its deadline"):
-            client.rerank([], KNOWN[:5], timeout=0.4)
-        assert len(client.rerank([], KNOWN[:5], timeout=0.4, bundle="fast").items) == 5
+            client.rerank([], KNOWN[:5], timeout=0.9)
+        assert len(client.rerank([], KNOWN[:5], timeout=0.9, bundle="fast").items) == 5
     server.stop(5)
 
 
