@@ -22,7 +22,7 @@ Ended = Callable[[int, int, bytes], None]
 
 UNAVAILABLE: int = grpc.StatusCode.UNAVAILABLE.value[0]
 UNPROCESSED = -2
-"""The code of a call that a leaving server has not looked at: another connection may have it."""
+"""The code of a call that the server has not looked at, as it leaves or has no room yet: it may be sent again."""
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RESET, SETTINGS, PING, GOAWAY, WINDOW, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
@@ -31,7 +31,7 @@ TABLE_SIZE, PUSH, MOST_STREAMS, INITIAL_WINDOW, MOST_BYTES = 1, 2, 3, 4, 5  # of
 CANCEL = 8
 # As grpc reads what a reset says; anything else is INTERNAL.
 RESETS = {
-    7: UNAVAILABLE,  # REFUSED_STREAM
+    7: UNPROCESSED,  # REFUSED_STREAM
     CANCEL: grpc.StatusCode.CANCELLED.value[0],
     11: grpc.StatusCode.RESOURCE_EXHAUSTED.value[0],  # ENHANCE_YOUR_CALM
 }

@@ -24,6 +24,8 @@ __all__ = ["LeanSender"]
 
 DEADLINE_EXCEEDED = grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
 IDLE = 0.05  # seconds
+# As `gr2.client.service_config` has it: four attempts, the second at once here, which costs the server nothing.
+MORE_TRIES, PAUSE = 3, 10_000_000  # nanoseconds
 
 
 class _Call(NamedTuple):
@@ -31,6 +33,7 @@ class _Call(NamedTuple):
     place: int
     due: int
     sent: int
+    tries: int = 0
 
 
 class LeanSender:
@@ -52,7 +55,7 @@ class LeanSender:
         self._leaving: list[Connection] = []
         self._open: dict[int, tuple[_Call, Connection, int]] = {}  # by number; the last is the stream
         self._busy = [0] * job.connections
-        self._again: list[_Call] = []
+        self._again: list[tuple[int, _Call]] = []  # when
         self._ends: deque[tuple[int, int]] = deque()  # deadline, number
 
     def begin(self, start: int) -> None:
@@ -77,7 +80,7 @@ class LeanSender:
         end = round(1e9 * (self.job.warmup + self.job.seconds))
         places = self.job.connections
         slots = [len(range(place, self.job.slots, places)) for place in range(places)]
-        while (now := self._now()) < end or self._open:
+        while (now := self._now()) < end or self._open or self._again:
             if now < end:
                 for place, count in enumerate(slots):
                     for _ in range(count - self._busy[place]):
@@ -86,7 +89,7 @@ class LeanSender:
 
     def _run_open(self, due: list[int]) -> None:
         at = 0
-        while at < len(due) or self._open:
+        while at < len(due) or self._open or self._again:
             while at < len(due) and due[at] <= self._now():
                 self._send(at % self.job.connections, due[at])
                 at += 1
@@ -100,17 +103,17 @@ class LeanSender:
             self.rows.append((due, call.sent, call.sent, EXPIRED, True))
             return
         self._ends.append((due + self._deadline, call.number))
+        self._busy[place] += 1
         self._start(call)
 
     def _start(self, call: _Call) -> None:
-        number, place, due, _ = call
+        number, place, due = call[:3]
         connection = self._connection(place)
         left = due + self._deadline - self._now()
         if connection is None or left <= 0:
             self._note(call, UNAVAILABLE if connection is None else DEADLINE_EXCEEDED)
             return
         self._open[number] = call, connection, connection.next
-        self._busy[place] += 1
         request = self._requests[(self.job.place + number * self.job.places) % len(self._requests)]
         try:
             connection.start(number, request, left / 1e9)
@@ -127,8 +130,11 @@ class LeanSender:
                 self._drop(sockets[ready])
         self._give_up_late()
         again, self._again = self._again, []
-        for call in again:
-            self._start(call)
+        for when, call in again:
+            if when <= self._now():
+                self._start(call)
+            else:
+                self._again.append((when, call))
         for connection in self._leaving[:]:
             if not connection.busy:
                 self._drop(connection)
@@ -138,7 +144,7 @@ class LeanSender:
         while self._ends and self._ends[0][0] <= now:
             number = self._ends.popleft()[1]
             if number in self._open:
-                call, connection, stream = self._close(number)
+                call, connection, stream = self._open.pop(number)
                 self._note(call, DEADLINE_EXCEEDED)
                 try:
                     connection.cancel(stream)
@@ -167,20 +173,16 @@ class LeanSender:
         connection.close()
 
     def _ended(self, number: int, code: int, reply: bytes) -> None:
-        call, _, _ = self._close(number)
-        if code == UNPROCESSED:
-            self._again.append(call)
+        call, _, _ = self._open.pop(number)
+        if code == UNPROCESSED and call.tries < MORE_TRIES:
+            self._again.append((self._now() + call.tries * PAUSE, call._replace(tries=call.tries + 1)))
             return
-        self._note(call, code)
+        self._note(call, UNAVAILABLE if code == UNPROCESSED else code)
         if code == OK and number % self.job.stride == 0 and len(self.replies) < MOST_REPLIES:
             self.replies.append(reply)
 
-    def _close(self, number: int) -> tuple[_Call, Connection, int]:
-        found = self._open.pop(number)
-        self._busy[found[0].place] -= 1
-        return found
-
     def _note(self, call: _Call, code: int) -> None:
+        self._busy[call.place] -= 1
         self.rows.append((call.due, call.sent, self._now(), code, False))
 
     def _now(self) -> int:

@@ -162,13 +162,19 @@ def test_a_leaving_server_ends_what_it_has_begun_and_the_rest_is_for_another(pee
 
 
 @pytest.mark.parametrize(
-    ("error", "status"), [(7, "UNAVAILABLE"), (8, "CANCELLED"), (11, "RESOURCE_EXHAUSTED"), (2, "INTERNAL")]
+    ("error", "code"),
+    [
+        (7, UNPROCESSED),
+        (8, grpc.StatusCode.CANCELLED.value[0]),
+        (11, grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]),
+        (2, grpc.StatusCode.INTERNAL.value[0]),
+    ],
 )
-def test_a_reset_is_read_as_grpc_reads_it(peer: Peer, error: int, status: str) -> None:
+def test_a_reset_is_read_as_grpc_reads_it(peer: Peer, error: int, code: int) -> None:
     peer.set()
     peer.ours.start(5, b"", 30.0)
     peer.say(RESET, 0, 1, struct.pack(">I", error))
-    assert peer.ended == [(5, grpc.StatusCode[status].value[0], b"")]
+    assert peer.ended == [(5, code, b"")]
 
 
 def test_trailers_may_come_in_several_frames(peer: Peer) -> None:

@@ -14,7 +14,7 @@ import grpc
 import pytest
 
 from gr2.bundle import Bundle
-from gr2.load.http2 import Connection
+from gr2.load.http2 import UNPROCESSED, Connection
 from gr2.load.job import Job
 from gr2.load.lean_worker import LeanSender
 from gr2.load.requests import draw_requests
@@ -208,6 +208,21 @@ def test_a_server_that_lets_connections_go_loses_no_call() -> None:
     assert {row[3] for row in found.rows} == {0}
     assert len(peers) > 1
     assert not found._leaving
+
+
+def test_what_a_server_has_not_looked_at_is_sent_four_times() -> None:
+    with waiting(5.0) as sender:
+        sender._send(0, sender._now())
+        for _ in range(4):
+            assert not sender.rows
+            while not sender._open:
+                sender._receive(0.01)
+            assert sender._busy == [1]
+            ((number, (_, connection, stream)),) = sender._open.items()
+            connection.cancel(stream)
+            sender._ended(number, UNPROCESSED, b"")
+        assert [row[3] for row in sender.rows] == [grpc.StatusCode.UNAVAILABLE.value[0]]
+        assert sender._busy == [0]
 
 
 @pytest.mark.parametrize("length", [40, 126, 400])
