@@ -5,11 +5,9 @@ from __future__ import annotations
 import io
 
 import numpy as np
-from matplotlib.figure import Figure
 from rich.console import Console
 
 from gr2.load.job import Calls
-from gr2.load.picture import NOTHING, _spread, load_picture
 from gr2.load.step import Step
 from gr2.load.summary import Summary, summarize
 from gr2.load.table import load_table
@@ -29,10 +27,3 @@ def test_a_refused_step_says_what_failed_too() -> None:
     text = " ".join(console.file.getvalue().split())
     assert "sent 40.0 ms late" in text
     assert "5 UNAVAILABLE" in text
-
-
-def test_a_picture_of_nothing_says_so() -> None:
-    axes = Figure().subplots()
-    _spread(axes, [])
-    assert [each.get_text() for each in axes.texts] == [NOTHING]
-    assert load_picture([refused()]).startswith(b"\x89PNG")
