@@ -26,6 +26,7 @@ __all__ = [
     "in_pool",
     "messages_of",
     "only_message",
+    "time_to_answer",
 ]
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 PRESSED = 0.5  # seconds
 SPARE = 4
 MOST_UNREAD = 1024
+WAY_BACK = 0.005  # seconds
 SWEEP = 0.25  # seconds between two looks at silent calls
 DONE: Future[Any] = Future()
 DONE.set_result(None)
@@ -271,6 +273,14 @@ def messages_of(messages: Iterator[T], context: grpc.ServicerContext, patience: 
             except StopIteration:
                 return
         yield message
+
+
+def time_to_answer(seconds: float) -> float:
+    """Of the seconds that a call has left, those in which its answer must be made: the rest is for the way back.
+
+    An answer that leaves later would reach its caller after the deadline.
+    """
+    return seconds - min(WAY_BACK, seconds / 10)
 
 
 def only_message(messages: Iterator[T], context: grpc.ServicerContext, patience: Patience, limit: float) -> T:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import grpc
 
-from gr2.serving.access.calls import Admission, Patience, PoolClosedError
+from gr2.serving.access.calls import Admission, Patience, PoolClosedError, time_to_answer
 from gr2.serving.access.direct_call import GOES_ON, NO_FLAGS, DirectCall, Told
 
 try:
@@ -133,7 +133,8 @@ class DirectCalls:
         waiting.__exit__()
         call.came = time.perf_counter_ns()
         try:
-            data, call.seconds = event.batch_operations[0].message(), max(0.0, deadline - time.time())
+            data = event.batch_operations[0].message()
+            call.seconds = time_to_answer(max(0.0, deadline - time.time()))
             if data is None:
                 self._admission.in_place.taken += 1
                 call.refuse_empty()

@@ -33,7 +33,7 @@ GOES_ON: Told = (None, ())
 class DirectCall:
     """One call. It is answered or refused once; from any thread.
 
-    `came` is when its message `data` was there, by `perf_counter_ns`, and `seconds` what it had left then.
+    `came` is when its message `data` was there, by `perf_counter_ns`, and `seconds` what its answer had left then.
     """
 
     __slots__ = (
@@ -61,12 +61,12 @@ class DirectCall:
 
     @property
     def late(self) -> bool:
-        """Whether its time is over."""
+        """Whether an answer would reach its caller too late."""
         return self.left < 0
 
     @property
     def left(self) -> float:
-        """Seconds that it has, negative once its time is over."""
+        """Seconds for its answer, negative once it is late."""
         return self.seconds - (time.perf_counter_ns() - self.came) / 1e9
 
     def on_end(self, tell: Callable[[], None]) -> bool:

@@ -15,7 +15,7 @@ import grpc
 from gr2._core import Call, ParsedRequest
 from gr2.errors import Gr2Error, OverloadError, RequestError, UnservedError
 from gr2.serving.access.arrivals import NoRoomError, Reader
-from gr2.serving.access.calls import Admission, Patience, in_pool, only_message
+from gr2.serving.access.calls import Admission, Patience, in_pool, only_message, time_to_answer
 from gr2.serving.access.direct_call import DirectCall
 from gr2.serving.access.load import LoadReport, Trailers
 from gr2.serving.bundles.handle import Handle
@@ -175,12 +175,14 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
             raise AssertionError("abort raises")
         try:
             data = only_message(messages, context, self.patience, MESSAGE_WAIT)
-            make = functools.partial(self.answer, data, context.time_remaining(), call)
+            seconds = time_to_answer(context.time_remaining())
+            make = functools.partial(self.answer, data, seconds, call)
         except NoRoomError as error:
-            data = error.data
+            data, seconds = error.data, context.time_remaining()
             make = functools.partial(self.answer_unranked, data)
+        start = perf_counter_ns()
         answer, trailers = self._answered(data, make)
-        if not isinstance(answer, Refused) and context.time_remaining() == 0.0:
+        if not isinstance(answer, Refused) and perf_counter_ns() - start > 1e9 * seconds:
             answer = self._late
         context.set_trailing_metadata(trailers)
         if not isinstance(answer, Refused):

@@ -15,8 +15,9 @@ import pytest
 from gr2._core import Call
 from gr2.client import Client
 from gr2.errors import Gr2Error
+from gr2.serving.access import calls as calls_module
 from gr2.serving.access import direct
-from gr2.serving.access.calls import SPARE
+from gr2.serving.access.calls import SPARE, WAY_BACK, time_to_answer
 from gr2.serving.access.direct_call import DirectCall
 from gr2.serving.models.outcomes import Outcome
 from gr2.serving.server import Server
@@ -125,6 +126,28 @@ def test_an_answer_that_is_late_is_not_sent(
         channel.unary_unary(METHOD)(REQUEST + LONG, timeout=0.2)
     assert status(late.value)[0] is grpc.StatusCode.DEADLINE_EXCEEDED
     assert codes_after(server, 1) == {"OK": 0, "DEADLINE_EXCEEDED": 1}
+    server.stop(5)
+
+
+@pytest.mark.parametrize("private", [True, False], ids=["direct", "handlers"])
+def test_an_answer_has_time_for_its_way_back(
+    make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch, *, private: bool
+) -> None:
+    monkeypatch.setattr(direct, "PRIVATE", private)
+    server = Server(make_bundle(), port=0)
+    server.start()
+    answer, left = server._servicer.answer, []
+
+    def watched(data: bytes, seconds: float, call: Call | None = None) -> bytes:
+        left.append(seconds)
+        return answer(data, seconds, call)
+
+    monkeypatch.setattr(server._servicer, "answer", watched)
+    with monkeypatch.context() as slow, grpc.insecure_channel(server.address) as channel:
+        slow.setattr(calls_module, "WAY_BACK", 1.0)
+        channel.unary_unary(METHOD)(REQUEST + LONG, timeout=5)
+    assert 1 < left[0] < 4.6
+    assert [time_to_answer(seconds) for seconds in (0.0, 0.02, 2.0)] == pytest.approx([0, 0.018, 2 - WAY_BACK])
     server.stop(5)
 
 
