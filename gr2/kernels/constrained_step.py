@@ -13,9 +13,9 @@ __all__ = ["constrained_step_kernel", "step_shape"]
 TILE, CHILD_TILE = 4096, 2048
 # Candidates that the last program of a search holds in registers while it chooses: all, or the best of more.
 POOL, BEST_POOL = 2048, 1024
-# Registers of a thread: three programs of 8 warps fit on a multiprocessor with at most 80. With these, of 72 to 80, no
-# search of `make kernels-code` spills.
-FEW_BEAMS, FEW_REGISTERS, REGISTERS = 64, 72, 74
+# Registers of a thread: three programs of 8 warps fit on a multiprocessor with at most 80. With these, by beams and
+# rows, no search of `make kernels-code` spills.
+FEW_BEAMS, FEW_REGISTERS, REGISTERS, ROW_REGISTERS = 64, 72, 74, 80
 
 
 def step_shape(level_size: int, beams: int, width: int, widest: int) -> dict[str, int]:
@@ -33,9 +33,9 @@ def step_shape(level_size: int, beams: int, width: int, widest: int) -> dict[str
     # A level is as fast as rows are in flight, which registers limit: with 8 children a thread more programs fit.
     share = 256 if room > 16 and width > 1 else 512
     # Left to itself, ptxas spills here to have three or four programs on a multiprocessor, or has two.
-    full = rows * block == TILE and room <= 128
+    full = room <= 128 and (rows * block == TILE or rows == 1)
     crowded = share == 256 and children > 16 and (full or room <= FEW_BEAMS)
-    registers = FEW_REGISTERS if room <= FEW_BEAMS else REGISTERS
+    registers = FEW_REGISTERS if room <= FEW_BEAMS else ROW_REGISTERS if rows == 1 else REGISTERS
     warps = max(rows * block // 512, rows * children // share, room // 32, pool // 512)
     return {
         "VOCAB": level_size,
