@@ -360,11 +360,14 @@ def test_threads_take_whole_turns_and_the_callers_only_meanwhile(make_bundle: Ma
     load, serve = SERVE.rsplit("; ", 1)
     earlier = "import os; print(*os.listdir('/proc/self/task'), file=sys.stderr)"
     process = Process(make_bundle(), f"{load}; {earlier}; {serve}; print(os.sched_getscheduler(0))")
-    with Client(process.address) as client:
-        assert len(client.rerank([], KNOWN[:3], timeout=10).items) == 3
-    threads = [int(each.name) for each in Path(f"/proc/{process.process.pid}/task").iterdir()]
-    policies = {thread: os.sched_getscheduler(thread) for thread in threads}
-    code, output, errors = process.stop()
+    try:
+        with Client(process.address) as client:
+            assert len(client.rerank([], KNOWN[:3], timeout=10).items) == 3
+        threads = [int(each.name) for each in Path(f"/proc/{process.process.pid}/task").iterdir()]
+        policies = {thread: os.sched_getscheduler(thread) for thread in threads}
+        code, output, errors = process.stop()
+    finally:
+        process.process.kill()
     others = policies.keys() - set(map(int, errors.split()))
     assert len(others) > 3
     assert {policies[thread] for thread in (process.process.pid, *others)} == {os.SCHED_BATCH}
