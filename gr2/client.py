@@ -6,13 +6,13 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 import grpc
 from numpy.typing import ArrayLike, NDArray
 
+from gr2.credentials import channel_credentials
 from gr2.errors import Gr2Error, OverloadError, RequestError
 from gr2.serving.ranking import CandidateStatus, RankedItem, Ranking, Timings
 from gr2.serving.request import float_array, split_ids, text, whole_number
@@ -80,14 +80,12 @@ class Client:
         key: str = "",
         token: str = "",
     ) -> None:
-        """Raises OSError if a file cannot be read."""
+        """Raises what `channel_credentials` does."""
         self.address = address
         options: list[tuple[str, int | str]] = [("grpc.max_receive_message_length", -1)]
         if balancing is not None:
             options += [("grpc.service_config", service_config(balancing)), *ALIVE]
-        if ca:
-            pair = (Path(key).read_bytes(), Path(cert).read_bytes()) if cert else (None, None)
-            credentials = grpc.ssl_channel_credentials(Path(ca).read_bytes(), *pair)
+        if (credentials := channel_credentials(ca, cert, key)) is not None:
             self._channel = grpc.secure_channel(address, credentials, options=options)
         else:
             self._channel = grpc.insecure_channel(address, options=options)

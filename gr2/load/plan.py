@@ -66,7 +66,8 @@ def check_target(target: str, request: bytes, tls: Sequence[str] = ("", "", ""))
     rerank, end = next(grpc_stubs(target, 1, tls)), time.monotonic() + PROBE_TIMEOUT
     while (error := _failure(rerank, request)) is not None and error.code() is grpc.StatusCode.UNAVAILABLE:
         if time.monotonic() > end:
-            raise Gr2Error(f"{target}: no server within {PROBE_TIMEOUT:g} s: {_details(error)}")
+            hint = "" if tls[0] or "Socket closed" not in _details(error) else "; one with TLS needs --ca"
+            raise Gr2Error(f"{target}: no server within {PROBE_TIMEOUT:g} s: {_details(error)}{hint}")
         time.sleep(PAUSE)
     if error is None:
         return

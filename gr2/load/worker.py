@@ -20,6 +20,7 @@ from typing import Protocol
 import grpc
 import numpy as np
 
+from gr2.credentials import channel_credentials
 from gr2.load.frames import read_frames
 from gr2.load.job import EXPIRED, OK, Calls, Job
 from gr2.v1 import reranker_pb2
@@ -47,13 +48,12 @@ def grpc_calls(target: str, connections: int, tls: Sequence[str] = ("", "", ""))
 def grpc_stubs(target: str, connections: int, tls: Sequence[str] = ("", "", "")) -> Iterator[Stub]:
     """Calls of `Rerank` at a gRPC target, over `connections` connections in turn; `tls` is as in `Job`.
 
-    They carry the token of the environment variable GR2_TOKEN, if there is one. Raises OSError for a file.
+    They carry the token of the environment variable GR2_TOKEN, if there is one. Raises what `channel_credentials` does.
     """
     options = [("grpc.max_receive_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
     token = os.environ.get("GR2_TOKEN")
     metadata = (("authorization", f"Bearer {token}"),) if token else None
-    ca, cert, key = (Path(name).read_bytes() if name else None for name in tls)
-    credentials = grpc.ssl_channel_credentials(ca, key, cert) if ca else None
+    credentials = channel_credentials(*tls)
     channels = [
         grpc.secure_channel(target, credentials, options=options)
         if credentials

@@ -32,6 +32,18 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     return cert, key
 
 
+def test_a_server_with_tls_that_is_asked_in_clear_text_is_named(
+    make_bundle: MakeBundle, certificate: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gr2.load.plan.PROBE_TIMEOUT", 0.3)
+    cert, key = certificate
+    server = Server(Bundle.load(make_bundle()), port=0, cert=cert, key=key)
+    server.start()
+    with pytest.raises(Gr2Error, match=r"Socket closed; one with TLS needs --ca"):
+        check_target(server.address, b"")
+    server.stop(5)
+
+
 def test_requests_go_over_tls_with_a_token(
     make_bundle: MakeBundle, certificate: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
