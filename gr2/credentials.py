@@ -14,7 +14,8 @@ __all__ = ["channel_credentials"]
 def channel_credentials(ca: str, cert: str, key: str) -> grpc.ChannelCredentials | None:
     """Of PEM files: the authority of the server's certificate, the caller's own certificate and its key.
 
-    None if all are empty, for clear text. Raises ConfigError for a certificate that would not be used, and OSError if a file cannot be read.
+    None if all are empty, for clear text. Raises ConfigError for a certificate that would not be used, and OSError if a
+    file cannot be read.
     """
     if bool(cert) != bool(key) or (cert and not ca):
         raise ConfigError("cert and key go together, and with ca, without which calls are in clear text")
