@@ -53,6 +53,9 @@ class LeanSender:
         self._address, self._token = (host, int(port)), os.environ.get("GR2_TOKEN", "")
         self._connections: list[Connection | None] = [None] * job.connections
         self._leaving: list[Connection] = []
+        # `select` waits by the microsecond, but for descriptors below 1024: for this one, which has all.
+        self._epoll = select.epoll()
+        self._there: dict[int, Connection] = {}  # by descriptor
         self._open: dict[int, tuple[_Call, Connection, int]] = {}  # by number; the last is the stream
         self._busy = [0] * job.connections
         self._again: list[tuple[int, _Call]] = []  # when
@@ -75,6 +78,7 @@ class LeanSender:
         for connection in (*self._connections, *self._leaving):
             if connection is not None:
                 self._drop(connection)
+        self._epoll.close()
 
     def _run_closed(self) -> None:
         end = round(1e9 * (self.job.warmup + self.job.seconds))
@@ -122,12 +126,13 @@ class LeanSender:
 
     def _receive(self, seconds: float) -> None:
         """Take in what has come, once something has or the time is over, and give up what is late."""
-        sockets = {each.socket: each for each in (*self._connections, *self._leaving) if each is not None}
-        for ready in select.select(sockets, (), (), seconds)[0]:
-            try:
-                sockets[ready].receive()
-            except OSError:
-                self._drop(sockets[ready])
+        if select.select((self._epoll,), (), (), seconds)[0]:
+            for descriptor, _ in self._epoll.poll(0):
+                connection = self._there[descriptor]
+                try:
+                    connection.receive()
+                except OSError:
+                    self._drop(connection)
         self._give_up_late()
         again, self._again = self._again, []
         for when, call in again:
@@ -162,7 +167,8 @@ class LeanSender:
                 connection = Connection(self._address, METHOD, self._ended, token=self._token)
             except OSError:
                 return None
-            self._connections[place] = connection
+            self._connections[place] = self._there[connection.socket.fileno()] = connection
+            self._epoll.register(connection.socket, select.EPOLLIN)
         return connection
 
     def _drop(self, connection: Connection) -> None:
@@ -170,6 +176,8 @@ class LeanSender:
             self._leaving.remove(connection)
         elif connection in self._connections:
             self._connections[self._connections.index(connection)] = None
+        # Closed, it is no longer waited for.
+        self._there.pop(connection.socket.fileno(), None)
         connection.close()
 
     def _ended(self, number: int, code: int, reply: bytes) -> None:

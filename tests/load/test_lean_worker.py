@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import resource
 import socket
 import threading
 import time
@@ -59,10 +61,14 @@ def test_open_and_closed_loops_of_our_server(make_bundle: MakeBundle) -> None:
 def send(target: str, requests: list[bytes], *, deadline: float = 5.0, connections: int = 2) -> LeanSender:
     """A sender that has sent about 50 requests in half a second."""
     job = Job(target, "", 0, 1, 100.0, 8, connections, 0.0, 0.5, deadline, [], 1, 0)
-    sender = LeanSender(job, requests)
+    return sent(LeanSender(job, requests))
+
+
+def sent(sender: LeanSender) -> LeanSender:
+    """The sender of an open loop, once it has sent all."""
     sender.begin(time.monotonic_ns())
     sender.threads[0].join(60)
-    assert len(sender.rows) == len(job.due())
+    assert len(sender.rows) == len(sender.job.due())
     return sender
 
 
@@ -208,6 +214,22 @@ def test_a_server_that_lets_connections_go_loses_no_call() -> None:
     assert {row[3] for row in found.rows} == {0}
     assert len(peers) > 1
     assert not found._leaving
+
+
+def test_answers_are_read_whatever_the_number_of_their_descriptor() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 1200:
+        pytest.skip("this machine allows too few descriptors")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 1200), hard))
+    try:
+        with answering(lambda request, _: request) as target, contextlib.ExitStack() as taken:
+            sender = LeanSender(Job(target, "", 0, 1, 100.0, 8, 2, 0.0, 0.5, 5.0, [], 1, 0), [b"request"])
+            while taken.enter_context(Path("/dev/null").open("rb")).fileno() < 1024:
+                pass
+            found = sent(sender)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert {row[3] for row in found.rows} == {0}
 
 
 def test_what_a_server_has_not_looked_at_is_sent_four_times() -> None:
