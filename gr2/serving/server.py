@@ -48,6 +48,7 @@ __all__ = ["Server", "serve"]
 logger = logging.getLogger(__name__)
 
 PAUSE, LONGEST_WAIT = 0.05, 0.5  # seconds
+LAST = 5.0  # seconds for cancelled calls to end
 WAKE = 0.2  # seconds
 SERVED = ("", SERVICE)
 
@@ -162,11 +163,20 @@ class Server:
         self._await_pause(min(LONGEST_WAIT, grace / 4))
         self._servicer.refusing = True
         self._await_pause(min(LONGEST_WAIT, grace / 4))
-        stopped = self._server.stop(max(0.0, grace - (time.monotonic() - start)))
-        while not stopped.wait(PAUSE):
-            if self._idle:
-                self._server.stop(None)
+        self._end_calls(max(0.0, grace - (time.monotonic() - start)))
         self._close()
+
+    def _end_calls(self, grace: float) -> None:
+        """Return once the calls at work have ended, and others were cancelled; they have `grace` seconds."""
+        end = time.monotonic() + grace + LAST
+        stopped = self._server.stop(grace)
+        while not stopped.wait(PAUSE):
+            if time.monotonic() > end:
+                # Of a call that was cancelled and has not ended, nothing more is to be hoped for.
+                return logger.error("calls that were cancelled have not ended; the server stops without them")
+            if self._idle:
+                self._server.stop(0)
+        return None
 
     def _close(self) -> None:
         """End every thread."""

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import grpc
 
 from gr2.serving.access.calls import Admission, Patience, PoolClosedError, time_to_answer
-from gr2.serving.access.direct_call import GOES_ON, NO_FLAGS, DirectCall, Told
+from gr2.serving.access.direct_call import GOES_ON, DirectCall, Told
 
 try:
     from grpc._cython import cygrpc
@@ -109,12 +109,12 @@ class DirectCalls:
             status = self._answerer.turn_away(event.invocation_metadata)
             if status is None:
                 self._read(call, event)
-            else:
-                self._admission.in_place.taken += 1
-                call.refuse(*status)
+                return GOES_ON
+            self._admission.in_place.taken += 1
+            call.refuse(*status)
         except Exception:
             self._give_up(call)
-        return GOES_ON
+        return call.next()
 
     def _read(self, call: DirectCall, event: Any) -> None:
         self._admission.unread += 1
@@ -122,7 +122,7 @@ class DirectCalls:
         waiting.__enter__()
         told = functools.partial(self._message, call, waiting, event.call_details.deadline)
         try:
-            event.call.start_server_batch((cygrpc.ReceiveMessageOperation(NO_FLAGS),), told)
+            call.read(told)
         except Exception:
             waiting.__exit__()
             self._admission.unread -= 1
@@ -147,7 +147,7 @@ class DirectCalls:
             self._give_up(call)
         # Last: between the two a call would look as if it were not there.
         self._admission.unread -= 1
-        return GOES_ON
+        return call.next()
 
     def _place(self, call: DirectCall) -> None:
         """End the call here, if that is done at once, or in the pool."""
@@ -187,6 +187,7 @@ class DirectCalls:
         except Exception:
             # The thread may be the one that serves all calls.
             logger.exception("nor be refused")
+            call.drop()
 
 
 def direct_calls(

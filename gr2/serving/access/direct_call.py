@@ -19,7 +19,7 @@ from gr2.serving.observing.endings import lost_code
 with contextlib.suppress(ImportError):
     from grpc._cython import cygrpc
 
-__all__ = ["GOES_ON", "NO_FLAGS", "DirectCall", "Told"]
+__all__ = ["GOES_ON", "DirectCall", "Told"]
 
 logger = logging.getLogger(__name__)
 
@@ -90,17 +90,37 @@ class DirectCall:
 
     def refuse_empty(self) -> None:
         """Refuse a call whose message has not come, since there is none, or since the call is over."""
-        self._empty = True
         self._send(EMPTY[0].value[0], EMPTY[1].encode(), (), ())
+        self._empty = True
 
     def cancel(self) -> None:
         """End the call without a status of ours."""
         self._call.cancel()
 
+    def drop(self) -> None:
+        """End a call that can neither be answered nor refused: its caller hears at least that it is over."""
+        with self._lock:
+            told, self._told = self._told, True
+        if not told:
+            self._tell(grpc.StatusCode.INTERNAL.name, None)
+        self.cancel()
+
     def watch(self) -> None:
         """Hear of it from now on if the caller goes; else that is known with the status."""
+        self._start((cygrpc.ReceiveCloseOnServerOperation(NO_FLAGS),), self._closed)
         self._watched = True
-        self._call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(NO_FLAGS),), self._closed)
+
+    def read(self, told: Callable[[Any], Told]) -> None:
+        """Ask for the message."""
+        self._start((cygrpc.ReceiveMessageOperation(NO_FLAGS),), told)
+
+    def next(self) -> Told:
+        """What the serving thread is told where no message is asked for: the call is over if nothing of it is to come.
+
+        In that thread only, which hears of whatever comes.
+        """
+        with self._lock:
+            return GOES_ON if self._watched or self._sending else self._over()
 
     @property
     def _lost(self) -> str:
@@ -121,15 +141,21 @@ class DirectCall:
         with self._lock:
             if self._told:
                 return None
-            self._told = True
             if self._cancelled:
+                self._told = True
                 return False
-            self._sending = True
             status = cygrpc.SendStatusFromServerOperation(trailers, code, details, NO_FLAGS)
             close = () if self._watched else (cygrpc.ReceiveCloseOnServerOperation(NO_FLAGS),)
             operations = (cygrpc.SendInitialMetadataOperation(None, NO_FLAGS), *message, status, *close)
-            self._call.start_server_batch(operations, self._sent)
+            self._start(operations, self._sent)
+            # Not before: what could not be started can be tried again, and nobody hears of its end.
+            self._told = self._sending = True
             return True
+
+    def _start(self, operations: tuple[Any, ...], tag: Callable[[Any], Told]) -> None:
+        error = self._call.start_server_batch(operations, tag)
+        if error:
+            raise RuntimeError(f"grpc's core does not start operations of a call: error {error}")
 
     def _closed(self, _: Any) -> Told:
         with self._lock:

@@ -15,8 +15,9 @@ import pytest
 from gr2._core import Call
 from gr2.client import Client
 from gr2.errors import Gr2Error
+from gr2.serving import server as server_module
 from gr2.serving.access import calls as calls_module
-from gr2.serving.access import direct
+from gr2.serving.access import direct, direct_call
 from gr2.serving.access.calls import SPARE, WAY_BACK, time_to_answer
 from gr2.serving.access.direct_call import DirectCall
 from gr2.serving.models.outcomes import Outcome
@@ -391,13 +392,16 @@ class Broken:
     def __init__(self, data: bytes) -> None:
         self.call, self.invocation_metadata, self.call_details = self, (), self
         self.batch_operations, self.deadline = [self], time.time() + 30
-        self._data = data
+        self._data, self.cancelled = data, False
 
     def message(self) -> bytes:
         return self._data
 
     def start_server_batch(self, *_: object) -> None:
         raise ValueError("too many operations")
+
+    def cancel(self) -> None:
+        self.cancelled = True
 
 
 @pytest.mark.parametrize("data", [REQUEST, b"\xff", REQUEST + FALLBACK], ids=["good", "malformed", "fallback"])
@@ -410,10 +414,72 @@ def test_a_call_on_which_nothing_can_be_started_takes_no_room(server: Server, da
     server._admission.unread += 1
     waiting = server._patience.waiting(event, 30)
     waiting.__enter__()
-    direct_calls._message(call, waiting, event.deadline, event)
+    assert direct_calls._message(call, waiting, event.deadline, event)[0] is call
+    assert event.cancelled
     assert (server._admission.unread, server._patience._waiting) == (0, {})
     await_idle(server)
     stats = server._admission.core.stats()
     assert (stats["working"], stats["waiting"]) == (0, (0, 0))
     with grpc.insecure_channel(server.address) as channel:
         assert len(pb.RerankResponse.FromString(channel.unary_unary(METHOD)(REQUEST, timeout=30)).ranking) == 3
+
+
+class Failing:
+    """grpc's operations, of which the first `failures` that send a status cannot be had."""
+
+    def __init__(self, failures: int) -> None:
+        self._grpc, self.left = direct_call.cygrpc, failures
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "SendInitialMetadataOperation" and self.left:
+            self.left -= 1
+            raise MemoryError("no operation")
+        return getattr(self._grpc, name)
+
+
+@pytest.mark.parametrize(
+    ("failures", "code"), [(1, grpc.StatusCode.INTERNAL), (2, grpc.StatusCode.CANCELLED)], ids=["once", "for good"]
+)
+@pytest.mark.parametrize("messages", [[REQUEST], [b"\xff"], [], [b"away"]], ids=["good", "malformed", "none", "away"])
+def test_a_call_whose_status_cannot_be_sent_ends_all_the_same(
+    server: Server, monkeypatch: pytest.MonkeyPatch, messages: list[bytes], failures: int, code: grpc.StatusCode
+) -> None:
+    failing = Failing(failures)
+    monkeypatch.setattr(direct_call, "cygrpc", failing)
+    server._servicer.refusing = messages == [b"away"]
+    with grpc.insecure_channel(server.address) as channel, pytest.raises(grpc.RpcError) as ended:
+        channel.stream_unary(METHOD)(iter(messages), timeout=30)
+    assert (ended.value.code(), failing.left) == (code, 0)
+    await_idle(server)
+    assert codes_after(server, 1) == {"OK": 0, "INTERNAL": 1}
+
+
+def test_operations_that_grpc_does_not_start_are_an_error(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    errors, end = [], server._servicer.end
+
+    def twice(begun: Any, call: DirectCall) -> None:
+        try:
+            call.watch()
+        except RuntimeError as error:
+            errors.append(str(error))
+        end(begun, call)
+
+    monkeypatch.setattr(server._servicer, "end", twice)
+    with grpc.insecure_channel(server.address) as channel:
+        assert len(pb.RerankResponse.FromString(channel.unary_unary(METHOD)(REQUEST, timeout=30)).ranking) == 3
+    assert errors == ["grpc's core does not start operations of a call: error 8"]
+    await_idle(server)
+
+
+def test_a_call_that_does_not_end_does_not_keep_the_server(
+    make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "LAST", 0.3)
+    server, stays = Server(make_bundle(), port=0), object()
+    server.start()
+    server._server._state.rpc_states.add(stays)
+    stopping = threading.Thread(target=server.stop, args=(0.2,), daemon=True)
+    stopping.start()
+    stopping.join(20)
+    server._server._state.rpc_states.discard(stays)
+    assert not stopping.is_alive()
