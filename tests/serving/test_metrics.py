@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -12,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -22,6 +24,7 @@ from hypothesis import strategies as st
 from gr2.client import Client
 from gr2.errors import Gr2Error, RequestError
 from gr2.serving.observation import http_face
+from gr2.serving.observing import http_face as http_face_module
 from gr2.serving.observing.exposition import Family, Sample, parse, render
 from gr2.serving.observing.histogram import BUCKETS, Histogram, Recorder, bucket, upper
 from gr2.serving.observing.http_face import HttpFace
@@ -181,12 +184,111 @@ def test_http_shows_metrics_and_health(server: Server, face: str) -> None:
     assert get(face, "/healthz") == (503, "NOT_SERVING\n")
 
 
-def test_silent_clients_do_not_take_the_threads_for_long(face: str, monkeypatch: pytest.MonkeyPatch) -> None:
+class Dribblers:
+    """Clients that send the beginning of a request, then a byte now and then, until `close`."""
+
+    def __init__(self, address: str, count: int) -> None:
+        host, _, port = address.rpartition(":")
+        self.open = [socket.create_connection((host, int(port)), timeout=5) for _ in range(count)]
+        for each in self.open:
+            each.sendall(b"GET /metrics HTTP/1.1\r\nX: ")
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._dribble, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._over.set()
+        self._thread.join()
+        for each in self.open:
+            each.close()
+
+    def _dribble(self) -> None:
+        while not self._over.wait(0.1):
+            for each in self.open:
+                with contextlib.suppress(OSError):
+                    each.sendall(b"x")
+
+
+@pytest.fixture
+def dribblers() -> Iterator[Callable[[str, int], Dribblers]]:
+    made: list[Dribblers] = []
+
+    def make(address: str, count: int) -> Dribblers:
+        made.append(Dribblers(address, count))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+@pytest.mark.parametrize("count", [4, 32, 96])
+def test_clients_that_dribble_do_not_delay_the_others(
+    face: str, dribblers: Callable[[str, int], Dribblers], count: int
+) -> None:
+    dribblers(face, count)
+    for _ in range(3):
+        begin = time.monotonic()
+        assert get(face, "/healthz")[0] == 200
+        assert time.monotonic() - begin < 2
+
+
+def test_silent_clients_do_not_take_the_threads(face: str) -> None:
     host, port = face.split(":")
-    silent = [socket.create_connection((host, int(port))) for _ in range(3)]
+    silent = [socket.create_connection((host, int(port))) for _ in range(64)]
+    begin = time.monotonic()
     assert get(face, "/healthz")[0] == 200
+    assert time.monotonic() - begin < 2
     for each in silent:
         each.close()
+
+
+def test_a_request_has_a_limit_however_often_a_byte_comes(
+    server: Server, dribblers: Callable[[str, int], Dribblers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_face_module, "LIMIT", 0.5)
+    face = http_face(server)
+    assert face is not None
+    face.start()
+    (client,) = dribblers(face.address, 1).open
+    begin = time.monotonic()
+    with contextlib.suppress(ConnectionResetError):
+        assert client.recv(1) == b""
+    assert 0.4 < time.monotonic() - begin < 3
+    face.close()
+
+
+def test_clients_that_dribble_do_not_hold_up_the_close(
+    server: Server, dribblers: Callable[[str, int], Dribblers]
+) -> None:
+    face = http_face(server)
+    assert face is not None
+    face.start()
+    dribblers(face.address, 4)
+    assert get(face.address, "/healthz")[0] == 200
+    closing = threading.Thread(target=face.close, daemon=True)
+    closing.start()
+    closing.join(3)
+    assert not closing.is_alive()
+
+
+def test_an_answer_that_is_being_made_is_sent_before_the_close_returns() -> None:
+    asked, go_on = threading.Event(), threading.Event()
+
+    def metrics() -> str:
+        asked.set()
+        assert go_on.wait(10)
+        return "a 1\n"
+
+    face = HttpFace("127.0.0.1", 0, metrics=metrics, healthy=lambda: True)
+    face.start()
+    with ThreadPoolExecutor(2) as pool:
+        answer = pool.submit(get, face.address, "/metrics")
+        assert asked.wait(10)
+        closed = pool.submit(face.close)
+        go_on.set()
+        assert answer.result(10) == (200, "a 1\n")
+        closed.result(10)
 
 
 def test_the_host_may_be_an_address_of_ipv6() -> None:
