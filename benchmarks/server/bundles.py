@@ -11,7 +11,7 @@ from gr2.bundle import Bundle, write_bundle
 from gr2.export.gate import INT8_PAYS
 from gr2.export.random_bundle import write_random_bundle
 
-__all__ = ["Bundles", "alone", "write_bundles"]
+__all__ = ["Bundles", "alone", "arithmetic", "write_bundles"]
 
 
 class Bundles(NamedTuple):
@@ -24,6 +24,11 @@ class Bundles(NamedTuple):
     exact: Path
     whole: Path
     exported: Path
+
+
+def arithmetic(dim: int) -> str:
+    """What `gr2 export` has a CPU compute a student of the width in, if that ranks as the student does."""
+    return "int8" if dim >= INT8_PAYS else "fp32"
 
 
 def alone(bundle: Bundle, folder: Path) -> Path:
@@ -46,8 +51,7 @@ def alone(bundle: Bundle, folder: Path) -> Path:
 def write_bundles(folder: Path, *, dim: int, layers: int) -> Bundles:
     """The bundles, with random weights."""
     options = {"dim": dim, "layers": layers, "batched": False}
-    arithmetic = "int8" if dim >= INT8_PAYS else "fp32"
-    default = write_random_bundle(folder / "default", arithmetic=arithmetic, **options)
+    default = write_random_bundle(folder / "default", arithmetic=arithmetic(dim), **options)
     exact = write_random_bundle(folder / "exact", **options)
     full = write_random_bundle(folder / "full", pruned=False, **options)
     return Bundles(

@@ -1,7 +1,8 @@
 """Replies over many connections against those of the engine in this process, byte by byte but for the timings.
 
 `make server-equality` stores docs/results/server.equality.json. The server answers in the C++ core, from bytes to
-bytes; here the official parser and serialiser, NumPy and onnxruntime's package give what is expected.
+bytes. Here the official parser and serialiser, the rules of requests in Python and NumPy are around the same model,
+which the core computes in both; what it computes is held against the ONNX graphs and the trained student elsewhere.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import grpc
 import numpy as np
 
 from benchmarks.results import Figure, Record, store
+from benchmarks.server.bundles import arithmetic
 from benchmarks.server.processes import OURS, started
 from gr2._core import Call
 from gr2.bundle import Bundle
@@ -34,7 +36,7 @@ from gr2.v1 import reranker_pb2
 
 __all__ = ["equality", "main"]
 
-ITEMS, WIDTH = 12_000, 2
+ITEMS, WIDTH, DIM = 12_000, 2, 64
 REQUESTS, CONNECTIONS = 100_000, 50
 SERVER = 0
 TIMEOUT = 120.0
@@ -109,7 +111,9 @@ def equality(bundle: Path, count: int, connections: int) -> Record:
         Figure.judge("calls that failed", count - codes["OK"], 0, at_most=True),
     ]
     notes = [
-        "bytes compared, all but the timings; the server answers in C++, the engine in Python",
+        "bytes compared, all but the timings; the server answers from bytes to bytes in C++, the engine parses, "
+        "checks, looks up and writes in Python; the model is the core's in both",
+        f"a student {DIM} wide in {arithmetic(DIM)}, as `gr2 export` chooses",
         "0 to 39 history items and 1 to 39 candidates, a few unknown, with and without scores, features and a limit",
     ]
     return Record("server.equality", "Replies of the server", "make server-equality", figures, notes=notes)
@@ -123,7 +127,8 @@ def main() -> None:
     parser.add_argument("--dry", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        bundle = write_random_bundle(Path(folder) / "bundle", items=ITEMS, width=WIDTH, batched=False)
+        options = {"items": ITEMS, "width": WIDTH, "dim": DIM, "batched": False}
+        bundle = write_random_bundle(Path(folder) / "bundle", arithmetic=arithmetic(DIM), **options)
         found = equality(bundle, arguments.requests, arguments.connections)
     print(found if arguments.dry else store(found))
 

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.results import Figure, Record, store
+from benchmarks.server.bundles import arithmetic
 from benchmarks.server.faults_bench import QUICK, SETTLE, Bench, Outcome, Sizes, reload
 from benchmarks.server.faults_callers import half_open, malformed, slow_callers
 from benchmarks.server.faults_load import Replica, make_questions
@@ -32,6 +33,7 @@ from gr2.v1 import management_pb2
 __all__ = ["faults", "main"]
 
 CLOCK = Path(__file__).with_name("shifted_clock.c")
+DIM = 64
 HOUR = 3_600_000_000_000  # nanoseconds
 
 
@@ -187,7 +189,8 @@ def faults(sizes: Sizes = QUICK) -> Record:
 
 
 def _prepare(folder: Path, sizes: Sizes) -> Bench:
-    bundles = [write_random_bundle(folder / f"bundle-{seed}", seed=seed, batched=False) for seed in (0, 1)]
+    options = {"dim": DIM, "arithmetic": arithmetic(DIM), "batched": False}
+    bundles = [write_random_bundle(folder / f"bundle-{seed}", seed=seed, **options) for seed in (0, 1)]
     bench = Bench(folder, bundles, make_questions(bundles), sizes)
     for label, bundle in enumerate(bundles, start=1):
         shutil.copytree(bundle, bench.shop / str(label))

@@ -17,6 +17,7 @@ import grpc
 import numpy as np
 
 from benchmarks.results import Figure, Record, store
+from benchmarks.server.bundles import arithmetic
 from benchmarks.server.peers.with_nothing import METHOD
 from benchmarks.server.processes import OURS, empty_server, started
 from gr2.bundle import Bundle
@@ -26,7 +27,7 @@ from gr2.v1 import reranker_pb2
 
 __all__ = ["main", "overhead"]
 
-EVENTS, CANDIDATES = 50, 50
+EVENTS, CANDIDATES, DIM = 50, 50, 64
 SERVER, CLIENT = 0, 1
 BLOCKS = 20
 
@@ -95,7 +96,8 @@ def record(rows: np.ndarray, request_bytes: int, *, reply_bytes: int) -> Record:
         "rows": [[name, f"{np.median(column):.0f}"] for name, column in zip(names, rows.T, strict=False)],
     }
     notes = [
-        f"random student, {EVENTS} history items and {CANDIDATES} candidates; one caller",
+        f"random student, {DIM} wide in {arithmetic(DIM)}, {EVENTS} history items and {CANDIDATES} candidates; one "
+        "caller",
         "an empty call: grpcio's synchronous server with handlers on bytes, as ours, that return bytes made before",
     ]
     return Record("server.overhead", "The server's overhead", "make server-overhead", figures, [table], notes)
@@ -108,7 +110,7 @@ def main() -> None:
     parser.add_argument("--dry", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        bundle = write_random_bundle(Path(folder) / "bundle", batched=False)
+        bundle = write_random_bundle(Path(folder) / "bundle", dim=DIM, arithmetic=arithmetic(DIM), batched=False)
         found = overhead(bundle, arguments.calls)
     if arguments.dry:
         print(found)

@@ -126,8 +126,11 @@ GR2_TARGET void round_rows(const float* x, std::size_t stride, std::size_t rows,
     }
     // A value of `last` is 0 at least.
     const float least = -largest_of(low), most = largest_of(high);
-    const float scale = most > least ? (most - least) / 255.0f : 1.0f, inverse = 1.0f / scale;
-    const float zero = static_cast<float>(static_cast<int>(0.5f - least * inverse));
+    // A smaller range counts as none: its inverse would be infinite.
+    const float range = most - least, scale = range > 1e-30f ? range / 255.0f : 1.0f, inverse = 1.0f / scale;
+    // Of rows that are not finite nothing can be said but that, which the scale does.
+    const float middle = 0.5f - least * inverse,
+                zero = middle < 256.0f ? static_cast<float>(static_cast<int>(middle)) : 0;
     std::uint8_t* const out = rounded + i * padded;
     for (std::size_t k = 0; k < whole; k += kLanes) {
       const Bytes some = bytes_of(load(row + k), inverse, zero + 0.5f);

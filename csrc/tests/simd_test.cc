@@ -8,6 +8,7 @@
 #include <limits>
 #include <random>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "core/dense.h"
@@ -91,6 +92,22 @@ void test_products_of(const gr2::SimdKernels& kernels) {
         CHECK(std::abs(added[i] - found[i] - before[i]) <= 1e-4f);
       }
     }
+  }
+}
+
+// Rows whose range no byte can hold: nearly nothing rounds to nothing, and what is not finite stays so.
+void test_extreme_rows_of(const gr2::SimdKernels& kernels) {
+  constexpr std::size_t kDepth = 20;
+  for (const auto& [value, finite] : {std::pair{1e-42f, true}, {kInfinity, false}, {-kInfinity, false}}) {
+    std::vector<float> row(kDepth, 0.0f);
+    row[3] = value;
+    std::vector<std::uint8_t> bytes(kDepth);
+    float scale = 0.0f;
+    std::int32_t zero = -1;
+    kernels.layers.round_rows(row.data(), kDepth, 1, kDepth, kDepth, bytes.data(), &scale, &zero);
+    CHECK(zero >= 0 && zero <= 255);
+    CHECK(std::isfinite(scale) == finite);
+    if (finite) CHECK(scale * static_cast<float>(bytes[3] - zero) == 0.0f);
   }
 }
 
@@ -214,6 +231,7 @@ int main() {
     test_rows_are_compared(*kernels);
     test_loops_of(*kernels);
     test_products_of(*kernels);
+    test_extreme_rows_of(*kernels);
     test_byte_sums_of(*kernels);
     test_layers_of(*kernels);
   }
