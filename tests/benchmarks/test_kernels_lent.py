@@ -16,6 +16,7 @@ import pytest
 
 pytest.importorskip("triton")
 pytest.importorskip("onnxruntime")
+pytest.importorskip("onnx")
 ROOT = Path(__file__).resolve().parents[2]
 TABLES = {"kernels.gpu": 6, "kernels.serving": 3}
 
