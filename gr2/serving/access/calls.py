@@ -40,6 +40,11 @@ DONE: Future[Any] = Future()
 DONE.set_result(None)
 EMPTY = grpc.StatusCode.UNIMPLEMENTED, "exactly one request message is needed, uncompressed"
 
+Pressed = Callable[[], bool]
+"""Whether others are refused, or wait, for want of room."""
+Limits = tuple[float, Pressed | None]
+"""Seconds that a call may be silent, and what presses it."""
+
 T = TypeVar("T")
 Behavior = TypeVar("Behavior", bound=Callable[..., Any])
 
@@ -200,13 +205,13 @@ class Cancellable(Protocol):
 class _Waiting:
     """A call's entry among those that wait, for the time of a `with` block."""
 
-    __slots__ = ("_all", "_context", "_seconds")
+    __slots__ = ("_all", "_context", "_limits")
 
-    def __init__(self, waiting: dict[Cancellable, tuple[float, float]], context: Cancellable, seconds: float) -> None:
-        self._all, self._context, self._seconds = waiting, context, seconds
+    def __init__(self, waiting: dict[Cancellable, tuple[float, Limits]], context: Cancellable, limits: Limits) -> None:
+        self._all, self._context, self._limits = waiting, context, limits
 
     def __enter__(self) -> None:
-        self._all[self._context] = time.monotonic(), self._seconds
+        self._all[self._context] = time.monotonic(), self._limits
 
     def __exit__(self, *_: object) -> None:
         self._all.pop(self._context, None)
@@ -215,12 +220,13 @@ class _Waiting:
 class Patience:
     """Cancels calls that keep a thread waiting for a message. grpc waits without an end, inside the thread.
 
-    While `pressed()` says that others are refused for want of room, silent calls lose theirs after PRESSED seconds.
+    While `pressed()` says that others are refused for want of room, silent calls lose theirs after PRESSED seconds;
+    those of which something else is said, while that says so.
     """
 
-    def __init__(self, pressed: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, pressed: Pressed = lambda: False) -> None:
         self.pressed = pressed
-        self._waiting: dict[Cancellable, tuple[float, float]] = {}
+        self._waiting: dict[Cancellable, tuple[float, Limits]] = {}
         self._cap = float("inf")
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._sweep, name="gr2-patience", daemon=True)
@@ -229,9 +235,9 @@ class Patience:
         """Begin to look."""
         self._thread.start()
 
-    def waiting(self, context: Cancellable, seconds: float) -> _Waiting:
-        """A `with` block that cancels the call if it takes longer than `seconds`."""
-        return _Waiting(self._waiting, context, seconds)
+    def waiting(self, context: Cancellable, seconds: float, pressed: Pressed | None = None) -> _Waiting:
+        """A `with` block that cancels the call if it takes longer than `seconds`; `pressed` is said of that call."""
+        return _Waiting(self._waiting, context, (seconds, pressed))
 
     def hurry(self, seconds: float) -> None:
         """From now on, no call may wait longer than `seconds`."""
@@ -253,9 +259,10 @@ class Patience:
 
     def _look(self) -> None:
         now = time.monotonic()
-        cap = min(self._cap, PRESSED) if self.pressed() else self._cap
-        for context, (since, seconds) in list(self._waiting.items()):
-            if now - since <= min(seconds, cap):
+        usual = self.pressed()
+        for context, (since, (seconds, own)) in list(self._waiting.items()):
+            pressed = usual if own is None else own()
+            if now - since <= min(seconds, self._cap, PRESSED if pressed else seconds):
                 continue
             try:
                 context.cancel()
@@ -264,10 +271,16 @@ class Patience:
                 self._waiting.pop(context, None)
 
 
-def messages_of(messages: Iterator[T], context: grpc.ServicerContext, patience: Patience, limit: float) -> Iterator[T]:
+def messages_of(
+    messages: Iterator[T],
+    context: grpc.ServicerContext,
+    patience: Patience,
+    limit: float,
+    pressed: Pressed | None = None,
+) -> Iterator[T]:
     """The messages of a stream; one that stays silent for `limit` seconds is cancelled."""
     while True:
-        with patience.waiting(context, limit):
+        with patience.waiting(context, limit, pressed):
             try:
                 message = next(messages)
             except StopIteration:
@@ -283,9 +296,15 @@ def time_to_answer(seconds: float) -> float:
     return seconds - min(WAY_BACK, seconds / 10)
 
 
-def only_message(messages: Iterator[T], context: grpc.ServicerContext, patience: Patience, limit: float) -> T:
+def only_message(
+    messages: Iterator[T],
+    context: grpc.ServicerContext,
+    patience: Patience,
+    limit: float,
+    pressed: Pressed | None = None,
+) -> T:
     """The message of a call that has one. Aborts the call if it ends without a message or is silent for `limit` s."""
-    with patience.waiting(context, limit):
+    with patience.waiting(context, limit, pressed):
         for message in messages:
             return message
     lost = lost_code(context.time_remaining())

@@ -13,7 +13,8 @@ from google.protobuf.message import DecodeError
 
 from gr2.errors import RequestError
 from gr2.serving.access.arrivals import NoRoomError
-from gr2.serving.access.calls import CallPool, Patience, in_pool, only_message
+from gr2.serving.access.calls import Patience, in_pool
+from gr2.serving.access.listener import Listener
 from gr2.serving.bundles.repository import BundleStatus, Repository
 from gr2.serving.services.servicer import METHOD, Servicer
 from gr2.serving.services.tensors import metadata_of, request_of, response_of
@@ -38,8 +39,8 @@ class InferenceService(grpc.GenericRpcHandler):  # type: ignore[misc]
     def __init__(
         self, servicer: Servicer, repository: Repository, patience: Patience, serving: Callable[[], bool]
     ) -> None:
-        self._servicer, self._repository, self._patience, self._serving = servicer, repository, patience, serving
-        self._pool = CallPool(THREADS, "infer")
+        self._servicer, self._repository, self._serving = servicer, repository, serving
+        self._pool = Listener(THREADS, "infer", patience, WAIT)
         self._about = {
             "ServerLive": self._method(inference.ServerLiveRequest, self._live),
             "ServerReady": self._method(inference.ServerReadyRequest, self._ready),
@@ -103,7 +104,7 @@ class InferenceService(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def _method(self, kind: Any, answer: Callable[[Any, grpc.ServicerContext], Any]) -> grpc.RpcMethodHandler:
         def behavior(messages: Iterator[Any], context: grpc.ServicerContext) -> Any:
-            return answer(only_message(messages, context, self._patience, WAIT), context)
+            return answer(self._pool.only_message(messages, context), context)
 
         return grpc.stream_unary_rpc_method_handler(
             in_pool(self._pool, behavior),

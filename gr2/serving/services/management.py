@@ -10,7 +10,8 @@ from typing import Any
 import grpc
 
 from gr2.bundle import Bundle
-from gr2.serving.access.calls import CallPool, Patience, in_pool, only_message
+from gr2.serving.access.calls import Patience, in_pool
+from gr2.serving.access.listener import Listener
 from gr2.serving.bundles.repository import BundleStatus, Repository, yield_to_requests
 from gr2.serving.config import ServeConfig
 from gr2.v1 import management_pb2
@@ -33,19 +34,19 @@ class ManagementService:
         patience: Patience,
         describe: Callable[[management_pb2.ServerInfo], None],
     ) -> None:
-        self._repository, self._config, self._patience, self._describe = repository, config, patience, describe
+        self._repository, self._config, self._describe = repository, config, describe
         self._started = time.monotonic()
-        self._pool = CallPool(THREADS, "manage")
+        self._pool = Listener(THREADS, "manage", patience, WAIT)
 
     def handler(self) -> grpc.GenericRpcHandler:
         """What to add to a server."""
 
         def get(messages: Iterator[Any], context: grpc.ServicerContext) -> management_pb2.ServerInfo:
-            only_message(messages, context, self._patience, WAIT)
+            self._pool.only_message(messages, context)
             return self.info()
 
         def reload(messages: Iterator[Any], context: grpc.ServicerContext) -> management_pb2.ServerInfo:
-            only_message(messages, context, self._patience, WAIT)
+            self._pool.only_message(messages, context)
             yield_to_requests()
             self._repository.refresh()
             return self.info()

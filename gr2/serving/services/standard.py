@@ -8,21 +8,22 @@ import grpc
 from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from gr2.serving.access.calls import CallPool, Patience, in_pool, messages_of, only_message
+from gr2.serving.access.calls import Patience, in_pool
+from gr2.serving.access.listener import Listener
 
 __all__ = ["HealthService", "ReflectionService"]
 
 HEALTH_THREADS, REFLECTION_THREADS = 8, 4
 HEALTH_WAIT, REFLECTION_WAIT = 5.0, 30.0  # seconds
+REFLECTIONS = 16  # streams
 
 
 class HealthService:
     """grpc.health.v1: `Check`, and `Watch` streams that hold no thread. All `services` start as NOT_SERVING."""
 
     def __init__(self, services: Sequence[str], patience: Patience) -> None:
-        self._patience = patience
         self._servicer = health.HealthServicer()
-        self._pool = CallPool(HEALTH_THREADS, "health")
+        self._pool = Listener(HEALTH_THREADS, "health", patience, HEALTH_WAIT)
         self.show(dict.fromkeys(services, False))
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -31,7 +32,7 @@ class HealthService:
         def check(
             messages: Iterator[health_pb2.HealthCheckRequest], context: grpc.ServicerContext
         ) -> health_pb2.HealthCheckResponse:
-            request = only_message(messages, context, self._patience, HEALTH_WAIT)
+            request = self._pool.only_message(messages, context)
             return self._servicer.Check(request, context)
 
         def watch(
@@ -39,8 +40,8 @@ class HealthService:
             context: grpc.ServicerContext,
             send: Callable[[health_pb2.HealthCheckResponse], None],
         ) -> None:
-            request = only_message(messages, context, self._patience, HEALTH_WAIT)
-            self._servicer.Watch(request, context, send)
+            request = self._pool.only_message(messages, context)
+            self._servicer.Watch(request, _Watched(context), send)
 
         watch.experimental_non_blocking = True  # type: ignore[attr-defined]
         types = {
@@ -68,13 +69,27 @@ class HealthService:
         self._pool.shutdown()
 
 
+class _Watched:
+    """A `Watch` call, which may be over before grpc's servicer asks to hear of its end, and would then be kept."""
+
+    def __init__(self, context: grpc.ServicerContext) -> None:
+        self._context = context
+
+    def add_callback(self, tell: Callable[[], None]) -> None:
+        """Have it told that the call is over, now or later."""
+        if not self._context.add_callback(tell):
+            tell()
+
+
 class ReflectionService:
-    """grpc.reflection.v1alpha for `services`. An open stream holds a thread; a silent one is ended after a while."""
+    """grpc.reflection.v1alpha for `services`. An open stream holds a thread; a silent one is ended after a while.
+
+    That is half a second where others wait for a thread.
+    """
 
     def __init__(self, services: Sequence[str], patience: Patience) -> None:
-        self._patience = patience
         self._servicer = reflection.ReflectionServicer(services)
-        self._pool = CallPool(REFLECTION_THREADS, "reflect")
+        self._pool = Listener(REFLECTION_THREADS, "reflect", patience, REFLECTION_WAIT, most=REFLECTIONS)
 
     def handler(self) -> grpc.GenericRpcHandler:
         """What to add to a server."""
@@ -82,8 +97,7 @@ class ReflectionService:
         def reflect(
             messages: Iterator[reflection_pb2.ServerReflectionRequest], context: grpc.ServicerContext
         ) -> Iterator[reflection_pb2.ServerReflectionResponse]:
-            heard = messages_of(messages, context, self._patience, REFLECTION_WAIT)
-            yield from self._servicer.ServerReflectionInfo(heard, context)
+            yield from self._servicer.ServerReflectionInfo(self._pool.messages_of(messages, context), context)
 
         method = grpc.stream_stream_rpc_method_handler(
             in_pool(self._pool, reflect),
