@@ -31,6 +31,7 @@ from gr2.serving.observing.http_face import HttpFace
 from gr2.serving.server import Server
 
 MakeBundle = Callable[..., Path]
+Dribble = Callable[[str, int], list[socket.socket]]
 KNOWN = [1000 + 7 * item for item in range(300)]
 
 
@@ -184,49 +185,9 @@ def test_http_shows_metrics_and_health(server: Server, face: str) -> None:
     assert get(face, "/healthz") == (503, "NOT_SERVING\n")
 
 
-class Dribblers:
-    """Clients that send the beginning of a request, then a byte now and then, until `close`."""
-
-    def __init__(self, address: str, count: int) -> None:
-        host, _, port = address.rpartition(":")
-        self.open = [socket.create_connection((host, int(port)), timeout=5) for _ in range(count)]
-        for each in self.open:
-            each.sendall(b"GET /metrics HTTP/1.1\r\nX: ")
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._dribble, daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        self._over.set()
-        self._thread.join()
-        for each in self.open:
-            each.close()
-
-    def _dribble(self) -> None:
-        while not self._over.wait(0.1):
-            for each in self.open:
-                with contextlib.suppress(OSError):
-                    each.sendall(b"x")
-
-
-@pytest.fixture
-def dribblers() -> Iterator[Callable[[str, int], Dribblers]]:
-    made: list[Dribblers] = []
-
-    def make(address: str, count: int) -> Dribblers:
-        made.append(Dribblers(address, count))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.close()
-
-
 @pytest.mark.parametrize("count", [4, 32, 96])
-def test_clients_that_dribble_do_not_delay_the_others(
-    face: str, dribblers: Callable[[str, int], Dribblers], count: int
-) -> None:
-    dribblers(face, count)
+def test_clients_that_dribble_do_not_delay_the_others(face: str, dribble: Dribble, count: int) -> None:
+    dribble(face, count)
     for _ in range(3):
         begin = time.monotonic()
         assert get(face, "/healthz")[0] == 200
@@ -244,13 +205,13 @@ def test_silent_clients_do_not_take_the_threads(face: str) -> None:
 
 
 def test_a_request_has_a_limit_however_often_a_byte_comes(
-    server: Server, dribblers: Callable[[str, int], Dribblers], monkeypatch: pytest.MonkeyPatch
+    server: Server, dribble: Dribble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_face_module, "LIMIT", 0.5)
     face = http_face(server)
     assert face is not None
     face.start()
-    (client,) = dribblers(face.address, 1).open
+    (client,) = dribble(face.address, 1)
     begin = time.monotonic()
     with contextlib.suppress(ConnectionResetError):
         assert client.recv(1) == b""
@@ -258,13 +219,11 @@ def test_a_request_has_a_limit_however_often_a_byte_comes(
     face.close()
 
 
-def test_clients_that_dribble_do_not_hold_up_the_close(
-    server: Server, dribblers: Callable[[str, int], Dribblers]
-) -> None:
+def test_clients_that_dribble_do_not_hold_up_the_close(server: Server, dribble: Dribble) -> None:
     face = http_face(server)
     assert face is not None
     face.start()
-    dribblers(face.address, 4)
+    dribble(face.address, 4)
     assert get(face.address, "/healthz")[0] == 200
     closing = threading.Thread(target=face.close, daemon=True)
     closing.start()

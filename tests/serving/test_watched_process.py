@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +21,12 @@ import pytest
 from gr2.v1 import reranker_pb2
 
 MakeBundle = Callable[..., Path]
+SILENT = (
+    "/grpc.health.v1.Health/Check",
+    "/gr2.v1.Management/GetServerInfo",
+    "/inference.GRPCInferenceService/ServerReady",
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+)
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 REQUEST = reranker_pb2.RerankRequest(candidates=reranker_pb2.ItemIds(ints=[1000, 1007, 1014])).SerializeToString()
 
@@ -59,6 +67,21 @@ def test_the_ready_line_names_the_metrics_and_the_log_is_json(make_bundle: MakeB
     assert events[-1] == "stopped"
     assert lines[0]["bundle"] == ready["bundle"]
     assert not any("1007" in json.dumps(line["message"]) for line in lines)
+
+
+def test_silent_and_slow_clients_do_not_delay_the_end(
+    make_bundle: MakeBundle,
+    silent_calls: Callable[[str, str, int], socket.socket],
+    dribble: Callable[[str, int], list[socket.socket]],
+) -> None:
+    process, ready = serve(make_bundle(), "--metrics-port", "0", "--grace", "8")
+    for method in SILENT:
+        silent_calls(ready["address"], method, 300)
+    dribble(ready["metrics"], 4)
+    ask(ready["address"])
+    begin = time.monotonic()
+    assert stopped(process) == ""
+    assert time.monotonic() - begin < 8
 
 
 def test_spans_reach_a_collector(make_bundle: MakeBundle) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +15,6 @@ import pytest
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from gr2.load.header_block import call_headers
 from gr2.serving.access import listener as listener_module
 from gr2.serving.access.calls import Patience, in_pool
 from gr2.serving.access.listener import Listener
@@ -24,10 +22,9 @@ from gr2.serving.server import Server
 from gr2.serving.services import standard
 
 MakeBundle = Callable[..., Path]
+SilentCalls = Callable[[str, str, int], socket.socket]
 CHECK = "/grpc.health.v1.Health/Check"
 WATCH = "/grpc.health.v1.Health/Watch"
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-HEADERS, SETTINGS, END_HEADERS = 1, 4, 4
 SERVICES = {
     CHECK: "_health",
     "/gr2.v1.Management/GetServerInfo": "_management",
@@ -43,20 +40,6 @@ def server(make_bundle: MakeBundle) -> Iterator[Server]:
     server.stop(5)
 
 
-def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    return struct.pack(">IBI", len(payload) << 8 | kind, flags, stream) + payload
-
-
-def silent_calls(address: str, method: str, count: int) -> socket.socket:
-    """A connection with that many calls which have sent their headers only."""
-    host, _, port = address.rpartition(":")
-    connection = socket.create_connection((host, int(port)), timeout=10)
-    headers = call_headers(address, method) + b"99999999u"
-    calls = b"".join(frame(HEADERS, END_HEADERS, 1 + 2 * call, headers) for call in range(count))
-    connection.sendall(PREFACE + frame(SETTINGS, 0, 0) + calls)
-    return connection
-
-
 def await_true(holds: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 10
     while not holds() and time.monotonic() < deadline:
@@ -65,7 +48,7 @@ def await_true(holds: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize("method", SERVICES)
-def test_silent_calls_without_number_delay_no_other(server: Server, method: str) -> None:
+def test_silent_calls_without_number_delay_no_other(server: Server, method: str, silent_calls: SilentCalls) -> None:
     pool: Listener = getattr(server, SERVICES[method])._pool
     with grpc.insecure_channel(server.address) as channel, silent_calls(server.address, method, 400):
         await_true(lambda: pool.unread == listener_module.MOST)
@@ -75,7 +58,7 @@ def test_silent_calls_without_number_delay_no_other(server: Server, method: str)
         assert 200 < pool.unread <= listener_module.MOST
 
 
-def test_one_silent_call_more_ends_the_oldest(server: Server) -> None:
+def test_one_silent_call_more_ends_the_oldest(server: Server, silent_calls: SilentCalls) -> None:
     over = threading.Event()
 
     def silence() -> Iterator[bytes]:
@@ -92,7 +75,7 @@ def test_one_silent_call_more_ends_the_oldest(server: Server) -> None:
         over.set()
 
 
-def test_silent_calls_do_not_delay_the_stop(server: Server) -> None:
+def test_silent_calls_do_not_delay_the_stop(server: Server, silent_calls: SilentCalls) -> None:
     with silent_calls(server.address, CHECK, 300):
         await_true(lambda: server._health._pool.unread > 200)
         begin = time.monotonic()
@@ -146,7 +129,7 @@ def test_a_watch_that_is_given_up_while_it_waits_for_a_thread_is_not_kept(server
 
 
 def test_calls_are_read_by_their_threads_where_grpc_is_another(
-    make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
+    make_bundle: MakeBundle, silent_calls: SilentCalls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listener_module, "ANSWERED_BY", ())
     server = Server(make_bundle(), port=0)
