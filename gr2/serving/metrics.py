@@ -57,6 +57,8 @@ class ServerMetrics:
     def _queue(self) -> Iterable[Family]:
         admission = self._admission
         yield Family("gr2_requests_pending", "gauge", "Calls at work or waiting.").add(admission.pending)
+        about = "Calls at work or whose answer has not left yet."
+        yield Family("gr2_calls_open", "gauge", about).add(len(admission.open))
         yield Family("gr2_requests_capacity", "gauge", "Calls that may be at work or wait.").add(admission.bound)
         stats = admission.core.stats()
         outcomes = Family("gr2_outcomes_total", "counter", "What became of requests, by outcome.")

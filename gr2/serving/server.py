@@ -93,7 +93,8 @@ class Server:
             cores = len(os.sched_getaffinity(0))
             threads = cores if self.engine.device == "cpu" else min(2 * config.batch, MOST_THREADS)
         self._admission = Admission(threads, config.queue)
-        self._patience = Patience(lambda: self._admission.full or self._admission.crowded)
+        self._patience = Patience(lambda: self._admission.full or bool(self._admission.crowded))
+        self._patience.looks.append(self._admission.open.look)
         self._threads, self._stopping = threads, False
         self._shadow = Shadow(self.repository, config.shadow, config.shadow_share) if config.shadow else None
         if self._shadow is not None:
@@ -231,7 +232,7 @@ class Server:
 
     @property
     def _idle(self) -> bool:
-        return self._admission.pending == 0 and self._servicer.active == 0
+        return self._admission.pending == 0 and len(self._admission.open) == 0
 
 
 def _announce(record: dict[str, str]) -> None:

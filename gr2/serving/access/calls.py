@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 import grpc
 
 from gr2._core import Admission as CoreAdmission
+from gr2.serving.access.open_calls import OpenCalls
 from gr2.serving.observing.endings import lost_code
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Admission",
     "CallPool",
     "InPlace",
+    "NoThreadError",
     "Patience",
     "PoolClosedError",
     "in_pool",
@@ -53,6 +55,10 @@ class PoolClosedError(RuntimeError):
     """A pool takes no more calls."""
 
 
+class NoThreadError(RuntimeError):
+    """The system gives a pool no thread for a call, and those that it has are busy."""
+
+
 class CallPool(ThreadPoolExecutor):
     """A thread pool that knows how many calls it has taken, and how many of them are queued or running."""
 
@@ -76,7 +82,7 @@ class CallPool(ThreadPoolExecutor):
     def run(self, fn: Callable[..., object], *args: Any) -> None:
         """Run a call that raises nothing, counted until it is done; nobody can wait for it, which takes half the time.
 
-        Raises PoolClosedError once the pool is shut down, and RuntimeError if the system gives not even one thread.
+        Raises PoolClosedError once the pool is shut down, and NoThreadError.
         """
         with self._lock:
             if self._closed:
@@ -105,11 +111,10 @@ class CallPool(ThreadPoolExecutor):
         thread = threading.Thread(target=self._take_runs, name=name, daemon=True)
         try:
             thread.start()
-        except RuntimeError:  # the system gives no more threads: those that there are do what there is
-            if not self._runners:
-                raise
-        else:
-            self._runners.append(thread)
+        except RuntimeError as error:
+            # Queued behind others, a call that the core lets work might wait for one that waits for it.
+            raise NoThreadError("the system gives no thread for a call") from error
+        self._runners.append(thread)
 
     def _take_runs(self) -> None:
         while (run := self._runs.get()) is not None:
@@ -160,7 +165,7 @@ class Admission:
     more are there for requests that must be read before it can decide. Refusals are made `in_place`, by the thread that
     grpc serves from. `unread` calls have sent no message yet, MOST_UNREAD at most; they hold no thread, unless
     calls are read `by_threads` (see `gr2.serving.access.arrivals`). `overload` is why a call is refused that finds no
-    room.
+    room, `silence` and `untaken` why one is refused unread.
     """
 
     def __init__(self, threads: int, queue: int) -> None:
@@ -169,7 +174,10 @@ class Admission:
         self.pool = CallPool(self.bound + SPARE, "rerank")
         self.in_place = InPlace()
         self.unread, self.by_threads = 0, False
+        self.open = OpenCalls()
         self.overload = f"{self.bound} requests are at work or wait already"
+        self.silence = f"{MOST_UNREAD} calls have not sent their message yet"
+        self.untaken = "too many answers have not been taken by their callers yet"
 
     @property
     def full(self) -> bool:
@@ -177,9 +185,13 @@ class Admission:
         return self.pool.pending >= self.bound + SPARE
 
     @property
-    def crowded(self) -> bool:
-        """Whether a call that arrives now must be refused unread."""
-        return self.unread >= MOST_UNREAD or (self.by_threads and self.full)
+    def crowded(self) -> str:
+        """Why a call that arrives now must be refused unread; empty if it need not be."""
+        if self.unread >= MOST_UNREAD:
+            return self.silence
+        if self.open.crowded:
+            return self.untaken
+        return self.overload if self.by_threads and self.full else ""
 
     @property
     def taken(self) -> int:
@@ -221,11 +233,12 @@ class Patience:
     """Cancels calls that keep a thread waiting for a message. grpc waits without an end, inside the thread.
 
     While `pressed()` says that others are refused for want of room, silent calls lose theirs after PRESSED seconds;
-    those of which something else is said, while that says so.
+    those of which something else is said, while that says so. `looks` are taken by its thread four times a second.
     """
 
     def __init__(self, pressed: Pressed = lambda: False) -> None:
         self.pressed = pressed
+        self.looks: list[Callable[[], None]] = [self._look]
         self._waiting: dict[Cancellable, tuple[float, Limits]] = {}
         self._cap = float("inf")
         self._closed = threading.Event()
@@ -252,10 +265,11 @@ class Patience:
     def _sweep(self) -> None:
         while not self._closed.wait(SWEEP):
             try:
-                self._look()
+                for look in self.looks:
+                    look()
             except Exception:
                 # Without this thread, silent calls would take all the room that there is.
-                logger.exception("looking for silent calls failed; it goes on")
+                logger.exception("looking for calls that wait failed; it goes on")
 
     def _look(self) -> None:
         now = time.monotonic()

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import grpc
 
-from gr2.serving.access.calls import Admission, Patience, PoolClosedError, time_to_answer
+from gr2.serving.access.calls import Admission, NoThreadError, Patience, PoolClosedError, time_to_answer
 from gr2.serving.access.direct_call import GOES_ON, DirectCall, Told
 
 try:
@@ -134,7 +134,8 @@ class DirectCalls:
         call.came = time.perf_counter_ns()
         try:
             data = event.batch_operations[0].message()
-            call.seconds = time_to_answer(max(0.0, deadline - time.time()))
+            call.given = max(0.0, deadline - time.time())
+            call.seconds = time_to_answer(call.given)
             if data is None:
                 self._admission.in_place.taken += 1
                 call.refuse_empty()
@@ -143,6 +144,8 @@ class DirectCalls:
                 self._place(call)
         except PoolClosedError:  # the server stops
             call.cancel()
+        except NoThreadError as error:
+            self._refuse(call, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
         except Exception:
             self._give_up(call)
         # Last: between the two a call would look as if it were not there.
@@ -182,11 +185,14 @@ class DirectCalls:
 
     def _give_up(self, call: DirectCall) -> None:
         logger.exception("a call could not be ended")
+        self._refuse(call, grpc.StatusCode.INTERNAL, "internal error; the server's log has the details")
+
+    def _refuse(self, call: DirectCall, code: grpc.StatusCode, details: str) -> None:
         try:
-            call.refuse(grpc.StatusCode.INTERNAL, "internal error; the server's log has the details")
+            call.refuse(code, details)
         except Exception:
             # The thread may be the one that serves all calls.
-            logger.exception("nor be refused")
+            logger.exception("a call could not be refused")
             call.drop()
 
 

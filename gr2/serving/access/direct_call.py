@@ -33,7 +33,8 @@ GOES_ON: Told = (None, ())
 class DirectCall:
     """One call. It is answered or refused once; from any thread.
 
-    `came` is when its message `data` was there, by `perf_counter_ns`, and `seconds` what its answer had left then.
+    `came` is when its message `data` was there, by `perf_counter_ns`; of the seconds that it had left then, `given`,
+    its answer has `seconds`.
     """
 
     __slots__ = (
@@ -49,6 +50,7 @@ class DirectCall:
         "_watched",
         "came",
         "data",
+        "given",
         "seconds",
     )  # fmt: skip
 
@@ -57,7 +59,7 @@ class DirectCall:
         self._callbacks: list[Callable[[], None]] | None = []
         self._lock = threading.Lock()
         self._cancelled = self._empty = self._sending = self._told = self._watched = False
-        self.came, self.data, self.seconds = time.perf_counter_ns(), b"", 0.0
+        self.came, self.data, self.given, self.seconds = time.perf_counter_ns(), b"", 0.0, 0.0
 
     @property
     def late(self) -> bool:
@@ -67,7 +69,7 @@ class DirectCall:
     @property
     def left(self) -> float:
         """Seconds for its answer, negative once it is late."""
-        return self.seconds - (time.perf_counter_ns() - self.came) / 1e9
+        return self.seconds - self._age
 
     def on_end(self, tell: Callable[[], None]) -> bool:
         """Have it told that the call is over, whatever ended it; False if it is over already."""
@@ -124,7 +126,11 @@ class DirectCall:
 
     @property
     def _lost(self) -> str:
-        return str(lost_code(self.left).name)
+        return str(lost_code(self.given - self._age, self.given).name)
+
+    @property
+    def _age(self) -> float:
+        return (time.perf_counter_ns() - self.came) / 1e9
 
     def _tell(self, code: str, reply: bytes | None) -> None:
         try:

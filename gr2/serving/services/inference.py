@@ -48,7 +48,7 @@ class InferenceService(grpc.GenericRpcHandler):  # type: ignore[misc]
             "ServerMetadata": self._method(inference.ServerMetadataRequest, self._server),
             "ModelMetadata": self._method(inference.ModelMetadataRequest, self._model),
         }
-        # The servicer has three handlers: it answers, or refuses for one of two reasons.
+        # The servicer has one handler that answers, and one for each reason to refuse.
         self._infer: dict[int, grpc.RpcMethodHandler] = {}
 
     def handler(self) -> grpc.GenericRpcHandler:

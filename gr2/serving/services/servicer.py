@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from time import perf_counter_ns
@@ -46,10 +45,14 @@ STATUS: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (CancelledError, grpc.StatusCode.DEADLINE_EXCEEDED),
 )
 
-
 UNKNOWN_CLIENT = (
     grpc.StatusCode.UNAUTHENTICATED,
     "a token of this server is needed: authorization: Bearer TOKEN",
+)
+# To word it takes time, which the thread that serves all calls has not.
+INVALID = (
+    grpc.StatusCode.INVALID_ARGUMENT,
+    "the request breaks the rules; what is wrong is said when fewer requests are at work",
 )
 
 
@@ -88,8 +91,7 @@ class Refused(NamedTuple):
 class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
     """Answers `Rerank` calls; add it to a grpc server as a generic handler.
 
-    `active` is the number of calls begun whose answer has not left yet. While `refusing`, calls that arrive get
-    UNAVAILABLE; those that arrived before are answered.
+    While `refusing`, calls that arrive get UNAVAILABLE; those that arrived before are answered.
     """
 
     def __init__(
@@ -104,9 +106,7 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
         self.admission = admission
         self.patience = patience
         self.load, self.shadow = load, shadow
-        self.active = 0
         self.refusing = False
-        self._lock = threading.Lock()
         # As streams of one message, which look the same on the wire: grpc waits for a unary call's message before it
         # calls the behavior, so that nothing of ours could end a call that never sends one.
         reader = Reader(admission, patience, MESSAGE_WAIT)
@@ -120,8 +120,11 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
         self.admits: Callable[[Any], bool] = lambda _: True
         self._late = Refused(grpc.StatusCode.DEADLINE_EXCEEDED, "the time of the request is over")
         self._stopping = (grpc.StatusCode.UNAVAILABLE, "the server is stopping")
-        self._crowded = (grpc.StatusCode.RESOURCE_EXHAUSTED, admission.overload)
-        self._refuse, self._overloaded = self.refusal(*self._stopping), self.refusal(*self._crowded)
+        self._refuse = self.refusal(*self._stopping)
+        self._crowded = {
+            reason: self.refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
+            for reason in (admission.overload, admission.silence, admission.untaken)
+        }
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         """The handler of a call that has just arrived; None for another service's."""
@@ -129,7 +132,7 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
             return None
         if self.refusing:
             return self._refuse
-        return self._overloaded if self.admission.crowded else self._answer
+        return self._crowded.get(self.admission.crowded, self._answer)
 
     def turn_away(self, metadata: Any) -> tuple[grpc.StatusCode, str] | None:
         """The status of a direct call that is refused unread; None for others."""
@@ -137,7 +140,8 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
             return UNKNOWN_CLIENT
         if self.refusing:
             return self._stopping
-        return self._crowded if self.admission.crowded else None
+        crowded = self.admission.crowded
+        return (grpc.StatusCode.RESOURCE_EXHAUSTED, crowded) if crowded else None
 
     def look(self, data: bytes, seconds: float) -> Looked | Refused | None:
         """What the core says at once to a message whose call has `seconds` left; None if that is not for it to say.
@@ -169,7 +173,7 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def rerank(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         """One call: the serialised response, or a status from the table."""
-        call = self._begin(context.add_callback)
+        call = self._begin(context.add_callback, context.cancel)
         if call is None:
             context.abort(lost_code(context.time_remaining()), "the call has ended")
             raise AssertionError("abort raises")
@@ -184,6 +188,7 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
         answer, trailers = self._answered(data, make)
         if not isinstance(answer, Refused) and perf_counter_ns() - start > 1e9 * seconds:
             answer = self._late
+        self.admission.open.answered(call)
         context.set_trailing_metadata(trailers)
         if not isinstance(answer, Refused):
             return answer
@@ -193,18 +198,20 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
     def end_without_room(self, begun: Looked | Refused | None, call: DirectCall) -> None:
         """End a direct call of which `look` has made that, and for which there is no thread."""
         if begun is not None:
+            # Neither known nor let in.
             begun.abandon()
-            return self._refuse_call(call, *self._crowded)
+            return self._refuse_call(call, *INVALID)
         answer, trailers = self._answered(call.data, functools.partial(self.answer_unranked, call.data))
         if isinstance(answer, Refused):
             return call.refuse(answer.code, answer.details)
+        self.admission.open.answered(self._begin(call.on_end, call.cancel))
         return call.answer(answer, trailers)
 
     def end(self, begun: Looked | Refused | None, call: DirectCall) -> None:
         """End a direct call of which `look` has made that."""
         if isinstance(begun, Refused):
             return self._refuse_call(call, begun.code, begun.details)
-        place = self._begin(call.on_end, begun.call if begun is not None else None)
+        place = self._begin(call.on_end, call.cancel, begun.call if begun is not None else None)
         if place is None:
             if begun is not None:
                 begun.abandon()
@@ -214,6 +221,7 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
         answer, trailers = self._answered(call.data, reply)
         if not isinstance(answer, Refused) and call.late:
             answer = self._late
+        self.admission.open.answered(place)
         if isinstance(answer, Refused):
             return call.refuse(answer.code, answer.details, trailers)
         return call.answer(answer, trailers)
@@ -223,12 +231,13 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
         self.load.add(perf_counter_ns() - call.came, failed=True)
         call.refuse(code, details)
 
-    def _begin(self, on_end: Callable[[Callable[[], None]], bool], call: Call | None = None) -> Call | None:
+    def _begin(
+        self, on_end: Callable[[Callable[[], None]], bool], cancel: Callable[[], Any], call: Call | None = None
+    ) -> Call | None:
         """The call's place in the admission, which it loses when it ends; None if it has ended."""
         call = call or Call()
         finished = functools.partial(self._finished, call)
-        with self._lock:
-            self.active += 1
+        self.admission.open.begin(call, cancel)
         if on_end(finished):
             return call
         finished()
@@ -287,8 +296,7 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def _finished(self, call: Call) -> None:
         self.admission.core.cancel(call)
-        with self._lock:
-            self.active -= 1
+        self.admission.open.end(call)
 
 
 def _ending(error: Exception) -> tuple[grpc.StatusCode, str]:

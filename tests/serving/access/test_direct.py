@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -359,10 +360,12 @@ def test_requests_that_the_core_has_not_let_in_wait_within_the_bound(
             time.sleep(0.005)
         assert server._admission.pool.pending == most
         free.set()
-        codes = [call.exception(30).code() for call in calls]
-    assert codes.count(grpc.StatusCode.INVALID_ARGUMENT) == most
-    assert codes.count(grpc.StatusCode.RESOURCE_EXHAUSTED) == 100 - most
+        ended = [status(call.exception(30)) for call in calls]
+    # As they are counted, whether or not there is a thread to word what is wrong.
+    assert {code for code, _ in ended} == {grpc.StatusCode.INVALID_ARGUMENT}
+    assert sum("when fewer requests are at work" in details for _, details in ended) == 100 - most
     await_idle(server)
+    assert server._admission.core.stats()["outcomes"][Outcome.INVALID] == 100
 
 
 def test_calls_that_are_at_work_when_the_server_stops_are_answered(make_bundle: MakeBundle) -> None:
@@ -483,3 +486,56 @@ def test_a_call_that_does_not_end_does_not_keep_the_server(
     stopping.join(20)
     server._server._state.rpc_states.discard(stays)
     assert not stopping.is_alive()
+
+
+def test_a_request_that_gets_no_thread_is_refused_and_holds_up_none(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core, held, start = server._admission.core, Call(), threading.Thread.start
+
+    def exhausted(thread: threading.Thread) -> None:
+        if "rerank-run" in thread.name:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    assert core.enter(held) is None
+    low = pb.RerankRequest(priority=pb.PRIORITY_LOW).SerializeToString()
+    with grpc.insecure_channel(server.address) as channel:
+        waits = channel.unary_unary(METHOD).future(REQUEST + low)
+        deadline = time.monotonic() + 30
+        while core.stats()["waiting"] != (0, 1) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        monkeypatch.setattr(threading.Thread, "start", exhausted)
+        with pytest.raises(grpc.RpcError) as refused:
+            # Of high priority: the core would let it work before the one that has the only thread.
+            channel.unary_unary(METHOD)(REQUEST, timeout=10)
+        core.leave(held, done=False)
+        assert len(pb.RerankResponse.FromString(waits.result(30)).ranking) == 3
+    assert status(refused.value) == (
+        grpc.StatusCode.RESOURCE_EXHAUSTED, "the system gives no thread for a call"
+    )  # fmt: skip
+    await_idle(server)
+
+
+@pytest.mark.parametrize(
+    ("given", "age", "code"),
+    [
+        (0.008, 0.0, "CANCELLED"),
+        (0.008, 0.0065, "DEADLINE_EXCEEDED"),
+        (0.014, 0.003, "CANCELLED"),
+        (1.0, 0.98, "CANCELLED"),
+        (1.0, 0.992, "DEADLINE_EXCEEDED"),
+        (float("inf"), 60.0, "CANCELLED"),
+    ],
+)
+def test_a_caller_that_goes_is_counted_by_whether_its_time_was_over(
+    server: Server, monkeypatch: pytest.MonkeyPatch, given: float, age: float, code: str
+) -> None:
+    monkeypatch.setattr(direct_call, "time", SimpleNamespace(perf_counter_ns=lambda: 10**14))
+    event = Broken(REQUEST)
+    call = DirectCall(event, server._servicer.ended)
+    call.given, call.seconds = given, time_to_answer(given)
+    call.came -= int(1e9 * age)
+    call._closed(event)
+    call.refuse(grpc.StatusCode.INTERNAL, "")
+    assert server._observer.codes == {"OK": 0, code: 1}
