@@ -11,8 +11,8 @@ __all__ = ["OpenCalls"]
 
 logger = logging.getLogger(__name__)
 
-# A call takes some 16 KB beside its answer: 100 MB in all. Of callers who read, answers are on their way for less than
-# a millisecond.
+# With what the transport keeps of it, a call takes some 25 KB: 100 MB in all. Of callers who read, answers are on their
+# way for less than a millisecond, so that there are few.
 MOST_UNTAKEN = 4096
 LIMIT, PRESSED = 10.0, 0.5  # seconds to take an answer, and while there is no room for more of them
 
