@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,18 +17,19 @@ from gr2._core import Call
 from gr2.client import Client
 from gr2.errors import Gr2Error
 from gr2.serving import server as server_module
-from gr2.serving.access import calls as calls_module
 from gr2.serving.access import direct, direct_call
-from gr2.serving.access.calls import SPARE, WAY_BACK, time_to_answer
+from gr2.serving.access.calls import SPARE, time_to_answer
 from gr2.serving.access.direct_call import DirectCall
 from gr2.serving.models.outcomes import Outcome
 from gr2.serving.server import Server
 from gr2.serving.services.inference import INFER
-from gr2.serving.services.servicer import METHOD, Looked
+from gr2.serving.services.servicer import METHOD
 from gr2.v1 import open_inference_pb2 as inference
 from gr2.v1 import reranker_pb2 as pb
 
 MakeBundle = Callable[..., Path]
+AwaitIdle = Callable[[Server], None]
+CodesAfter = Callable[[Server, int], dict[str, int]]
 KNOWN = [1000 + 7 * item for item in range(300)]
 REQUEST = pb.RerankRequest(candidates=pb.ItemIds(ints=KNOWN[:3])).SerializeToString()
 # A field that nobody knows, of more bytes than are always looked at.
@@ -37,27 +38,15 @@ FALLBACK = pb.RerankRequest(fallback=True).SerializeToString()
 
 
 @pytest.fixture
-def server(make_bundle: MakeBundle) -> Iterator[Server]:
-    server = Server(make_bundle(), port=0, threads=1, queue=4)
-    assert server._direct is not None
-    server.start()
-    yield server
-    server.stop(5)
-
-
-def await_idle(server: Server) -> None:
-    deadline = time.monotonic() + 30
-    while not (server._idle and not server._server._state.rpc_states) and time.monotonic() < deadline:
-        time.sleep(0.005)
-    assert server._idle
-    assert not server._server._state.rpc_states
+def server(direct_server: Server) -> Server:
+    return direct_server
 
 
 def status(error: grpc.RpcError) -> tuple[grpc.StatusCode, str]:
     return error.code(), error.details()
 
 
-def test_calls_that_have_ended_leave_nothing_behind(server: Server) -> None:
+def test_calls_that_have_ended_leave_nothing_behind(server: Server, await_idle: AwaitIdle) -> None:
     with grpc.insecure_channel(server.address) as channel:
         rerank = channel.unary_unary(METHOD)
         with ThreadPoolExecutor(4) as pool:
@@ -72,7 +61,7 @@ def test_calls_that_have_ended_leave_nothing_behind(server: Server) -> None:
     assert server._observer.codes == {"OK": 64, "INVALID_ARGUMENT": 2}
 
 
-def test_a_call_needs_a_message_and_has_one(server: Server) -> None:
+def test_a_call_needs_a_message_and_has_one(server: Server, await_idle: AwaitIdle) -> None:
     with grpc.insecure_channel(server.address) as channel:
         stream = channel.stream_unary(METHOD)
         with pytest.raises(grpc.RpcError) as refused:
@@ -84,7 +73,7 @@ def test_a_call_needs_a_message_and_has_one(server: Server) -> None:
     await_idle(server)
 
 
-def test_a_caller_that_goes_while_its_request_is_at_work_is_forgotten(server: Server) -> None:
+def test_a_caller_that_goes_while_its_request_is_at_work_is_forgotten(server: Server, await_idle: AwaitIdle) -> None:
     core, held = server._admission.core, Call()
     assert core.enter(held) is None
     with grpc.insecure_channel(server.address) as channel:
@@ -98,165 +87,6 @@ def test_a_caller_that_goes_while_its_request_is_at_work_is_forgotten(server: Se
         core.leave(held, done=False)
         assert all(len(pb.RerankResponse.FromString(calls[at].result(30)).ranking) == 3 for at in (0, 2))
     await_idle(server)
-
-
-def codes_after(server: Server, count: int) -> dict[str, int]:
-    """The statuses that the server has counted, once they are so many."""
-    deadline = time.monotonic() + 30
-    while sum(server._observer.codes.values()) < count and time.monotonic() < deadline:
-        time.sleep(0.005)
-    return server._observer.codes
-
-
-@pytest.mark.parametrize("private", [True, False], ids=["direct", "handlers"])
-def test_an_answer_that_is_late_is_not_sent(
-    make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch, *, private: bool
-) -> None:
-    monkeypatch.setattr(direct, "PRIVATE", private)
-    server = Server(make_bundle(), port=0)
-    server.start()
-    answer = server._servicer.answer
-
-    def slow(data: bytes, seconds: float | None = None, call: Call | None = None) -> bytes:
-        reply = answer(data, seconds, call)
-        time.sleep(0.5)
-        return reply
-
-    # The core does not look at what is as long as this, by a field that nobody knows.
-    monkeypatch.setattr(server._servicer, "answer", slow)
-    with grpc.insecure_channel(server.address) as channel, pytest.raises(grpc.RpcError) as late:
-        channel.unary_unary(METHOD)(REQUEST + LONG, timeout=0.2)
-    assert status(late.value)[0] is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert codes_after(server, 1) == {"OK": 0, "DEADLINE_EXCEEDED": 1}
-    server.stop(5)
-
-
-@pytest.mark.parametrize("private", [True, False], ids=["direct", "handlers"])
-def test_an_answer_has_time_for_its_way_back(
-    make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch, *, private: bool
-) -> None:
-    monkeypatch.setattr(direct, "PRIVATE", private)
-    server = Server(make_bundle(), port=0)
-    server.start()
-    answer, left = server._servicer.answer, []
-
-    def watched(data: bytes, seconds: float, call: Call | None = None) -> bytes:
-        left.append(seconds)
-        return answer(data, seconds, call)
-
-    monkeypatch.setattr(server._servicer, "answer", watched)
-    with monkeypatch.context() as slow, grpc.insecure_channel(server.address) as channel:
-        slow.setattr(calls_module, "WAY_BACK", 1.0)
-        channel.unary_unary(METHOD)(REQUEST + LONG, timeout=5)
-    assert 1 < left[0] < 4.6
-    assert [time_to_answer(seconds) for seconds in (0.0, 0.02, 2.0)] == pytest.approx([0, 0.018, 2 - WAY_BACK])
-    server.stop(5)
-
-
-@pytest.mark.parametrize("private", [True, False], ids=["direct", "handlers"])
-def test_a_call_that_ends_before_its_message_is_counted_by_how_it_ended(
-    make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch, *, private: bool
-) -> None:
-    monkeypatch.setattr(direct, "PRIVATE", private)
-    server = Server(make_bundle(), port=0, threads=1, queue=4)
-    server.start()
-    over = threading.Event()
-
-    def silence() -> Iterator[bytes]:
-        over.wait(30)
-        yield from ()
-
-    with grpc.insecure_channel(server.address) as channel:
-        stream = channel.stream_unary(METHOD)
-        # The server takes it for cancelled if it has come late.
-        late = 0
-        while "DEADLINE_EXCEEDED" not in server._observer.codes and late < 10:
-            with pytest.raises(grpc.RpcError):
-                stream(silence(), timeout=0.2)
-            late += 1
-            codes_after(server, late)
-        before = server._observer.codes
-        assert before["DEADLINE_EXCEEDED"] == 1
-        assert before.keys() <= {"OK", "DEADLINE_EXCEEDED", "CANCELLED"}
-        gone = stream.future(silence(), timeout=30)
-        deadline = time.monotonic() + 30
-        while not server._admission.unread and time.monotonic() < deadline:
-            time.sleep(0.005)
-        with pytest.raises(grpc.RpcError):
-            stream(iter(()), timeout=30)
-        assert codes_after(server, late + 1) == {**before, "UNIMPLEMENTED": 1}
-        gone.cancel()
-        # A handler cannot always tell.
-        cancelled = codes_after(server, late + 2).get("CANCELLED", 0)
-        assert cancelled == before.get("CANCELLED", 0) + 1 or not private
-        over.set()
-    server.stop(5)
-
-
-@pytest.mark.parametrize("private", [True, False], ids=["direct", "handlers"])
-def test_a_call_whose_time_is_over_before_it_is_begun_is_counted_as_late(
-    make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch, *, private: bool
-) -> None:
-    monkeypatch.setattr(direct, "PRIVATE", private)
-    server = Server(make_bundle(), port=0)
-    server.start()
-    begin = server._servicer._begin
-
-    def slow(*arguments: Any) -> Call | None:
-        time.sleep(0.3)
-        return begin(*arguments)
-
-    monkeypatch.setattr(server._servicer, "_begin", slow)
-    with grpc.insecure_channel(server.address) as channel, pytest.raises(grpc.RpcError):
-        channel.unary_unary(METHOD)(REQUEST, timeout=0.1)
-    assert codes_after(server, 1) == {"OK": 0, "DEADLINE_EXCEEDED": 1}
-    server.stop(5)
-
-
-def test_a_caller_that_goes_before_its_request_is_begun_is_counted_once(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    free, end = threading.Event(), server._servicer.end
-    began = threading.Event()
-
-    def slow(begun: Any, call: Any) -> None:
-        began.set()
-        assert free.wait(30)
-        end(begun, call)
-
-    monkeypatch.setattr(server._servicer, "end", slow)
-    with grpc.insecure_channel(server.address) as channel:
-        call = channel.unary_unary(METHOD).future(REQUEST, timeout=30)
-        assert began.wait(30)
-        call.cancel()
-        deadline = time.monotonic() + 30
-        while server._server._state.rpc_states and time.monotonic() < deadline:
-            time.sleep(0.005)
-        free.set()
-        assert codes_after(server, 1) == {"OK": 0, "CANCELLED": 1}
-    await_idle(server)
-    assert server._admission.core.stats()["outcomes"][Outcome.CANCELLED] == 1
-
-
-def test_an_answer_that_nobody_waits_for_is_not_counted_as_one(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    answered, free, answer = threading.Event(), threading.Event(), Looked.reply
-
-    def slow(looked: Looked) -> bytes:
-        reply = answer(looked)
-        answered.set()
-        assert free.wait(30)
-        return reply
-
-    monkeypatch.setattr(Looked, "reply", slow)
-    with grpc.insecure_channel(server.address) as channel:
-        call = channel.unary_unary(METHOD).future(REQUEST, timeout=30)
-        assert answered.wait(30)
-        call.cancel()
-        deadline = time.monotonic() + 30
-        while server._server._state.rpc_states and time.monotonic() < deadline:
-            time.sleep(0.005)
-        free.set()
-        assert codes_after(server, 1) == {"OK": 0, "CANCELLED": 1}
 
 
 @pytest.mark.parametrize("way", ["direct", "handlers", "python", "inference"])
@@ -321,7 +151,7 @@ def test_a_server_whose_parts_are_others_has_no_direct_calls(server: Server) -> 
     )
 
 
-def test_ends_that_cannot_be_noted_leave_calls_and_threads_alone(server: Server) -> None:
+def test_ends_that_cannot_be_noted_leave_calls_and_threads_alone(server: Server, await_idle: AwaitIdle) -> None:
     def fails(*_: Any) -> None:
         raise ValueError("nobody to tell")
 
@@ -343,7 +173,7 @@ def test_ends_that_cannot_be_noted_leave_calls_and_threads_alone(server: Server)
 
 
 def test_requests_that_the_core_has_not_let_in_wait_within_the_bound(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+    server: Server, monkeypatch: pytest.MonkeyPatch, await_idle: AwaitIdle
 ) -> None:
     free, end = threading.Event(), server._servicer.end
 
@@ -408,7 +238,9 @@ class Broken:
 
 
 @pytest.mark.parametrize("data", [REQUEST, b"\xff", REQUEST + FALLBACK], ids=["good", "malformed", "fallback"])
-def test_a_call_on_which_nothing_can_be_started_takes_no_room(server: Server, data: bytes) -> None:
+def test_a_call_on_which_nothing_can_be_started_takes_no_room(
+    server: Server, data: bytes, await_idle: AwaitIdle
+) -> None:
     direct_calls, event = server._direct, Broken(data)
     assert direct_calls is not None
     call = DirectCall(event, server._servicer.ended)
@@ -445,7 +277,13 @@ class Failing:
 )
 @pytest.mark.parametrize("messages", [[REQUEST], [b"\xff"], [], [b"away"]], ids=["good", "malformed", "none", "away"])
 def test_a_call_whose_status_cannot_be_sent_ends_all_the_same(
-    server: Server, monkeypatch: pytest.MonkeyPatch, messages: list[bytes], failures: int, code: grpc.StatusCode
+    server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    messages: list[bytes],
+    failures: int,
+    code: grpc.StatusCode,
+    await_idle: AwaitIdle,
+    codes_after: CodesAfter,
 ) -> None:
     failing = Failing(failures)
     monkeypatch.setattr(direct_call, "cygrpc", failing)
@@ -457,7 +295,9 @@ def test_a_call_whose_status_cannot_be_sent_ends_all_the_same(
     assert codes_after(server, 1) == {"OK": 0, "INTERNAL": 1}
 
 
-def test_operations_that_grpc_does_not_start_are_an_error(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_operations_that_grpc_does_not_start_are_an_error(
+    server: Server, monkeypatch: pytest.MonkeyPatch, await_idle: AwaitIdle
+) -> None:
     errors, end = [], server._servicer.end
 
     def twice(begun: Any, call: DirectCall) -> None:
@@ -489,7 +329,7 @@ def test_a_call_that_does_not_end_does_not_keep_the_server(
 
 
 def test_a_request_that_gets_no_thread_is_refused_and_holds_up_none(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+    server: Server, monkeypatch: pytest.MonkeyPatch, await_idle: AwaitIdle
 ) -> None:
     core, held, start = server._admission.core, Call(), threading.Thread.start
 
