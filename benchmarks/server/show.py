@@ -34,6 +34,8 @@ TESTS = {
     "admission: a bounded queue, deadlines, the incoming order, two priorities; refusals and silence take no thread": [
         "tests/serving/test_admission.py", "tests/serving/access/test_arrivals.py",
         "tests/serving/access/test_calls.py", "tests/serving/access/test_direct.py",
+        "tests/serving/access/test_direct_endings.py", "tests/serving/access/test_listener.py",
+        "tests/serving/access/test_open_calls.py",
     ],
     "encoded histories: by what they are, bounded, of one bundle; memory of a request": [
         "tests/core/test_prefix_cache.py", "tests/serving/models/test_split_model.py",
