@@ -71,6 +71,14 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def benchmarks_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For PYTHONPATH: the benchmarks, which are not installed, without the sources, which would hide what is."""
+    folder = tmp_path_factory.mktemp("path")
+    (folder / "benchmarks").symlink_to(Path(__file__).parents[1] / "benchmarks")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A configuration file for every stage over a tiny synthetic shop; each test sets its own `run.out`.
 

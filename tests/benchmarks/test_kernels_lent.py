@@ -26,10 +26,11 @@ def stored(folder: Path, name: str) -> dict[str, Any]:
     return found
 
 
-def test_a_dry_run_measures_all_that_a_lent_gpu_would(tmp_path: Path) -> None:
+def test_a_dry_run_measures_all_that_a_lent_gpu_would(tmp_path: Path, benchmarks_path: Path) -> None:
     results = {path: path.stat().st_mtime for path in (ROOT / "docs" / "results").iterdir()}
     command = [sys.executable, "-m", "benchmarks.kernels.lent", "--dry", "--out", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "PYTHONPATH": str(benchmarks_path)}
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     for name, tables in TABLES.items():
         record = stored(tmp_path, name)
@@ -40,12 +41,12 @@ def test_a_dry_run_measures_all_that_a_lent_gpu_would(tmp_path: Path) -> None:
     assert results == {path: path.stat().st_mtime for path in (ROOT / "docs" / "results").iterdir()}
 
 
-def test_what_was_measured_is_stored_when_the_run_is_killed(tmp_path: Path) -> None:
+def test_what_was_measured_is_stored_when_the_run_is_killed(tmp_path: Path, benchmarks_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.kernels.gpu", "--dry", "--out", str(tmp_path)]
     with subprocess.Popen(
         command,
         cwd=ROOT,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(benchmarks_path)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as process:
