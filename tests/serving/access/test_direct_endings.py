@@ -143,6 +143,18 @@ def test_a_call_whose_time_is_over_before_it_is_begun_is_counted_as_late(
     server.stop(5)
 
 
+def leave_amid(server: Server, reached: threading.Event, free: threading.Event) -> None:
+    """A call whose caller goes once its request has `reached` a point; the server has heard of it when it is `free`."""
+    with grpc.insecure_channel(server.address) as channel:
+        call = channel.unary_unary(METHOD).future(REQUEST, timeout=30)
+        assert reached.wait(30)
+        call.cancel()
+        deadline = time.monotonic() + 30
+        while server._server._state.rpc_states and time.monotonic() < deadline:
+            time.sleep(0.005)
+        free.set()
+
+
 def test_a_caller_that_goes_before_its_request_is_begun_is_counted_once(
     server: Server, monkeypatch: pytest.MonkeyPatch, await_idle: AwaitIdle, codes_after: CodesAfter
 ) -> None:
@@ -155,15 +167,8 @@ def test_a_caller_that_goes_before_its_request_is_begun_is_counted_once(
         end(begun, call)
 
     monkeypatch.setattr(server._servicer, "end", slow)
-    with grpc.insecure_channel(server.address) as channel:
-        call = channel.unary_unary(METHOD).future(REQUEST, timeout=30)
-        assert began.wait(30)
-        call.cancel()
-        deadline = time.monotonic() + 30
-        while server._server._state.rpc_states and time.monotonic() < deadline:
-            time.sleep(0.005)
-        free.set()
-        assert codes_after(server, 1) == {"OK": 0, "CANCELLED": 1}
+    leave_amid(server, began, free)
+    assert codes_after(server, 1) == {"OK": 0, "CANCELLED": 1}
     await_idle(server)
     assert server._admission.core.stats()["outcomes"][Outcome.CANCELLED] == 1
 
@@ -180,12 +185,5 @@ def test_an_answer_that_nobody_waits_for_is_not_counted_as_one(
         return reply
 
     monkeypatch.setattr(Looked, "reply", slow)
-    with grpc.insecure_channel(server.address) as channel:
-        call = channel.unary_unary(METHOD).future(REQUEST, timeout=30)
-        assert answered.wait(30)
-        call.cancel()
-        deadline = time.monotonic() + 30
-        while server._server._state.rpc_states and time.monotonic() < deadline:
-            time.sleep(0.005)
-        free.set()
-        assert codes_after(server, 1) == {"OK": 0, "CANCELLED": 1}
+    leave_amid(server, answered, free)
+    assert codes_after(server, 1) == {"OK": 0, "CANCELLED": 1}
